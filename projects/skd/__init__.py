@@ -1,0 +1,21 @@
+"""Structured knowledge distillation for Detectron2."""
+
+from .config import add_skd_config, distill, student_config
+from .data import register_shapes
+from .distillers import DISTILLER_REGISTRY, Distiller, StructuredDistiller
+from .meta_arch import DistillRCNN
+from .teacher import FrozenTeacher, build_teacher
+
+register_shapes()
+
+__all__ = [
+    "DISTILLER_REGISTRY",
+    "DistillRCNN",
+    "Distiller",
+    "FrozenTeacher",
+    "StructuredDistiller",
+    "add_skd_config",
+    "build_teacher",
+    "distill",
+    "student_config",
+]

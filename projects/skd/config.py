@@ -1,0 +1,118 @@
+"""Every configuration key of the project, and the way between a plain and a distilling config."""
+
+from detectron2.config import CfgNode as CN
+
+META_ARCHITECTURE = "DistillRCNN"
+_NODES = ("STUDENT", "TEACHER", "DISTILLER")
+
+
+def add_skd_config(cfg: CN) -> None:
+    """
+    Add the project's keys to a Detectron2 config, in place. Calling it twice does no harm.
+
+    The student is the model the config describes anyway; a config distils when
+    ``MODEL.META_ARCHITECTURE`` is ``DistillRCNN`` (see :func:`distill`).
+    """
+    if "TEACHER" in cfg.MODEL:
+        return
+    # ---------------------------------------------------------------------------- the student
+    cfg.MODEL.STUDENT = CN()
+    # The student's own meta-architecture: any name in Detectron2's META_ARCH_REGISTRY.
+    cfg.MODEL.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
+    # Name of the module whose dict of feature maps is distilled, e.g. "backbone.bottom_up".
+    cfg.MODEL.STUDENT.FEATURES = "backbone"
+
+    # ---------------------------------------------------------------------------- the teacher
+    cfg.MODEL.TEACHER = CN()
+    # A YAML file, a LazyConfig .py file, or a name in Detectron2's model zoo.
+    # Empty: train_net.py trains the plain student.
+    cfg.MODEL.TEACHER.CONFIG_FILE = ""
+    # Checkpoint, path or URL. Empty: the zoo's own checkpoint for the zoo name above.
+    cfg.MODEL.TEACHER.WEIGHTS = ""
+    # Changes to the teacher's config, as on the command line: ["KEY", "VALUE", ...] for YAML and
+    # ["key=value", ...] for LazyConfig.
+    cfg.MODEL.TEACHER.OPTS = []
+    # Like STUDENT.FEATURES; a module of the teacher's backbone, because nothing else of it runs.
+    cfg.MODEL.TEACHER.FEATURES = "backbone"
+    # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
+    cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
+
+    # -------------------------------------------------------------------------- the distiller
+    cfg.MODEL.DISTILLER = CN()
+    # The method: a name in skd.DISTILLER_REGISTRY.
+    cfg.MODEL.DISTILLER.NAME = "StructuredDistiller"
+    # The student's feature maps to distil, e.g. ["p3", "p4"]. Empty: all that have a teacher's
+    # map of the same stride.
+    cfg.MODEL.DISTILLER.LEVELS = []
+
+    # Structured knowledge distillation (docs/method.md explains each key). None: by the preset.
+    s = cfg.MODEL.DISTILLER.STRUCTURED = CN()
+    # "two_stage" and "one_stage" are the released code's settings, "two_stage_paper" and
+    # "one_stage_paper" the paper's text. "auto": "two_stage" if the finest level distilled has
+    # stride 4 or less (P2-P6), else "one_stage" (P3-P7).
+    s.PRESET = "auto"
+    # Softmax temperature of the attention masks.
+    s.TEMPERATURE = None
+    # Weights of the attention-masked feature loss, attention transfer, and non-local loss.
+    # A term of weight 0 is not computed and has no parameters.
+    s.WEIGHT_AM = None
+    s.WEIGHT_AT = None
+    s.WEIGHT_NL = None
+    # "mean_of_softmaxes" (released code) or "softmax_of_sum" (paper).
+    s.MASK_FUSION = None
+    # Whether the feature loss is weighted by the channel mask too.
+    s.CHANNEL_MASK = None
+    # What attention transfer compares: "mean" or "abs" (mean of absolute values).
+    s.POOL = None
+    # Whether attention transfer sends the student's side through a learnt layer.
+    s.ADAPTER = None
+    # "sum": the paper's norms over the whole batch, which grow with batch and image size.
+    # "mean": independent of both, and equal to "sum" for two images of 800x1344.
+    s.REDUCTION = "sum"
+
+    s.NON_LOCAL = CN()
+    # "dot_product" (released code) or "embedded_gaussian" (softmax attention).
+    s.NON_LOCAL.AFFINITY = "dot_product"
+    # Norm at the end of the block: "BN", "SyncBN", "GN" or "" for none.
+    s.NON_LOCAL.NORM = "BN"
+    # Width of the embeddings: list of [stride, channels]. Other strides: half the channels.
+    s.NON_LOCAL.WIDTHS = None
+    # Max-pooling of keys and values: list of [stride, pool]. Other strides: 2.
+    s.NON_LOCAL.KEY_STRIDES = None
+
+
+def is_distilling(cfg: CN) -> bool:
+    """Whether a YAML config describes a student with a teacher."""
+    return cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE
+
+
+def distill(cfg: CN, teacher: str, weights: str = "") -> None:
+    """
+    Turn a plain config into one that distils, in place: what ``--teacher`` does.
+
+    Args:
+        cfg: any Detectron2 config with the keys of :func:`add_skd_config`.
+        teacher: see ``MODEL.TEACHER.CONFIG_FILE``.
+        weights: see ``MODEL.TEACHER.WEIGHTS``.
+    """
+    if not is_distilling(cfg):
+        cfg.MODEL.STUDENT.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
+        cfg.MODEL.META_ARCHITECTURE = META_ARCHITECTURE
+    cfg.MODEL.TEACHER.CONFIG_FILE = teacher
+    cfg.MODEL.TEACHER.WEIGHTS = weights
+
+
+def student_config(cfg: CN) -> CN:
+    """
+    The student's own config: a copy without any key of this project, for stock Detectron2.
+    """
+    frozen = cfg.is_frozen()
+    cfg = cfg.clone()
+    cfg.defrost()
+    if is_distilling(cfg):
+        cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
+    for node in _NODES:
+        cfg.MODEL.pop(node, None)
+    if frozen:
+        cfg.freeze()
+    return cfg

@@ -1,0 +1,64 @@
+"""The non-local block: relations between the positions of a feature map."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import get_norm
+from torch import nn
+
+AFFINITIES = ("dot_product", "embedded_gaussian")
+
+
+class NonLocalBlock(nn.Module):
+    """
+    r = x + norm(W y), where y sums up what every position sees of all others (Wang et al., CVPR
+    2018, as changed by the paper's released code). Starts as the identity.
+
+    "dot_product" has no softmax, so the product is associative: instead of the affinity
+    ``f = theta^T phi / n`` between H W positions and n keys, only the k x k matrix
+    ``phi g^T / n`` is formed: ``y = (phi g^T / n)^T theta``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        key_stride: int,
+        *,
+        affinity: str = "dot_product",
+        norm: str = "BN",
+    ):
+        """
+        Args:
+            channels: C of the map.
+            width: k, of the embeddings theta, phi and g.
+            key_stride: max-pooling of phi and g.
+            affinity: "dot_product" or "embedded_gaussian".
+            norm: any norm Detectron2 knows, or "" for none.
+        """
+        super().__init__()
+        self.key_stride = key_stride
+        self.affinity = affinity
+        self.theta = nn.Conv2d(channels, width, 1)
+        self.phi = nn.Conv2d(channels, width, 1)
+        self.g = nn.Conv2d(channels, width, 1)
+        self.out = nn.Conv2d(width, channels, 1)
+        self.norm = get_norm(norm, channels)
+        last = self.out if self.norm is None else self.norm
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        h, w = x.shape[-2:]
+        # a map may be smaller than the window
+        window = (min(self.key_stride, h), min(self.key_stride, w))
+        theta = self.theta(x).flatten(2)  # (N, k, HW)
+        phi = F.max_pool2d(self.phi(x), window).flatten(2)  # (N, k, n)
+        g = F.max_pool2d(self.g(x), window).flatten(2)  # (N, k, n)
+        if self.affinity == "dot_product":
+            y = (g @ phi.transpose(1, 2) / phi.shape[2]) @ theta
+        else:
+            q, k, v = (t.transpose(1, 2).unsqueeze(1) for t in (theta, phi, g))
+            y = F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1).transpose(1, 2)
+        y = self.out(y.unflatten(2, (h, w)))
+        return x + (y if self.norm is None else self.norm(y))

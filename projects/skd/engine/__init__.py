@@ -1,0 +1,4 @@
+from .lazy import distill_lazy, do_test, do_train
+from .trainer import SKDTrainer, wrap_data_parallel
+
+__all__ = ["SKDTrainer", "distill_lazy", "do_test", "do_train", "wrap_data_parallel"]

@@ -1,0 +1,99 @@
+"""Training from LazyConfig files, with the steps of Detectron2's lazyconfig_train_net.py."""
+
+from typing import Any, Dict
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..distillers import StructuredDistiller
+from ..meta_arch import DistillRCNN
+from ..teacher import build_teacher
+from .trainer import wrap_data_parallel
+
+
+def distill_lazy(cfg: DictConfig, teacher: str, weights: str = "") -> None:
+    """
+    Turn a plain LazyConfig into one that distils, in place: what ``--teacher`` does.
+
+    Args:
+        cfg: with ``model``, the student.
+        teacher, weights: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.WEIGHTS``.
+    """
+    student = cfg.model.student if is_distilling_lazy(cfg) else cfg.model
+    cfg.model = L(DistillRCNN)(
+        student=student,
+        teacher=L(build_teacher)(config_file=teacher, weights=weights),
+        distiller=L(StructuredDistiller)(),
+        input_format=OmegaConf.select(cfg, "dataloader.train.mapper.image_format"),
+    )
+
+
+def is_distilling_lazy(cfg: DictConfig) -> bool:
+    """Whether a LazyConfig describes a student with a teacher."""
+    return "student" in cfg.model and "distiller" in cfg.model
+
+
+def student_lazy(cfg: DictConfig) -> DictConfig:
+    """A copy of a LazyConfig whose model is the plain student."""
+    cfg = cfg.copy()
+    if is_distilling_lazy(cfg):
+        cfg.model = cfg.model.student
+    return cfg
+
+
+def do_test(cfg: DictConfig, model: nn.Module) -> Dict[str, Any]:
+    """Evaluate a model on ``cfg.dataloader.test`` with ``cfg.dataloader.evaluator``."""
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    print_csv_format(results)
+    return results
+
+
+def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
+    """
+    Train what a LazyConfig describes.
+
+    Args:
+        cfg: with ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``.
+        resume: continue from the last checkpoint in ``cfg.train.output_dir``, if there is one.
+
+    Returns:
+        Results of the last evaluation.
+    """
+    model = instantiate(cfg.model).to(cfg.train.device)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    data_loader = instantiate(cfg.dataloader.train)
+    model = wrap_data_parallel(model, **cfg.train.ddp)
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
+        model, data_loader, optimizer
+    )
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    main = comm.is_main_process()
+    evaluation = hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, model))
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+            evaluation,
+            hooks.PeriodicWriter(
+                default_writers(cfg.train.output_dir, cfg.train.max_iter),
+                period=cfg.train.log_period,
+            )
+            if main
+            else None,
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    trainer.train(start, cfg.train.max_iter)

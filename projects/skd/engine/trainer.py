@@ -1,0 +1,60 @@
+"""Detectron2's DefaultTrainer, with evaluators and with several processes on CPUs."""
+
+import logging
+import weakref
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from ..evaluation import build_evaluator
+
+logger = logging.getLogger(__name__)
+
+
+def wrap_data_parallel(model: nn.Module, **kwargs) -> nn.Module:
+    """``create_ddp_model``, which assumes a GPU, for models on CPUs too."""
+    if next(model.parameters()).device.type == "cpu":
+        kwargs["device_ids"] = None
+    return create_ddp_model(model, **kwargs)
+
+
+class SKDTrainer(DefaultTrainer):
+    """
+    Trains what the config describes, distilling or not, and evaluates it.
+
+    Nothing in here knows of distillation: :class:`DistillRCNN` works in any trainer.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # Stands for DefaultTrainer.__init__, which has no place to wrap the model differently.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
+            raise ValueError(
+                "SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer runs on CUDA only."
+            )
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = wrap_data_parallel(model, broadcast_buffers=False)
+        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
+            model, data_loader, optimizer
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(dataset_name, cfg.OUTPUT_DIR)

@@ -1,0 +1,53 @@
+"""The evaluator that belongs to a data set."""
+
+import os
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+
+# from the data set's metadata to what evaluates it, each called with (dataset_name, output_dir)
+_EVALUATORS = {
+    "coco": [lambda name, out: COCOEvaluator(name, output_dir=out)],
+    "coco_panoptic_seg": [
+        lambda name, out: SemSegEvaluator(name, distributed=True, output_dir=out),
+        lambda name, out: COCOEvaluator(name, output_dir=out),
+        lambda name, out: COCOPanopticEvaluator(name, out),
+    ],
+    "sem_seg": [lambda name, out: SemSegEvaluator(name, distributed=True, output_dir=out)],
+    "lvis": [lambda name, out: LVISEvaluator(name, output_dir=out)],
+    "pascal_voc": [lambda name, out: PascalVOCDetectionEvaluator(name)],
+    "cityscapes_instance": [lambda name, out: CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": [lambda name, out: CityscapesSemSegEvaluator(name)],
+}
+
+
+def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """
+    Choose by the metadata's ``evaluator_type``, as Detectron2's own training script does.
+
+    Args:
+        dataset_name: a registered data set.
+        output_dir: of the run; results go to its folder ``inference``.
+
+    Raises:
+        NotImplementedError: a type without an evaluator.
+    """
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
+    if kind not in _EVALUATORS:
+        raise NotImplementedError(
+            f"No evaluator for data set '{dataset_name}' of type '{kind}'. "
+            f"Types with one: {', '.join(_EVALUATORS)}."
+        )
+    folder = os.path.join(output_dir, "inference")
+    evaluators = [build(dataset_name, folder) for build in _EVALUATORS[kind]]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -1,0 +1,170 @@
+"""The student, the frozen teacher and the distiller, as one Detectron2 model."""
+
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import nn
+
+from .config import student_config
+from .distillers import Distiller, build_distiller
+from .features import FeatureTap, align, get_feature_module, pair_levels
+from .teacher import FrozenTeacher
+from .visualization import draw_attention
+
+
+@META_ARCH_REGISTRY.register()
+class DistillRCNN(nn.Module):
+    """
+    Trains a student detector with its own losses plus those of a distiller.
+
+    To everything around it this is the student: its children, parameters and buffers are the
+    student's under the student's own names, and in eval mode it is the student. Only the
+    distiller's parameters come on top, below ``distiller.``. The teacher is not registered as a
+    submodule, so neither checkpoints, optimizers nor data-parallel wrappers know of it.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: FrozenTeacher,
+        distiller: Distiller,
+        input_format: Optional[str] = None,
+        features: str = "backbone",
+        levels: Sequence[str] = (),
+        vis_period: int = 0,
+    ):
+        """
+        Args:
+            student: any Detectron2 model that returns a dict of losses in training.
+            teacher: see :class:`FrozenTeacher`.
+            distiller: a method; its layers are made here.
+            input_format: colour order of the images given to the model, "BGR" or "RGB"; by
+                default ``student.input_format``.
+            features: the student's module whose feature maps are distilled.
+            levels: names of these maps; empty for all that have a partner in the teacher.
+            vis_period: every how many iterations to write pictures of attention; 0 for never.
+
+        Raises:
+            ValueError: an unknown module or level, or no common stride.
+        """
+        super().__init__()
+        # the same dicts, not copies: what replaces a tensor in one (as .to() does with buffers)
+        # replaces it in both
+        self._parameters = student._parameters
+        self._buffers = student._buffers
+        self._non_persistent_buffers_set = student._non_persistent_buffers_set
+        for name, child in student.named_children():
+            self.add_module(name, child)
+        self.distiller = distiller
+        # past nn.Module.__setattr__, which would register them
+        object.__setattr__(self, "student", student)
+        object.__setattr__(self, "teacher", teacher)
+
+        self.input_format = input_format or getattr(student, "input_format", None)
+        if self.input_format not in ("BGR", "RGB"):
+            raise ValueError(
+                f"input_format is {self.input_format!r}; give DistillRCNN or its student the "
+                "colour order of the training images: 'BGR' or 'RGB'."
+            )
+        self.vis_period = vis_period
+        module = get_feature_module(student, features, "MODEL.STUDENT.FEATURES")
+        object.__setattr__(self, "_features", module)
+        self.pairs = pair_levels(module.output_shape(), teacher.output_shape(), levels)
+        # the student's random numbers (data order, sampling) are those of a plain training
+        with torch.random.fork_rng(devices=[]):
+            distiller.bind({name: (p.student, p.teacher) for name, p in self.pairs.items()})
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        name = cfg.MODEL.STUDENT.META_ARCHITECTURE
+        if name not in META_ARCH_REGISTRY or name == cls.__name__:
+            known = sorted(k for k, _ in META_ARCH_REGISTRY if k != cls.__name__)
+            raise ValueError(
+                f"MODEL.STUDENT.META_ARCHITECTURE is '{name}'; it must be one of "
+                f"{', '.join(known)}."
+            )
+        distiller = build_distiller(cfg)
+        student = META_ARCH_REGISTRY.get(name)(student_config(cfg))
+        with torch.random.fork_rng(devices=[]):
+            teacher = FrozenTeacher(cfg)
+        return {
+            "student": student,
+            "teacher": teacher,
+            "distiller": distiller,
+            "input_format": cfg.INPUT.FORMAT,
+            "features": cfg.MODEL.STUDENT.FEATURES,
+            "levels": cfg.MODEL.DISTILLER.LEVELS,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
+    def train(self, mode: bool = True) -> "DistillRCNN":
+        self.student.train(mode)
+        return super().train(mode)
+
+    def _apply(self, fn, *args, **kwargs) -> "DistillRCNN":
+        self.teacher._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+    def forward(self, batched_inputs: List[Dict[str, Any]]):
+        """
+        Same as the student's forward. In training, the losses of the distiller come on top, named
+        ``loss_distill_*``, and the event storage gets ``distill/*`` for each term and level.
+
+        Raises:
+            FloatingPointError: a loss is not finite; names it, its level and the iteration.
+        """
+        if not self.training:
+            return self.student(batched_inputs)
+
+        with FeatureTap(self._features) as tap:
+            losses = self.student(batched_inputs)
+        teacher_features = self.teacher(batched_inputs, self.input_format)
+        image_size = [max(x["image"].shape[i] for x in batched_inputs) for i in (1, 2)]
+        student, teacher = {}, {}
+        for name, pair in self.pairs.items():
+            student[name], teacher[name] = align(
+                tap.features[name], teacher_features[pair.teacher_name], pair, image_size
+            )
+        terms = self.distiller(student, teacher)
+        _report(losses, terms)
+        if self.vis_period > 0 and has_event_storage():
+            storage = get_event_storage()
+            if storage.iter % self.vis_period == 0:
+                strides = {name: pair.stride for name, pair in self.pairs.items()}
+                picture = draw_attention(
+                    batched_inputs[0], self.input_format, student, teacher, strides
+                )
+                storage.put_image("attention: input, student, teacher", picture)
+        return {**losses, **{name: sum(levels.values()) for name, levels in terms.items()}}
+
+
+def _report(losses: Dict[str, torch.Tensor], terms: Dict[str, Dict[str, torch.Tensor]]) -> None:
+    """Write each term at each level to the event storage; stop at the first that is not finite."""
+    named = {name: loss for name, loss in losses.items()}
+    for term, levels in terms.items():
+        prefix = term.replace("loss_distill_", "distill/")
+        named.update({f"{prefix}_{level}": loss for level, loss in levels.items()})
+    # one copy from the device for all of them
+    values = torch.stack([v.detach().float() for v in named.values()])
+    storage = get_event_storage() if has_event_storage() else None
+    bad = []
+    for name, value, finite in zip(named, values.tolist(), values.isfinite().tolist()):
+        if not finite:
+            bad.append(f"{name} is {value}")
+        elif storage is not None and name not in losses:
+            storage.put_scalar(name, value)
+    if bad:
+        at = f"iteration {storage.iter}" if storage is not None else "this step"
+        raise FloatingPointError(
+            f"Loss is not finite at {at}: {'; '.join(bad)}. The optimizer has not stepped. Lower "
+            "SOLVER.BASE_LR or the distillation weights, or enable SOLVER.CLIP_GRADIENTS."
+        )

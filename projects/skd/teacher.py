@@ -1,0 +1,272 @@
+"""The frozen teacher: found, built, loaded in full or refused, and run without a trace."""
+
+import difflib
+import glob
+import logging
+import os
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import torch
+from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, LazyConfig, configurable, get_cfg, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from .config import add_skd_config, student_config
+from .features import FeatureTap, get_feature_module
+
+logger = logging.getLogger(__name__)
+
+DISTILLER_PREFIX = "distiller."  # keys a distilled student's checkpoint may have on top
+
+
+class FrozenTeacher(nn.Module):
+    """
+    The backbone of a trained detector, never trained and always in eval mode.
+
+    It normalises and pads images as its own detector does, whatever the student does.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        weights: str,
+        input_format: Optional[str] = None,
+        features: str = "backbone",
+        random_weights: bool = False,
+    ):
+        """
+        Args:
+            model: a detector with ``backbone``, ``pixel_mean`` and ``pixel_std``.
+            weights: its checkpoint, path or URL. Must match ``model`` in full.
+            input_format: colour order the detector was trained with, "BGR" or "RGB"; by default
+                ``model.input_format``.
+            features: the module of ``model.backbone`` to read feature maps from.
+            random_weights: keep the model untrained; ``weights`` must be empty.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file does not fit the model, or an argument is wrong; says which.
+        """
+        super().__init__()
+        if random_weights:
+            if weights:
+                raise ValueError(
+                    "MODEL.TEACHER.RANDOM_WEIGHTS is True, but MODEL.TEACHER.WEIGHTS names "
+                    f"'{weights}'. Keep one of the two."
+                )
+            logger.warning(
+                "THE TEACHER IS UNTRAINED (MODEL.TEACHER.RANDOM_WEIGHTS): "
+                "the student learns nothing of use from it."
+            )
+        else:
+            load_in_full(model, weights)
+        input_format = input_format or getattr(model, "input_format", None)
+        if input_format not in ("BGR", "RGB"):
+            raise ValueError(
+                f"The teacher's input_format is {input_format!r}; it must be 'BGR' or 'RGB'."
+            )
+        self.input_format = input_format
+        self.backbone = model.backbone
+        self.features = get_feature_module(self, features, "MODEL.TEACHER.FEATURES")
+        self.register_buffer("pixel_mean", model.pixel_mean.clone(), persistent=False)
+        self.register_buffer("pixel_std", model.pixel_std.clone(), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        teacher = cfg.MODEL.TEACHER
+        return _teacher_args(
+            teacher.CONFIG_FILE,
+            weights=teacher.WEIGHTS,
+            opts=teacher.OPTS,
+            features=teacher.FEATURES,
+            random_weights=teacher.RANDOM_WEIGHTS,
+        )
+
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """Stays in eval mode whatever is asked."""
+        return super().train(False)
+
+    def output_shape(self) -> Dict[str, ShapeSpec]:
+        return self.features.output_shape()
+
+    @torch.no_grad()
+    def forward(
+        self, batched_inputs: List[Dict[str, Any]], image_format: str
+    ) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            batched_inputs: Detectron2's standard inputs; only ``image`` (C, H, W) is read.
+            image_format: colour order of these images, "BGR" or "RGB".
+
+        Returns:
+            Feature maps (N, C, H, W) by level name.
+        """
+        images = [x["image"].to(self.pixel_mean.device) for x in batched_inputs]
+        if image_format != self.input_format:
+            # before the mean is subtracted: it is in the order of the teacher's channels
+            images = [x.flip(0) for x in images]
+        images = ImageList.from_tensors(
+            [(x - self.pixel_mean) / self.pixel_std for x in images],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+        with FeatureTap(self.features) as tap:
+            self.backbone(images.tensor)
+        return tap.features
+
+
+def build_teacher(config_file: str, **kwargs) -> FrozenTeacher:
+    """
+    Build a teacher from a file or a model-zoo name; for LazyConfig and for Python.
+
+    Args:
+        config_file: see ``MODEL.TEACHER.CONFIG_FILE``.
+        kwargs: ``weights``, ``opts``, ``features``, ``random_weights``, as the config keys.
+    """
+    with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
+        return FrozenTeacher(**_teacher_args(config_file, **kwargs))
+
+
+def _teacher_args(
+    config_file: str,
+    weights: str = "",
+    opts: Sequence[str] = (),
+    features: str = "backbone",
+    random_weights: bool = False,
+) -> Dict[str, Any]:
+    path = find_config(config_file)
+    if not weights and not random_weights:
+        weights = _zoo_weights(config_file)
+    if weights:
+        _check_exists(weights)  # before the model is built, which takes long
+    cfg = _load_config(path, list(opts))
+    if isinstance(cfg, CfgNode):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+        input_format = cfg.INPUT.FORMAT
+    else:
+        model = instantiate(cfg.model)
+        input_format = None
+    return {
+        "model": model,
+        "weights": weights,
+        "input_format": input_format,
+        "features": features,
+        "random_weights": random_weights,
+    }
+
+
+def _zoo_folder() -> str:
+    return os.path.join(os.path.dirname(model_zoo.__file__), "configs")
+
+
+def zoo_names() -> List[str]:
+    """Names of all configs in Detectron2's model zoo."""
+    root = _zoo_folder()
+    files = glob.glob(os.path.join(root, "**", "*"), recursive=True)
+    return sorted(os.path.relpath(f, root) for f in files if f.endswith((".yaml", ".py")))
+
+
+def find_config(name: str) -> str:
+    """
+    Args:
+        name: a file, or a name in Detectron2's model zoo.
+
+    Returns:
+        Path of the config file.
+
+    Raises:
+        FileNotFoundError: neither; names the closest ones in the zoo.
+    """
+    if not name:
+        raise ValueError(
+            "MODEL.TEACHER.CONFIG_FILE is empty: give a config file or a model-zoo name, e.g. "
+            "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml."
+        )
+    if PathManager.isfile(name):
+        return PathManager.get_local_path(name)
+    names = zoo_names()
+    if name in names:
+        return os.path.join(_zoo_folder(), name)
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.3)
+    raise FileNotFoundError(
+        f"Unknown teacher '{name}': not a file here, and not in Detectron2's model zoo. "
+        f"Closest there: {', '.join(close) or 'none'}."
+    )
+
+
+def _zoo_weights(name: str) -> str:
+    try:
+        return model_zoo.get_checkpoint_url(name)
+    except RuntimeError:
+        raise ValueError(
+            f"MODEL.TEACHER.WEIGHTS is empty, and the model zoo has no checkpoint for '{name}'. "
+            "Give the teacher's checkpoint (--teacher-weights)."
+        ) from None
+
+
+def _check_exists(weights: str) -> None:
+    # names with a scheme (https://, detectron2://) are fetched, and checked, by the loader
+    if "://" not in weights and not os.path.isfile(weights):
+        raise FileNotFoundError(
+            f"Teacher checkpoint '{weights}' (MODEL.TEACHER.WEIGHTS) not found."
+        )
+
+
+def _load_config(path: str, opts: List[str]) -> Union[CfgNode, Any]:
+    if path.endswith(".py"):
+        return LazyConfig.apply_overrides(LazyConfig.load(path), opts)
+    cfg = get_cfg()
+    add_skd_config(cfg)  # a student of this project may be a teacher in turn
+    cfg.merge_from_file(path)
+    cfg.merge_from_list(opts)
+    return student_config(cfg)
+
+
+class _StrictCheckpointer(DetectionCheckpointer):
+    """Loads what the stock checkpointer loads, and refuses where that one warns."""
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        problems = {
+            "missing in the checkpoint": incompatible.missing_keys,
+            "unexpected in the checkpoint": [
+                k for k in incompatible.unexpected_keys if not k.startswith(DISTILLER_PREFIX)
+            ],
+            "of another shape": [
+                f"{k}: {tuple(there)} in the checkpoint, {tuple(here)} in the model"
+                for k, there, here in incompatible.incorrect_shapes
+            ],
+        }
+        lines = [
+            f"  {len(keys)} {what}:\n" + "\n".join(f"    {k}" for k in keys)
+            for what, keys in problems.items()
+            if keys
+        ]
+        if lines:
+            raise ValueError("\n".join(lines))
+
+
+def load_in_full(model: nn.Module, weights: str) -> None:
+    """
+    Load a checkpoint of any kind Detectron2 reads, every key of it into every key of the model.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the two do not match; names every missing, unexpected and misshapen key.
+    """
+    _check_exists(weights)
+    try:
+        _StrictCheckpointer(model).load(weights)
+    except ValueError as error:
+        raise ValueError(
+            f"The teacher's checkpoint '{weights}' does not match its model:\n{error}\n"
+            "Check that MODEL.TEACHER.CONFIG_FILE and MODEL.TEACHER.WEIGHTS belong together."
+        ) from None

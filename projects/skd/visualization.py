@@ -1,0 +1,73 @@
+"""Pictures of attention."""
+
+from typing import Any, Dict
+
+import cv2
+import numpy as np
+import torch
+
+from .distillers.attention import spatial_attention
+
+
+def heat(attention: torch.Tensor, image: np.ndarray) -> np.ndarray:
+    """
+    Lay spatial attention over an image, from blue (least) to red (most).
+
+    Args:
+        attention: (H, W), any range.
+        image: RGB, uint8 (height, width, 3).
+
+    Returns:
+        RGB, uint8 of the image's shape.
+    """
+    a = attention.detach().float().cpu().numpy()
+    a = (a - a.min()) / max(float(a.max() - a.min()), 1e-12)
+    a = cv2.resize((a * 255).astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    colors = cv2.applyColorMap(a, cv2.COLORMAP_JET)[:, :, ::-1]
+    return cv2.addWeighted(image, 0.4, np.ascontiguousarray(colors), 0.6, 0)
+
+
+def to_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:
+    """A model's input image (3, H, W) in BGR or RGB order, as RGB uint8 (H, W, 3)."""
+    image = image.flip(0) if image_format == "BGR" else image
+    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+
+
+def attention_over_image(features: torch.Tensor, stride: int, image: np.ndarray) -> np.ndarray:
+    """
+    Spatial attention of the first image's map, where it covers the unpadded image.
+
+    Args:
+        features: (N, C, H, W).
+        stride: of the map.
+        image: RGB, uint8 (height, width, 3).
+    """
+    h, w = (max(-(-side // stride), 1) for side in image.shape[:2])
+    return heat(spatial_attention(features[:1].detach())[0, :h, :w], image)
+
+
+def draw_attention(
+    inputs: Dict[str, Any],
+    image_format: str,
+    student: Dict[str, torch.Tensor],
+    teacher: Dict[str, torch.Tensor],
+    strides: Dict[str, int],
+) -> torch.Tensor:
+    """
+    One row a level: the input, and over it the student's and the teacher's spatial attention.
+
+    Args:
+        inputs: Detectron2's standard input of the batch's first image.
+        image_format: its colour order.
+        student, teacher: feature maps (N, C, H, W) by level name.
+        strides: of these levels.
+
+    Returns:
+        uint8 (3, levels * H, 3 * W), RGB.
+    """
+    image = to_rgb(inputs["image"], image_format)
+    rows = [
+        np.hstack([image] + [attention_over_image(x[name], strides[name], image) for x in (student, teacher)])
+        for name in student
+    ]
+    return torch.from_numpy(np.vstack(rows)).permute(2, 0, 1)

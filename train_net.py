@@ -1,0 +1,117 @@
+#!/usr/bin/env python
+"""
+Train or evaluate a Detectron2 model, with a teacher or without.
+
+    python train_net.py --config-file CONFIG --num-gpus 8 [--teacher CONFIG] [KEY VALUE ...]
+
+CONFIG is any Detectron2 config, a .yaml or a LazyConfig .py. It distils if it says so itself (see
+configs/) or if --teacher is given; otherwise the plain model is trained.
+"""
+
+import os
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+from skd import add_skd_config, distill, student_config
+from skd.config import is_distilling
+from skd.engine import SKDTrainer, distill_lazy, do_test, do_train
+from skd.engine.lazy import is_distilling_lazy, student_lazy
+
+
+def argument_parser():
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--teacher",
+        default="",
+        metavar="CONFIG",
+        help="distil from this detector: a .yaml or LazyConfig .py file or a model-zoo name",
+    )
+    parser.add_argument(
+        "--teacher-weights",
+        default="",
+        metavar="FILE",
+        help="the teacher's checkpoint, path or URL (default: the model zoo's)",
+    )
+    return parser
+
+
+def setup(args) -> CfgNode:
+    """Build the config from a .yaml file, the flags and the options, and start the log."""
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    if args.teacher:
+        distill(cfg, args.teacher, args.teacher_weights)
+    cfg.merge_from_list(args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="skd")
+    plain = student_config(cfg)
+    if args.eval_only or not cfg.MODEL.TEACHER.CONFIG_FILE:
+        cfg = plain  # nothing to learn, or nobody to learn from
+    cfg.freeze()
+    default_setup(cfg, args)
+    if comm.is_main_process() and is_distilling(cfg):
+        plain.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as f:
+            f.write(plain.dump())
+    return cfg
+
+
+def main(args):
+    if args.teacher_weights and not args.teacher:
+        raise ValueError("--teacher-weights without --teacher: name the teacher's config too.")
+    if args.config_file.endswith(".py"):
+        return main_lazy(args)
+    cfg = setup(args)
+    if args.eval_only:
+        model = SKDTrainer.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = SKDTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = SKDTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def main_lazy(args):
+    """The same for a LazyConfig."""
+    cfg = LazyConfig.load(args.config_file)
+    if args.teacher:
+        distill_lazy(cfg, args.teacher, args.teacher_weights)
+    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="skd")
+    plain = student_lazy(cfg)
+    if args.eval_only:
+        cfg = plain
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = instantiate(cfg.model).to(cfg.train.device)
+        DetectionCheckpointer(model, save_dir=cfg.train.output_dir).resume_or_load(
+            cfg.train.init_checkpoint, resume=args.resume
+        )
+        return do_test(cfg, model)
+    if comm.is_main_process() and is_distilling_lazy(cfg):
+        plain.train.init_checkpoint = os.path.join(cfg.train.output_dir, "model_final.pth")
+        LazyConfig.save(plain, os.path.join(cfg.train.output_dir, "student.yaml"))
+    return do_train(cfg, resume=args.resume)
+
+
+if __name__ == "__main__":
+    args = argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
