@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from skd import add_skd_config, distill, student_config
-from skd.config import is_distilling
+from skd.config import is_distilling, is_lazy_file
 from skd.engine import SKDTrainer, distill_lazy, do_test, do_train
 from skd.engine.lazy import is_distilling_lazy, student_lazy
 
@@ -63,9 +63,11 @@ def setup(args) -> CfgNode:
 
 
 def main(args):
+    if not args.config_file:
+        raise ValueError("--config-file is missing: give a .yaml or a LazyConfig .py file.")
     if args.teacher_weights and not args.teacher:
         raise ValueError("--teacher-weights without --teacher: name the teacher's config too.")
-    if args.config_file.endswith(".py"):
+    if is_lazy_file(args.config_file):
         return main_lazy(args)
     cfg = setup(args)
     if args.eval_only:

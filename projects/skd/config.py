@@ -1,6 +1,7 @@
 """Every configuration key of the project, and the way between a plain and a distilling config."""
 
 from detectron2.config import CfgNode as CN
+from detectron2.utils.file_io import PathManager
 
 META_ARCHITECTURE = "DistillRCNN"
 _NODES = ("STUDENT", "TEACHER", "DISTILLER")
@@ -79,6 +80,17 @@ def add_skd_config(cfg: CN) -> None:
     s.NON_LOCAL.WIDTHS = None
     # Max-pooling of keys and values: list of [stride, pool]. Other strides: 2.
     s.NON_LOCAL.KEY_STRIDES = None
+
+
+def is_lazy_file(path: str) -> bool:
+    """
+    Whether a config file is a LazyConfig: a .py, or the .yaml that a LazyConfig run saves, which
+    has ``model:`` where others have ``MODEL:``.
+    """
+    if path.endswith(".py"):
+        return True
+    with PathManager.open(path, "r") as f:
+        return any(line.startswith("model:") for line in f)
 
 
 def is_distilling(cfg: CN) -> bool:

@@ -16,7 +16,7 @@ from detectron2.structures import ImageList
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from .config import add_skd_config, student_config
+from .config import add_skd_config, is_lazy_file, student_config
 from .features import FeatureTap, get_feature_module
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ class FrozenTeacher(nn.Module):
             )
         self.input_format = input_format
         self.backbone = model.backbone
-        self.features = get_feature_module(self, features, "MODEL.TEACHER.FEATURES")
+        get_feature_module(self, features, "MODEL.TEACHER.FEATURES")  # or an error
+        self.features = features
         self.register_buffer("pixel_mean", model.pixel_mean.clone(), persistent=False)
         self.register_buffer("pixel_std", model.pixel_std.clone(), persistent=False)
         self.requires_grad_(False)
@@ -96,7 +97,7 @@ class FrozenTeacher(nn.Module):
         return super().train(False)
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        return self.features.output_shape()
+        return self.get_submodule(self.features).output_shape()
 
     @torch.no_grad()
     def forward(
@@ -119,7 +120,7 @@ class FrozenTeacher(nn.Module):
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
-        with FeatureTap(self.features) as tap:
+        with FeatureTap(self.get_submodule(self.features)) as tap:
             self.backbone(images.tensor)
         return tap.features
 
@@ -222,7 +223,7 @@ def _check_exists(weights: str) -> None:
 
 
 def _load_config(path: str, opts: List[str]) -> Union[CfgNode, Any]:
-    if path.endswith(".py"):
+    if is_lazy_file(path):
         return LazyConfig.apply_overrides(LazyConfig.load(path), opts)
     cfg = get_cfg()
     add_skd_config(cfg)  # a student of this project may be a teacher in turn
@@ -235,8 +236,11 @@ class _StrictCheckpointer(DetectionCheckpointer):
     """Loads what the stock checkpointer loads, and refuses where that one warns."""
 
     def _log_incompatible_keys(self, incompatible) -> None:
+        misshapen = [k for k, _, _ in incompatible.incorrect_shapes]
         problems = {
-            "missing in the checkpoint": incompatible.missing_keys,
+            "missing in the checkpoint": [
+                k for k in incompatible.missing_keys if k not in misshapen
+            ],
             "unexpected in the checkpoint": [
                 k for k in incompatible.unexpected_keys if not k.startswith(DISTILLER_PREFIX)
             ],

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import tempfile
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -103,7 +103,7 @@ def _background(rng, shifted: bool) -> np.ndarray:
     if shifted:
         base = 255 - base // 2
     canvas = np.clip(base, 0, 255).astype(np.uint8)
-    for _ in range(int(rng.integers(6, 16))):
+    for _ in range(int(rng.integers(4, 12))):
         color = tuple(int(c) for c in rng.integers(0, 256, 3))
         p, q = rng.integers(0, SIDE, 2), rng.integers(0, SIDE, 2)
         p, q = (int(p[0]), int(p[1])), (int(q[0]), int(q[1]))
@@ -117,10 +117,10 @@ def _background(rng, shifted: bool) -> np.ndarray:
 
 def _object_mask(rng, category: int) -> np.ndarray:
     """bool (SIDE, SIDE): one shape of random size, place, turn and aspect."""
-    # three sizes out of four are small: that is where detectors lose their points
-    radius = int(rng.integers(6, 14)) if rng.integers(0, 4) else int(rng.integers(14, 34))
+    # two objects out of three are small: that is where detectors lose their points
+    radius = int(rng.integers(8, 17)) if rng.integers(0, 3) else int(rng.integers(17, 37))
     aspect = int(rng.integers(75, 101)) / 100
-    turn = int(rng.integers(0, 360)) / 360
+    turn = int(rng.integers(-30, 31)) / 360
     cx, cy = (int(v) for v in rng.integers(radius // 2, SIDE - radius // 2, 2))
     cos, sin = _sine(turn + 0.25), _sine(turn)
     points = []
@@ -199,23 +199,29 @@ def draw(split: str, index: int) -> Tuple[np.ndarray, List[Dict]]:
     return np.clip(image, 0, 255).astype(np.uint8), annotations
 
 
-def write_split(split: str, folder: str) -> None:
+def write_split(split: str, folder: str, num_images: Optional[int] = None) -> None:
     """
-    Draw a split into ``folder/images`` and ``folder/annotations.json``.
+    Draw a split into ``folder/images`` and ``folder/annotations.json``, unless it is there.
 
     The folder appears in one rename, so that several processes may start at once and an
     interrupted run leaves nothing half done.
+
+    Args:
+        split: a key of :data:`SPLITS`.
+        folder: to make.
+        num_images: draw only so many; by default all of the split's.
     """
     if os.path.isdir(folder):
         return
+    num_images = num_images or SPLITS[split].num_images
     os.makedirs(os.path.dirname(folder), exist_ok=True)
-    logger.info("Drawing %d images of %s into %s ...", SPLITS[split].num_images, split, folder)
+    logger.info("Drawing %d images of %s into %s ...", num_images, split, folder)
     part = tempfile.mkdtemp(prefix=".part-", dir=os.path.dirname(folder))
     try:
         os.chmod(part, 0o755)  # mkdtemp's own mode would lock other users out
         os.makedirs(os.path.join(part, "images"))
         images, annotations = [], []
-        for index in range(SPLITS[split].num_images):
+        for index in range(num_images):
             pixels, found = draw(split, index)
             name = f"{index + 1:06d}.png"
             if not cv2.imwrite(os.path.join(part, "images", name), pixels):
@@ -235,7 +241,8 @@ def write_split(split: str, folder: str) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _root() -> str:
+def shapes_root() -> str:
+    """The folder that holds a folder for each split."""
     root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     existing = root
     while existing and not os.path.exists(existing):
@@ -250,7 +257,7 @@ def register_shapes() -> None:
     for split in SPLITS:
         if split in DatasetCatalog:
             continue
-        folder = os.path.join(_root(), split)
+        folder = os.path.join(shapes_root(), split)
         json_file = os.path.join(folder, "annotations.json")
         images = os.path.join(folder, "images")
         register_coco_instances(split, {}, json_file, images)

@@ -1,5 +1,7 @@
 """The non-local block: relations between the positions of a feature map."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import get_norm
@@ -42,7 +44,10 @@ class NonLocalBlock(nn.Module):
         self.phi = nn.Conv2d(channels, width, 1)
         self.g = nn.Conv2d(channels, width, 1)
         self.out = nn.Conv2d(width, channels, 1)
-        self.norm = get_norm(norm, channels)
+        if norm == "GN":  # Detectron2's own wants a multiple of 32 channels
+            self.norm = nn.GroupNorm(math.gcd(32, channels), channels)
+        else:
+            self.norm = get_norm(norm, channels)
         last = self.out if self.norm is None else self.norm
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

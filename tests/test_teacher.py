@@ -1,0 +1,198 @@
+import logging
+import os
+
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import Backbone
+from detectron2.layers import ShapeSpec
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from skd import FrozenTeacher, build_teacher, student_config
+from skd.teacher import find_config, zoo_names
+
+from .conftest import batch, distilling, tiny_config
+
+
+def test_features_are_those_of_the_detector_itself(teacher_files):
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1])
+    model = build_model(student_config(tiny_config(width=6, fpn=24))).eval()
+    model.load_state_dict(torch.load(teacher_files[1])["model"])
+    inputs = batch(n=3, height=70, width=90)  # padding needed
+    with torch.no_grad():
+        expected = model.backbone(model.preprocess_image(inputs).tensor)
+    ours = teacher(inputs, "BGR")
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(ours[name], expected[name])
+        assert not ours[name].requires_grad
+
+
+class Echo(Backbone):
+    """Returns what it is given, to show what the network sees."""
+
+    @property
+    def size_divisibility(self):
+        return 32
+
+    def output_shape(self):
+        return {"image": ShapeSpec(channels=3, stride=1)}
+
+    def forward(self, x):
+        return {"image": x}
+
+
+class Detector(nn.Module):
+    def __init__(self, mean, std, input_format):
+        super().__init__()
+        self.backbone = Echo()
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(std).view(3, 1, 1))
+        self.input_format = input_format
+
+
+@pytest.mark.parametrize("teacher_format", ["BGR", "RGB"])
+def test_channels_are_flipped_before_normalising(teacher_format):
+    mean, std = [10.0, 20.0, 30.0], [1.0, 2.0, 4.0]
+    teacher = FrozenTeacher(
+        model=Detector(mean, std, teacher_format), weights="", random_weights=True
+    )
+    image = torch.stack([torch.full((5, 7), v) for v in (11.0, 24.0, 38.0)])  # B, G, R
+    seen = teacher([{"image": image}], "BGR")["image"]
+    assert seen.shape == (1, 3, 32, 32)
+    order = (11.0, 24.0, 38.0) if teacher_format == "BGR" else (38.0, 24.0, 11.0)
+    expected = [(v - m) / s for v, m, s in zip(order, mean, std)]
+    assert seen[0, :, 0, 0].tolist() == pytest.approx(expected)
+    assert seen[0, :, 5:].abs().max() == 0 and seen[0, :, :, 7:].abs().max() == 0
+
+
+def test_unknown_input_format_is_refused():
+    with pytest.raises(ValueError, match="input_format is None; it must be 'BGR' or 'RGB'"):
+        FrozenTeacher(model=Detector([0.0] * 3, [1.0] * 3, None), weights="", random_weights=True)
+
+
+def test_stays_in_eval_without_gradients_or_events(teacher_files):
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1])
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    teacher.train()
+    assert not any(m.training for m in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    with EventStorage() as storage:
+        teacher(batch(), "BGR")
+        assert not storage.latest() and not storage.histories()
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_only_the_backbone_is_kept(teacher_files):
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1])
+    assert {k.split(".")[0] for k in teacher.state_dict()} == {"backbone"}
+
+
+def test_weights_that_do_not_fit_are_named(teacher_files, tmp_path):
+    state = torch.load(teacher_files[1])["model"]
+    del state["roi_heads.box_head.fc1.weight"]
+    state["roi_heads.box_head.fc9.weight"] = torch.zeros(1)
+    state["proposal_generator.rpn_head.conv.bias"] = torch.zeros(7)
+    path = str(tmp_path / "broken.pth")
+    torch.save({"model": state}, path)
+    with pytest.raises(ValueError) as error:
+        build_teacher(teacher_files[0], weights=path)
+    message = str(error.value)
+    assert "1 missing in the checkpoint:\n    roi_heads.box_head.fc1.weight" in message
+    assert "1 unexpected in the checkpoint:\n    roi_heads.box_head.fc9.weight" in message
+    assert "proposal_generator.rpn_head.conv.bias: (7,) in the checkpoint, (24,) in the" in message
+    assert path in message and "MODEL.TEACHER.WEIGHTS" in message
+
+
+def test_a_distilled_student_may_teach(teacher_files, tmp_path):
+    cfg = distilling(tiny_config(width=6, fpn=24), teacher_files)
+    state = torch.load(teacher_files[1])["model"]
+    state["distiller.levels.p2.feature_adapter.weight"] = torch.zeros(3)
+    torch.save({"model": state}, tmp_path / "student.pth")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    build_teacher(str(tmp_path / "config.yaml"), weights=str(tmp_path / "student.pth"))
+
+
+def test_lazy_config_teacher(tmp_path):
+    source = find_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
+    cfg = LazyConfig.load(source)
+    opts = ["model.backbone.bottom_up.stages.depth=18", "model.backbone.bottom_up.freeze_at=0"]
+    opts += ["model.backbone.bottom_up.stages.num_groups=1", "model.backbone.out_channels=16"]
+    assert cfg.model.input_format == "BGR"
+    teacher = build_teacher(source, opts=opts[-1:], random_weights=True)
+    assert teacher.output_shape()["p2"] == ShapeSpec(channels=16, stride=4)
+    assert teacher.input_format == "BGR"
+    with pytest.raises(ValueError, match="does not match its model"):
+        torch.save({"model": {}}, tmp_path / "empty.pth")
+        build_teacher(source, weights=str(tmp_path / "empty.pth"))
+
+
+def test_zoo_name_brings_its_own_weights(monkeypatch):
+    asked = []
+    monkeypatch.setattr("skd.teacher.load_in_full", lambda model, weights: asked.append(weights))
+    teacher = build_teacher("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+    assert [w.split("detectron2/")[1] for w in asked] == [
+        "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl"
+    ]
+    assert list(teacher.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
+
+
+def test_zoo_checkpoint_in_pkl_form_loads(teacher_files, tmp_path):
+    import pickle
+
+    state = {k: v.numpy() for k, v in torch.load(teacher_files[1])["model"].items()}
+    with open(tmp_path / "zoo.pkl", "wb") as f:
+        pickle.dump({"model": state, "__author__": "Detectron2 Model Zoo"}, f)
+    build_teacher(teacher_files[0], weights=str(tmp_path / "zoo.pkl"))
+
+
+def test_opts_change_the_teacher(teacher_files):
+    with pytest.raises(ValueError, match="does not match its model"):
+        build_teacher(teacher_files[0], weights=teacher_files[1], opts=["MODEL.FPN.OUT_CHANNELS", 32])
+
+
+def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
+    with caplog.at_level(logging.WARNING, "skd.teacher"):
+        build_teacher(teacher_files[0], random_weights=True)
+    assert "THE TEACHER IS UNTRAINED" in caplog.text
+    with pytest.raises(ValueError, match="Keep one of the two"):
+        build_teacher(teacher_files[0], weights=teacher_files[1], random_weights=True)
+
+
+@pytest.mark.parametrize(
+    "config,kwargs,error,message",
+    [
+        ("", {}, ValueError, "CONFIG_FILE is empty"),
+        ("COCO-Detection/faster_rcnn_R_1001.yaml", {}, FileNotFoundError, "faster_rcnn_R_101_FPN_3x.yaml"),
+        ("Base-RCNN-FPN.yaml", {}, ValueError, "zoo has no checkpoint for 'Base-RCNN-FPN.yaml'"),
+        (None, {"weights": "/no/such.pth"}, FileNotFoundError, "'/no/such.pth'.*not found"),
+        (None, {}, ValueError, "no checkpoint for.*--teacher-weights"),
+        (None, {"features": "roi_heads", "random_weights": True}, ValueError, "backbone, backbone.bottom_up"),
+    ],
+)
+def test_bad_teachers_are_refused(teacher_files, config, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        build_teacher(teacher_files[0] if config is None else config, **kwargs)
+
+
+def test_bottom_up_features(teacher_files):
+    teacher = build_teacher(
+        teacher_files[0], weights=teacher_files[1], features="backbone.bottom_up"
+    )
+    assert list(teacher(batch(), "BGR")) == ["res2", "res3", "res4", "res5"]
+
+
+def test_every_zoo_name_is_found():
+    names = zoo_names()
+    assert "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml" in names and len(names) > 50
+    assert all(os.path.isfile(find_config(n)) for n in names)
+
+
+def test_a_teacher_leaves_the_random_numbers_alone(teacher_files):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_teacher(teacher_files[0], weights=teacher_files[1])
+    assert torch.equal(torch.rand(3), expected)
