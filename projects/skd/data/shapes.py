@@ -134,8 +134,8 @@ def _object_mask(rng, category: int) -> np.ndarray:
 
 def _polygons(mask: np.ndarray) -> List[List[float]]:
     """
-    Outer contours of a mask as COCO polygons. OpenCV joins pixel centres, which would shrink the
-    object by half a pixel all around; on a fourfold canvas that is an eighth.
+    Outer contours of a mask as COCO polygons, which have no holes. OpenCV joins pixel centres,
+    which would shrink the object by half a pixel all around; on a fourfold canvas it is an eighth.
     """
     zoom = 4
     big = np.kron(mask.astype(np.uint8), np.ones((zoom, zoom), np.uint8))

@@ -1,0 +1,30 @@
+# `make demo` and `make test` do everything on a fresh machine; see README.md.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2
+BIN = "$(VENV)/bin/python"
+CODE = projects tools tests train_net.py
+
+.PHONY: setup demo test lint format study
+
+setup:
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash tools/setup.sh
+
+demo: setup
+	@$(BIN) tools/demo.py
+
+test: setup
+	@$(BIN) -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	@$(BIN) -m black --check --quiet $(CODE) || { echo "lint: run 'make format'"; exit 1; }
+	@$(BIN) -m isort --check --quiet $(CODE) || { echo "lint: run 'make format'"; exit 1; }
+	@$(BIN) -m flake8 $(CODE)
+
+format: setup
+	@$(BIN) -m black --quiet $(CODE)
+	@$(BIN) -m isort --quiet $(CODE)
+
+study: setup
+	@$(BIN) tools/study.py
