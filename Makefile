@@ -1,5 +1,6 @@
 # `make demo` and `make test` do everything on a fresh machine; see README.md.
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 VENV ?= .venv
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
@@ -27,4 +28,5 @@ format: setup
 	@$(BIN) -m isort --quiet $(CODE)
 
 study: setup
-	@$(BIN) tools/study.py
+	@mkdir -p docs/results/shapes_mask_rcnn
+	@$(BIN) tools/study.py | tee docs/results/shapes_mask_rcnn/log.txt

@@ -34,7 +34,9 @@ def test_every_coco_leaf_builds(path):
     assert model_zoo.get_checkpoint_url(cfg.MODEL.TEACHER.CONFIG_FILE).startswith("https://")
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
     model = build_model(cfg)
-    levels = ["p3", "p4", "p5", "p6", "p7"] if "retinanet" in path else ["p2", "p3", "p4", "p5", "p6"]
+    levels = (
+        ["p3", "p4", "p5", "p6", "p7"] if "retinanet" in path else ["p2", "p3", "p4", "p5", "p6"]
+    )
     assert list(model.pairs) == levels
     depth = 50 if "_R_50_" in path else 18
     assert cfg.MODEL.RESNETS.DEPTH == depth
@@ -55,8 +57,14 @@ def test_there_is_a_leaf_for_each_detector_student_and_schedule():
 @pytest.mark.parametrize(
     "leaf,stock",
     [
-        ("COCO-Detection/skd_faster_rcnn_R_50_FPN_1x.yaml", "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"),
-        ("COCO-Detection/skd_retinanet_R_50_FPN_1x.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.yaml"),
+        (
+            "COCO-Detection/skd_faster_rcnn_R_50_FPN_1x.yaml",
+            "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+        ),
+        (
+            "COCO-Detection/skd_retinanet_R_50_FPN_1x.yaml",
+            "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+        ),
         (
             "COCO-InstanceSegmentation/skd_mask_rcnn_R_50_FPN_1x.yaml",
             "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
@@ -110,7 +118,9 @@ def test_lazy_files_are_told_from_yaml(tmp_path):
     assert is_lazy_file("anything.py")
     (tmp_path / "lazy.yaml").write_text("train:\n  x: 1\nmodel:\n  _target_: x\n")
     (tmp_path / "cfg.yaml").write_text("MODEL:\n  model: 1\n")
-    assert is_lazy_file(str(tmp_path / "lazy.yaml")) and not is_lazy_file(str(tmp_path / "cfg.yaml"))
+    assert is_lazy_file(str(tmp_path / "lazy.yaml")) and not is_lazy_file(
+        str(tmp_path / "cfg.yaml")
+    )
 
 
 def coco_or_skip():

@@ -61,7 +61,7 @@ def worker(teacher_files, norm, out):
         torch.save((mean, grads), out)
 
 
-@pytest.mark.parametrize("norm", ["GN", ""])
+@pytest.mark.parametrize("norm", ["GN", "", "naiveSyncBN"])
 def test_two_processes_equal_one_with_the_joint_batch(teacher_files, norm, tmp_path):
     out = str(tmp_path / "two.pth")
     port = 20000 + os.getpid() % 20000

@@ -4,7 +4,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
 from skd import student_config
-from skd.features import FeatureTap, LevelPair, align, feature_modules, get_feature_module, pair_levels
+from skd.features import (
+    FeatureTap,
+    LevelPair,
+    align,
+    feature_modules,
+    get_feature_module,
+    pair_levels,
+)
 
 from .conftest import batch, tiny_config
 

@@ -136,7 +136,9 @@ def test_colour_orders_may_differ(teacher_files):
     for order in ("BGR", "RGB"):
         model = build_model(distilling(tiny_config(), teacher_files, INPUT__FORMAT=order))
         model.distiller = Recorder()
-        given = [{**x, "image": x["image"].flip(0) if order == "RGB" else x["image"]} for x in inputs]
+        given = [
+            {**x, "image": x["image"].flip(0) if order == "RGB" else x["image"]} for x in inputs
+        ]
         losses_of(model, given)
         seen.append(model.distiller.teacher["p3"])
     assert torch.equal(*seen)

@@ -4,9 +4,9 @@ import os
 import pytest
 import torch
 from detectron2.config import LazyConfig
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import Backbone
-from detectron2.layers import ShapeSpec
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -150,7 +150,9 @@ def test_zoo_checkpoint_in_pkl_form_loads(teacher_files, tmp_path):
 
 def test_opts_change_the_teacher(teacher_files):
     with pytest.raises(ValueError, match="does not match its model"):
-        build_teacher(teacher_files[0], weights=teacher_files[1], opts=["MODEL.FPN.OUT_CHANNELS", 32])
+        build_teacher(
+            teacher_files[0], weights=teacher_files[1], opts=["MODEL.FPN.OUT_CHANNELS", 32]
+        )
 
 
 def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
@@ -165,11 +167,27 @@ def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
     "config,kwargs,error,message",
     [
         ("", {}, ValueError, "CONFIG_FILE is empty"),
-        ("COCO-Detection/faster_rcnn_R_1001.yaml", {}, FileNotFoundError, "faster_rcnn_R_101_FPN_3x.yaml"),
+        (
+            "COCO-Detection/faster_rcnn_R_1001.yaml",
+            {},
+            FileNotFoundError,
+            "faster_rcnn_R_101_FPN_3x.yaml",
+        ),
         ("Base-RCNN-FPN.yaml", {}, ValueError, "zoo has no checkpoint for 'Base-RCNN-FPN.yaml'"),
         (None, {"weights": "/no/such.pth"}, FileNotFoundError, "'/no/such.pth'.*not found"),
+        (
+            None,
+            {"weights": "http://127.0.0.1:9/w.pth"},
+            FileNotFoundError,
+            "'http://127.0.0.1:9/w.pth' .* cannot be read: .*refused",
+        ),
         (None, {}, ValueError, "no checkpoint for.*--teacher-weights"),
-        (None, {"features": "roi_heads", "random_weights": True}, ValueError, "backbone, backbone.bottom_up"),
+        (
+            None,
+            {"features": "roi_heads", "random_weights": True},
+            ValueError,
+            "backbone, backbone.bottom_up",
+        ),
     ],
 )
 def test_bad_teachers_are_refused(teacher_files, config, kwargs, error, message):

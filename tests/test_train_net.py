@@ -53,7 +53,9 @@ def run(*args, datasets, ok=True, timeout=300):
     environment = {
         **os.environ,
         "DETECTRON2_DATASETS": str(datasets),
-        "PYTHONPATH": os.pathsep.join([os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
+        ),
         "PYTHONWARNINGS": "ignore",
     }
     command = [sys.executable, os.path.join(ROOT, "train_net.py"), *map(str, args)]

@@ -74,7 +74,7 @@ def add_skd_config(cfg: CN) -> None:
     s.NON_LOCAL = CN()
     # "dot_product" (released code) or "embedded_gaussian" (softmax attention).
     s.NON_LOCAL.AFFINITY = "dot_product"
-    # Norm at the end of the block: "BN", "SyncBN", "GN" or "" for none.
+    # Norm at the end of the block: "BN", "SyncBN", "naiveSyncBN" (for CPUs), "GN", "" for none.
     s.NON_LOCAL.NORM = "BN"
     # Width of the embeddings: list of [stride, channels]. Other strides: half the channels.
     s.NON_LOCAL.WIDTHS = None

@@ -58,8 +58,7 @@ class DistillRCNN(nn.Module):
         self._parameters = student._parameters
         self._buffers = student._buffers
         self._non_persistent_buffers_set = student._non_persistent_buffers_set
-        for name, child in student.named_children():
-            self.add_module(name, child)
+        self._modules.update(student._modules)
         self.distiller = distiller
         # past nn.Module.__setattr__, which would register them
         object.__setattr__(self, "student", student)

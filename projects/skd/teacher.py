@@ -263,12 +263,16 @@ def load_in_full(model: nn.Module, weights: str) -> None:
     Load a checkpoint of any kind Detectron2 reads, every key of it into every key of the model.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or a URL that cannot be fetched.
         ValueError: the two do not match; names every missing, unexpected and misshapen key.
     """
     _check_exists(weights)
     try:
         _StrictCheckpointer(model).load(weights)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Teacher checkpoint '{weights}' (MODEL.TEACHER.WEIGHTS) cannot be read: {error}"
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"The teacher's checkpoint '{weights}' does not match its model:\n{error}\n"

@@ -67,7 +67,10 @@ def draw_attention(
     """
     image = to_rgb(inputs["image"], image_format)
     rows = [
-        np.hstack([image] + [attention_over_image(x[name], strides[name], image) for x in (student, teacher)])
+        np.hstack(
+            [image]
+            + [attention_over_image(x[name], strides[name], image) for x in (student, teacher)]
+        )
         for name in student
     ]
     return torch.from_numpy(np.vstack(rows)).permute(2, 0, 1)

@@ -31,7 +31,9 @@ def make(c_s, c_t, stride=4, double=True, **changes):
     """A distiller of one level "p2" whose blocks are not the identity any more."""
     torch.manual_seed(0)
     distiller = StructuredDistiller(**{**SETTINGS, **changes})
-    distiller.bind({"p2": (ShapeSpec(channels=c_s, stride=stride), ShapeSpec(channels=c_t, stride=stride))})
+    distiller.bind(
+        {"p2": (ShapeSpec(channels=c_s, stride=stride), ShapeSpec(channels=c_t, stride=stride))}
+    )
     for parameter in distiller.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return distiller.double() if double else distiller
@@ -81,7 +83,9 @@ def test_attention_transfer_variants(pool, adapter):
     distiller = make(6, 6, **settings)
     a_s, a_t = maps(2, 6, 6, 7, 11)
     expected = reference.attention_loss(distiller.levels["p2"], a_s.numpy(), a_t.numpy(), settings)
-    assert run(distiller, a_s, a_t)["loss_distill_at"].item() == pytest.approx(3 * expected, rel=1e-6)
+    assert run(distiller, a_s, a_t)["loss_distill_at"].item() == pytest.approx(
+        3 * expected, rel=1e-6
+    )
     assert len(list(distiller.parameters())) == (4 if adapter else 0)
 
 
@@ -234,6 +238,7 @@ def test_terms_of_weight_zero_have_no_parameters():
         ({"mask_fusion": "max"}, "MASK_FUSION is 'max'.*'softmax_of_sum'"),
         ({"reduction": "none"}, "REDUCTION is 'none'.*'sum', 'mean'"),
         ({"affinity": "cosine"}, "NON_LOCAL.AFFINITY is 'cosine'.*'embedded_gaussian'"),
+        ({"non_local_norm": "IN"}, "NON_LOCAL.NORM is 'IN'.*'SyncBN'"),
         ({"pool": "max"}, "POOL is 'max'.*'abs'"),
         ({"temperature": 0}, "TEMPERATURE is 0; it must be a number above 0"),
         ({"temperature": "hot"}, "TEMPERATURE is 'hot'"),

@@ -91,7 +91,11 @@ def _texture(rng, shifted: bool) -> np.ndarray:
     if kind == 0:
         t = np.zeros_like(x)
     elif shifted:  # checkers and dots
-        t = ((x + phase) // period + y // period) % 2 if kind == 1 else ((x % period) * (y % period) < period)
+        t = (
+            ((x + phase) // period + y // period) % 2
+            if kind == 1
+            else ((x % period) * (y % period) < period)
+        )
     else:  # stripes
         t = ((x if kind == 1 else x + y) + phase) // period % 2
     return (t.astype(np.int32) * 70 - 35)[:, :, None]

@@ -8,6 +8,7 @@ from detectron2.layers import get_norm
 from torch import nn
 
 AFFINITIES = ("dot_product", "embedded_gaussian")
+NORMS = ("BN", "SyncBN", "naiveSyncBN", "GN", "")
 
 
 class NonLocalBlock(nn.Module):
@@ -35,7 +36,8 @@ class NonLocalBlock(nn.Module):
             width: k, of the embeddings theta, phi and g.
             key_stride: max-pooling of phi and g.
             affinity: "dot_product" or "embedded_gaussian".
-            norm: any norm Detectron2 knows, or "" for none.
+            norm: one of Detectron2's names in ``NORMS``; "" for none. "naiveSyncBN" is its SyncBN
+                that also runs on CPUs.
         """
         super().__init__()
         self.key_stride = key_stride

@@ -23,7 +23,7 @@ from .attention import (
     spatial_attention,
 )
 from .build import DISTILLER_REGISTRY, Distiller
-from .non_local import AFFINITIES, NonLocalBlock
+from .non_local import AFFINITIES, NORMS, NonLocalBlock
 
 _NON_LOCAL_TWO_STAGE = {"non_local_width": {4: 64, 8: 64}, "key_stride": {4: 8, 8: 4}}
 _NON_LOCAL_ONE_STAGE = {"non_local_width": {8: 64, 16: 64}, "key_stride": {8: 8, 16: 4}}
@@ -94,6 +94,7 @@ class StructuredDistiller(Distiller):
         _check_choice("PRESET", preset, ("auto", *PRESETS))
         _check_choice("REDUCTION", reduction, REDUCTIONS)
         _check_choice("NON_LOCAL.AFFINITY", affinity, AFFINITIES)
+        _check_choice("NON_LOCAL.NORM", non_local_norm, NORMS)
         self.preset = preset
         self.reduction = reduction
         self.affinity = affinity

@@ -1,0 +1,66 @@
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluators
+
+from skd.evaluation import build_evaluator
+
+
+@pytest.fixture
+def metadata(tmp_path):
+    """Makes and later removes data sets that have only metadata."""
+    made = []
+
+    def make(kind, **more):
+        name = f"test_{kind}"
+        made.append(name)
+        json_file = tmp_path / "coco.json"
+        json_file.write_text('{"images": [], "annotations": [], "categories": []}')
+        DatasetCatalog.register(name, list)
+        return MetadataCatalog.get(name).set(
+            evaluator_type=kind, json_file=str(json_file), thing_classes=["a"],
+            stuff_classes=["b"], ignore_label=255, **more,
+        )  # fmt: skip
+
+    yield make
+    for name in made:
+        MetadataCatalog.remove(name)
+        DatasetCatalog.remove(name)
+
+
+@pytest.mark.parametrize(
+    "kind,names,more",
+    [
+        ("coco", ["COCOEvaluator"], {}),
+        ("sem_seg", ["SemSegEvaluator"], {}),
+        (
+            "pascal_voc",
+            ["PascalVOCDetectionEvaluator"],
+            {"dirname": "x", "split": "y", "year": 2012},
+        ),
+        ("cityscapes_instance", ["CityscapesInstanceEvaluator"], {}),
+        ("cityscapes_sem_seg", ["CityscapesSemSegEvaluator"], {}),
+        (
+            "coco_panoptic_seg",
+            ["SemSegEvaluator", "COCOEvaluator", "COCOPanopticEvaluator"],
+            {"thing_dataset_id_to_contiguous_id": {}, "stuff_dataset_id_to_contiguous_id": {}},
+        ),
+    ],
+)
+def test_chosen_by_the_metadata(metadata, tmp_path, kind, names, more):
+    evaluator = build_evaluator(metadata(kind, **more).name, str(tmp_path))
+    several = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    assert [type(e).__name__ for e in several] == names
+
+
+def test_lvis_needs_its_package_and_nothing_else(metadata, tmp_path):
+    try:
+        evaluator = build_evaluator(metadata("lvis").name, str(tmp_path))
+    except ImportError as error:
+        assert "lvis" in str(error)
+    else:
+        assert type(evaluator).__name__ == "LVISEvaluator"
+
+
+def test_unknown_type_lists_the_known(metadata, tmp_path):
+    with pytest.raises(NotImplementedError, match="of type 'video'.*coco, coco_panoptic_seg"):
+        build_evaluator(metadata("video").name, str(tmp_path))

@@ -1,0 +1,66 @@
+"""tools/setup.sh, as far as it can be tried without the network."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import ROOT
+
+
+def setup(cwd=ROOT, **environment):
+    return subprocess.run(
+        ["bash", os.path.join(str(cwd), "tools", "setup.sh")],
+        env={**os.environ, **environment}, text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_second_time_does_nothing():
+    if not os.path.exists(os.path.join(sys.prefix, ".skd-setup")):
+        pytest.skip("these tests run in an environment of another making")
+    done = setup(VENV=sys.prefix)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_missing_python_is_one_clear_sentence(tmp_path):
+    done = setup(VENV=str(tmp_path / "venv"), PYTHON="python-of-nowhere")
+    assert done.returncode == 1 and not os.path.exists(tmp_path / "venv")
+    assert (
+        done.stderr.startswith("setup: 'python-of-nowhere' not found")
+        and done.stderr.count("\n") == 1
+    )
+
+
+def test_old_python_is_one_clear_sentence(tmp_path):
+    old = tmp_path / "python2"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 2.7.18" || exit 1\n')
+    old.chmod(0o755)
+    done = setup(VENV=str(tmp_path / "venv"), PYTHON=str(old))
+    assert done.returncode == 1
+    assert "Python 2.7.18 is too old" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_installed_detectron2_is_kept(tmp_path):
+    """In a folder with a space, with a stand-in for Python that notes what pip is told."""
+    root = tmp_path / "a folder"
+    for name in ("tools/setup.sh", "requirements.txt", "requirements-detectron2.txt",
+                 "constraints.txt", "pyproject.toml"):  # fmt: skip
+        os.makedirs(os.path.dirname(root / name), exist_ok=True)
+        shutil.copy(os.path.join(ROOT, name), root / name)
+    python = root / "venv" / "bin" / "python"
+    os.makedirs(python.parent)
+    log = tmp_path / "log"
+    python.write_text(f'#!/bin/sh\necho "$@" >> "{log}"\n')  # any import succeeds
+    python.chmod(0o755)
+    done = setup(root, VENV="venv")
+    assert done.returncode == 0, done.stderr
+    assert "keeping the Detectron2 and the torch that are there" in done.stdout
+    calls = log.read_text()
+    assert "detectron2.txt" not in calls and "constraints.txt" not in calls
+    log.unlink()
+    assert setup(root, VENV="venv").stdout == "" and not log.exists()
+    with open(root / "requirements.txt", "a") as f:
+        f.write("another\n")
+    assert setup(root, VENV="venv").returncode == 0 and log.exists()

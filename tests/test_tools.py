@@ -1,0 +1,111 @@
+"""The commands in tools/, on a few images and iterations."""
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import torch
+
+from .conftest import ROOT
+
+
+def tool(name, *args, datasets, ok=True):
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(datasets),
+        "PYTHONPATH": os.pathsep.join(
+            [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
+        ),
+        "PYTHONWARNINGS": "ignore",
+    }
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "tools", name), *map(str, args)],
+        env=environment, cwd=ROOT, timeout=600, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert (done.returncode == 0) == ok, done.stdout[-4000:]
+    return done.stdout
+
+
+def test_demo_writes_everything_it_promises(shapes, tmp_path):
+    out = tmp_path / "demo"
+    printed = tool("demo.py", "--output", out, "--iterations", 3, datasets=shapes)
+    assert "iteration" in printed and printed.rstrip().endswith(("┘", "+"))
+    results = json.load(open(out / "results.json"))
+    assert list(results) == ["teacher", "baseline", "distilled"]
+    for name, ap in results.items():
+        assert list(ap) == ["bbox", "segm"] and all(0 <= v <= 100 for v in ap.values())
+        files = os.listdir(out / name)
+        assert {"config.yaml", "model_final.pth", "metrics.json"} <= set(files)
+        assert any(f.startswith("events.out.tfevents") for f in files)
+    assert results["teacher"]["bbox"] > 30 > results["baseline"]["bbox"]
+    for picture in ("attention.png", "predictions.png", "curves.png"):
+        image = cv2.imread(str(out / picture))
+        assert min(image.shape[:2]) > 200 and image.std() > 10
+    report = (out / "report.md").read_text()
+    assert "| teacher | " in report and "train_net.py --config-file" in report
+
+
+def test_demo_students_start_equal(shapes, tmp_path):
+    """Same first weights and data: after one step they differ by the distillation loss alone."""
+    out = tmp_path / "demo"
+    options = ["SOLVER.BASE_LR", "0.0", "SOLVER.WARMUP_ITERS", "0"]
+    tool("demo.py", "--output", out, "--iterations", 2, "--", *options, datasets=shapes)
+    first = [
+        json.loads(open(out / n / "metrics.json").readline()) for n in ("baseline", "distilled")
+    ]
+    for key in ("loss_cls", "loss_mask", "loss_rpn_cls", "loss_box_reg"):
+        assert first[0][key] == first[1][key], key
+    assert first[1]["loss_distill_am"] > 0
+
+
+def test_study_resumes_and_reports_intervals(shapes, tmp_path):
+    args = ["--seeds", 1, 2, "--iterations", 2, "--work", tmp_path / "work", "--output", tmp_path]
+    tool("study.py", *args, datasets=shapes)
+    runs = sorted(os.listdir(tmp_path / "work"))
+    assert runs == ["baseline_1", "baseline_2", "distilled_1", "distilled_2", "teacher"]
+    stamps = {r: os.path.getmtime(tmp_path / "work" / r / "model_final.pth") for r in runs[:4]}
+    os.remove(tmp_path / "work" / "distilled_2" / "model_final.pth")
+    printed = tool("study.py", *args, datasets=shapes)
+    for run in runs[:3]:
+        assert os.path.getmtime(tmp_path / "work" / run / "model_final.pth") == stamps[run]
+    assert os.path.exists(tmp_path / "work" / "distilled_2" / "model_final.pth")
+    assert "difference, paired" in printed and "±" in printed
+    results = json.load(open(tmp_path / "results.json"))
+    assert len(results["baseline"]) == len(results["distilled"]) == 2
+    rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    assert {row["run"] for row in rows} >= {"baseline 1", "distilled 2", "teacher"}
+    assert "python tools/study.py --seeds 1 2" in (tmp_path / "README.md").read_text()
+
+
+def test_intervals_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(ROOT, "tools"))
+    import study
+
+    # mean 2, standard deviation 1, 3 values: 4.303 / sqrt(3) = 2.484
+    assert study.interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"
+    rows = study.summary(
+        {"bbox": 50.0, "segm": 40.0},
+        {
+            "baseline": [{"bbox": 10.0, "segm": 10.0}, {"bbox": 20.0, "segm": 20.0}],
+            "distilled": [{"bbox": 12.0, "segm": 11.0}, {"bbox": 22.0, "segm": 21.0}],
+        },
+    )
+    assert rows[-1] == ["difference, paired", "2.0 ± 0.0", "1.0 ± 0.0"]
+
+
+def test_slim_checkpoint(tmp_path, shapes):
+    state = {"a.weight": torch.randn(3), "a.n": torch.tensor(7), "distiller.x": torch.zeros(9)}
+    torch.save({"model": state, "trainer": {}}, tmp_path / "in.pth")
+    tool("slim_checkpoint.py", tmp_path / "in.pth", tmp_path / "out.pth", datasets=shapes)
+    slim = torch.load(tmp_path / "out.pth")
+    assert list(slim) == ["model"] and list(slim["model"]) == ["a.weight", "a.n"]
+    assert slim["model"]["a.weight"].dtype == torch.float16 and slim["model"]["a.n"] == 7
+
+
+def test_a_failed_run_shows_its_error(shapes, tmp_path):
+    args = ["--output", tmp_path / "demo", "--iterations", 2, "MODEL.DEVICE", "nowhere"]
+    printed = tool("demo.py", *args, datasets=shapes, ok=False)
+    assert "failed" in printed and "nowhere" in printed

@@ -1,0 +1,145 @@
+"""The demo's pictures, from the folders of its runs."""
+
+import os
+from typing import Dict, List
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from detectron2.utils.visualizer import Visualizer
+from runs import read_metrics
+from torch import nn
+
+from skd import add_skd_config, student_config
+from skd.features import FeatureTap
+from skd.visualization import attention_over_image
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+IMAGES = 4  # of the validation set
+LEVEL = "p3"
+SCALE = 3  # enlargement of the small images
+TITLES = {
+    "teacher": "teacher",
+    "baseline": "student before\n(alone)",
+    "distilled": "student after\n(distilled)",
+}
+
+
+def load_config(folder: str) -> CfgNode:
+    """The plain config of a finished run, with its final weights."""
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    cfg.merge_from_file(os.path.join(folder, "config.yaml"))
+    cfg = student_config(cfg)
+    cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
+    return cfg
+
+
+def draw_all(output: str, folders: Dict[str, str]) -> None:
+    """
+    Write predictions.png, attention.png and curves.png.
+
+    Args:
+        output: folder to write to.
+        folders: of the runs "teacher", "baseline" and "distilled".
+    """
+    configs = {name: load_config(folder) for name, folder in folders.items()}
+    dataset = configs["baseline"].DATASETS.TEST[0]
+    records = DatasetCatalog.get(dataset)[:IMAGES]
+    draw_predictions(os.path.join(output, "predictions.png"), configs, records, dataset)
+    draw_attention(os.path.join(output, "attention.png"), configs, records)
+    students = {n: f for n, f in folders.items() if n != "teacher"}
+    draw_curves(os.path.join(output, "curves.png"), students)
+
+
+def _grid(path: str, columns: List[str], rows: List[List[np.ndarray]]) -> None:
+    fig, axes = plt.subplots(
+        len(rows), len(columns), figsize=(2.4 * len(columns), 2.4 * len(rows) + 0.5), squeeze=False
+    )
+    for line, images in zip(axes, rows):
+        for ax, image in zip(line, images):
+            ax.imshow(image)
+            ax.axis("off")
+    for ax, title in zip(axes[0], columns):
+        ax.set_title(title, fontsize=11)
+    fig.tight_layout(pad=0.4)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def draw_predictions(path: str, configs: Dict[str, CfgNode], records, dataset: str) -> None:
+    metadata = MetadataCatalog.get(dataset)
+    predictors = {name: DefaultPredictor(cfg) for name, cfg in configs.items()}
+    rows = []
+    for record in records:
+        bgr = cv2.imread(record["file_name"])
+        rgb = np.ascontiguousarray(bgr[:, :, ::-1])
+        row = [Visualizer(rgb, metadata, scale=SCALE).draw_dataset_dict(record).get_image()]
+        for predictor in predictors.values():
+            found = predictor(bgr)["instances"]
+            found = found[found.scores > 0.5]
+            drawn = Visualizer(rgb, metadata, scale=SCALE).draw_instance_predictions(found)
+            row.append(drawn.get_image())
+        rows.append(row)
+    _grid(path, ["ground truth", *(TITLES[name] for name in predictors)], rows)
+
+
+def _features(model: nn.Module, bgr: np.ndarray) -> torch.Tensor:
+    image = torch.as_tensor(np.ascontiguousarray(bgr.transpose(2, 0, 1)))
+    with torch.no_grad(), FeatureTap(model.backbone) as tap:
+        model([{"image": image}])
+    return tap.features[LEVEL]
+
+
+def draw_attention(path: str, configs: Dict[str, CfgNode], records) -> None:
+    models = {}
+    for name, cfg in configs.items():
+        models[name] = build_model(cfg).eval()
+        DetectionCheckpointer(models[name]).load(cfg.MODEL.WEIGHTS)
+    rows = []
+    for record in records:
+        bgr = cv2.imread(record["file_name"])
+        rgb = np.ascontiguousarray(bgr[:, :, ::-1])
+        row = [rgb]
+        for model in models.values():
+            stride = model.backbone.output_shape()[LEVEL].stride
+            row.append(attention_over_image(_features(model, bgr), stride, rgb))
+        rows.append([cv2.resize(x, None, fx=SCALE, fy=SCALE) for x in row])
+    _grid(path, ["input", *(f"{TITLES[n]}, {LEVEL.upper()}" for n in models)], rows)
+
+
+def draw_curves(path: str, folders: Dict[str, str]) -> None:
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    for name, folder in folders.items():
+        rows = read_metrics(folder)
+        steps = [row for row in rows if "loss_mask" in row]
+        detection = [
+            sum(v for k, v in row.items() if k.startswith("loss_") and "distill" not in k)
+            for row in steps
+        ]
+        left.plot([row["iteration"] + 1 for row in steps], detection, label=name)
+        evaluated = [row for row in rows if "bbox/AP" in row]
+        iterations = [row["iteration"] + 1 for row in evaluated]
+        (line,) = right.plot(
+            iterations, [row["bbox/AP"] for row in evaluated], "o-", label=f"{name}, boxes"
+        )
+        right.plot(
+            iterations, [row["segm/AP"] for row in evaluated], "s--",
+            color=line.get_color(), label=f"{name}, masks",
+        )  # fmt: skip
+    left.set(xlabel="iteration", ylabel="detector's own loss", yscale="log")
+    right.set(xlabel="iteration", ylabel="AP on the validation split", ylim=(0, None))
+    for ax in (left, right):
+        ax.legend(fontsize=8)
+        ax.grid(alpha=0.3)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
