@@ -165,7 +165,9 @@ def test_a_loss_that_is_not_finite_is_named(cfg):
     model = build_model(cfg)
     with torch.no_grad():
         model.distiller.levels["p4"].feature_adapter.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="iteration 17: distill/am_p4 is nan") as error:
+    with pytest.raises(
+        FloatingPointError, match="iteration 17: loss_distill_am at level p4 is nan"
+    ) as error:
         losses_of(model, batch(), iteration=17)
     assert "p3" not in str(error.value)
 

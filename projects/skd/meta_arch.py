@@ -1,5 +1,6 @@
 """The student, the frozen teacher and the distiller, as one Detectron2 model."""
 
+import math
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
@@ -148,22 +149,20 @@ class DistillRCNN(nn.Module):
 
 def _report(losses: Dict[str, torch.Tensor], terms: Dict[str, Dict[str, torch.Tensor]]) -> None:
     """Write each term at each level to the event storage; stop at the first that is not finite."""
-    named = {name: loss for name, loss in losses.items()}
-    for term, levels in terms.items():
-        prefix = term.replace("loss_distill_", "distill/")
-        named.update({f"{prefix}_{level}": loss for level, loss in levels.items()})
+    levels = [(term, level, loss) for term, by in terms.items() for level, loss in by.items()]
+    named = dict(losses)
+    named.update({f"{term} at level {level}": loss for term, level, loss in levels})
     # one copy from the device for all of them
-    values = torch.stack([v.detach().float() for v in named.values()])
+    values = dict(zip(named, torch.stack([v.detach().float() for v in named.values()]).tolist()))
     storage = get_event_storage() if has_event_storage() else None
-    bad = []
-    for name, value, finite in zip(named, values.tolist(), values.isfinite().tolist()):
-        if not finite:
-            bad.append(f"{name} is {value}")
-        elif storage is not None and name not in losses:
-            storage.put_scalar(name, value)
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
         at = f"iteration {storage.iter}" if storage is not None else "this step"
         raise FloatingPointError(
             f"Loss is not finite at {at}: {'; '.join(bad)}. The optimizer has not stepped. Lower "
             "SOLVER.BASE_LR or the distillation weights, or enable SOLVER.CLIP_GRADIENTS."
         )
+    if storage is not None:
+        for term, level, _ in levels:
+            name = term.replace("loss_distill_", "distill/")
+            storage.put_scalar(f"{name}_{level}", values[f"{term} at level {level}"])

@@ -8,6 +8,8 @@ import torch
 
 from .distillers.attention import spatial_attention
 
+MAX_TILE = 320  # pixels: five levels of a COCO image would make a picture of 4000 x 4000
+
 
 def heat(attention: torch.Tensor, image: np.ndarray) -> np.ndarray:
     """
@@ -63,14 +65,20 @@ def draw_attention(
         strides: of these levels.
 
     Returns:
-        uint8 (3, levels * H, 3 * W), RGB.
+        RGB, uint8 (3, levels * height, 3 * width), of the image's size or, if that is larger, of
+        at most ``MAX_TILE`` pixels a side.
     """
     image = to_rgb(inputs["image"], image_format)
+    tiles = {
+        name: [image]
+        + [attention_over_image(x[name], strides[name], image) for x in (student, teacher)]
+        for name in student
+    }
+    scale = min(1.0, MAX_TILE / max(image.shape[:2]))
     rows = [
         np.hstack(
-            [image]
-            + [attention_over_image(x[name], strides[name], image) for x in (student, teacher)]
+            [cv2.resize(t, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for t in row]
         )
-        for name in student
+        for row in tiles.values()
     ]
     return torch.from_numpy(np.vstack(rows)).permute(2, 0, 1)
