@@ -22,6 +22,7 @@ from skd import add_skd_config, distill, student_config
 from skd.config import is_distilling, is_lazy_file
 from skd.engine import SKDTrainer, distill_lazy, do_test, do_train
 from skd.engine.lazy import is_distilling_lazy, student_lazy
+from skd.evaluation import write_results
 
 
 def argument_parser():
@@ -72,10 +73,11 @@ def main(args):
     cfg = setup(args)
     if args.eval_only:
         model = SKDTrainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        loaded = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = SKDTrainer.test(cfg, model)
+        write_results(results, cfg.OUTPUT_DIR, loaded.get("iteration", 0))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
@@ -97,10 +99,12 @@ def main_lazy(args):
     default_setup(cfg, args)
     if args.eval_only:
         model = instantiate(cfg.model).to(cfg.train.device)
-        DetectionCheckpointer(model, save_dir=cfg.train.output_dir).resume_or_load(
+        loaded = DetectionCheckpointer(model, save_dir=cfg.train.output_dir).resume_or_load(
             cfg.train.init_checkpoint, resume=args.resume
         )
-        return do_test(cfg, model)
+        results = do_test(cfg, model)
+        write_results(results, cfg.train.output_dir, loaded.get("iteration", 0))
+        return results
     if comm.is_main_process() and is_distilling_lazy(cfg):
         plain.train.init_checkpoint = os.path.join(cfg.train.output_dir, "model_final.pth")
         LazyConfig.save(plain, os.path.join(cfg.train.output_dir, "student.yaml"))

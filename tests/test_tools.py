@@ -98,10 +98,11 @@ def test_intervals_by_hand(monkeypatch):
 
 def test_slim_checkpoint(tmp_path, shapes):
     state = {"a.weight": torch.randn(3), "a.n": torch.tensor(7), "distiller.x": torch.zeros(9)}
-    torch.save({"model": state, "trainer": {}}, tmp_path / "in.pth")
+    torch.save({"model": state, "trainer": {}, "iteration": 9}, tmp_path / "in.pth")
     tool("slim_checkpoint.py", tmp_path / "in.pth", tmp_path / "out.pth", datasets=shapes)
     slim = torch.load(tmp_path / "out.pth")
-    assert list(slim) == ["model"] and list(slim["model"]) == ["a.weight", "a.n"]
+    assert slim["iteration"] == 9 and list(slim["model"]) == ["a.weight", "a.n"]
+    assert list(slim) == ["model", "iteration"]
     assert slim["model"]["a.weight"].dtype == torch.float16 and slim["model"]["a.n"] == 7
 
 

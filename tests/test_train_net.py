@@ -104,6 +104,8 @@ def test_one_flag_distils_a_stock_config(student_file, teacher_files, shapes, tm
         "OUTPUT_DIR", tmp_path / "eval", datasets=shapes,
     )  # fmt: skip
     assert "copypaste: Task: segm" in again
+    (row,) = [json.loads(line) for line in open(tmp_path / "eval" / "metrics.json")]
+    assert row["iteration"] == 1 and {"bbox/AP", "segm/AP"} <= set(row)
 
 
 def test_without_a_teacher_the_plain_model_is_trained(student_file, shapes, tmp_path):

@@ -17,7 +17,9 @@ def test_padding_is_left_out():
     features = torch.zeros(1, 3, 4, 4)
     features[..., 3] = 100.0  # beyond the image of 24 pixels at stride 8
     image = np.zeros((24, 24, 3), np.uint8)
-    assert np.ptp(attention_over_image(features, 8, image)) == np.ptp(heat(torch.zeros(3, 3), image))
+    assert np.ptp(attention_over_image(features, 8, image)) == np.ptp(
+        heat(torch.zeros(3, 3), image)
+    )
 
 
 def test_rgb_of_both_colour_orders():

@@ -37,7 +37,7 @@ def main():
             students,
         ),
         Run("baseline", f"{CONFIGS}/student.yaml", folder["baseline"], args.iterations, students),
-        # trained already; no iteration is left but the evaluation after the last
+        # trained already, so only evaluated
         Run("teacher", f"{CONFIGS}/teacher.yaml", folder["teacher"], 0, ["MODEL.WEIGHTS", TEACHER]),
     ]
     print(

@@ -19,7 +19,10 @@ TASKS = {"bbox": "box AP", "segm": "mask AP"}
 
 @dataclass
 class Run:
-    """One call of train_net.py. ``folder`` becomes an ordinary Detectron2 output folder."""
+    """
+    One call of train_net.py, which evaluates only if no iterations are asked for. ``folder``
+    becomes an ordinary Detectron2 output folder.
+    """
 
     name: str
     config: str
@@ -29,8 +32,13 @@ class Run:
     process: Optional[subprocess.Popen] = None
 
     def command(self) -> List[str]:
-        opts = ["OUTPUT_DIR", self.folder, "SOLVER.MAX_ITER", str(self.iterations), *self.opts]
-        return [sys.executable, "train_net.py", "--config-file", self.config, *opts]
+        command = [sys.executable, "train_net.py", "--config-file", self.config]
+        if self.iterations:
+            opts = ["SOLVER.MAX_ITER", str(self.iterations), *self.opts]
+        else:
+            command.append("--eval-only")
+            opts = self.opts
+        return [*command, "OUTPUT_DIR", self.folder, *opts]
 
     def start(self, threads: int) -> None:
         os.makedirs(self.folder, exist_ok=True)
@@ -138,7 +146,8 @@ class _Display:
         tenth = 10 if ended else 10 * done // max(run.iterations, 1)
         if tenth > self.shown.get(run.name, -1):
             self.shown[run.name] = tenth
-            state = "done" if ended else f"iteration {done} of {run.iterations}, loss {loss}"
+            state = f"iteration {done} of {run.iterations}, loss {loss}"
+            state = "done" if ended else state if run.iterations else "evaluating"
             print(f"[{time.strftime('%H:%M:%S')}] {run.name}: {state}", flush=True)
 
 

@@ -19,13 +19,13 @@ def main():
     parser.add_argument("source", help="a checkpoint of Detectron2's trainer")
     parser.add_argument("target", help="the file to write")
     args = parser.parse_args()
-    state = torch.load(args.source, map_location="cpu")["model"]
+    checkpoint = torch.load(args.source, map_location="cpu")
     state = {
         key: value.half() if value.is_floating_point() else value
-        for key, value in state.items()
+        for key, value in checkpoint["model"].items()
         if not key.startswith(DISTILLER_PREFIX)
     }
-    torch.save({"model": state}, args.target)
+    torch.save({"model": state, "iteration": checkpoint.get("iteration", 0)}, args.target)
     print(f"{args.target}: {len(state)} tensors, {os.path.getsize(args.target) / 1e6:.1f} MB")
 
 

@@ -103,7 +103,7 @@ def main():
             f"AP on `skd_shapes_val`, {len(args.seeds)} seeds, {args.iterations} iterations each: "
             "mean and 95% confidence interval (Student's t).\n\n"
             + markdown_table(header, rows)
-            + "\nAP of each run is in `results.json`, its trainer's log in `metrics.jsonl`. Made by\n"
+            + "\nAll AP are in `results.json`, the trainers' logs in `metrics.jsonl`. Made by\n"
             f"\n```\npython tools/study.py --seeds {seeds} --iterations {args.iterations}\n```\n"
         )
     print_table(f"{len(args.seeds)} seeds, mean and 95% interval", header, rows)

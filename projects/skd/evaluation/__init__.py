@@ -1,3 +1,3 @@
-from .build import build_evaluator
+from .build import build_evaluator, write_results
 
-__all__ = ["build_evaluator"]
+__all__ = ["build_evaluator", "write_results"]

@@ -1,6 +1,7 @@
-"""The evaluator that belongs to a data set."""
+"""The evaluator that belongs to a data set, and where its results go."""
 
 import os
+from typing import Any, Dict
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -14,6 +15,9 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
 # from the data set's metadata to what evaluates it, each called with (dataset_name, output_dir)
 _EVALUATORS = {
@@ -51,3 +55,22 @@ def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
     folder = os.path.join(output_dir, "inference")
     evaluators = [build(dataset_name, folder) for build in _EVALUATORS[kind]]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def write_results(results: Dict[str, Any], output_dir: str, iteration: int = 0) -> None:
+    """
+    Write what an evaluation returned as training does: to metrics.json and TensorBoard.
+
+    Args:
+        results: of ``inference_on_dataset`` or ``DefaultTrainer.test``.
+        output_dir: of the run.
+        iteration: of the checkpoint.
+    """
+    if not comm.is_main_process():
+        return
+    with EventStorage(iteration) as storage:
+        storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        path = os.path.join(output_dir, "metrics.json")
+        for writer in (JSONWriter(path), TensorboardXWriter(output_dir)):
+            writer.write()
+            writer.close()
