@@ -13,7 +13,7 @@ import pictures
 from runs import CONFIGS, ROOT, TASKS, Run, markdown_table, print_table, read_ap, run_all
 
 TEACHER = os.path.join(CONFIGS, "teacher.pth")
-ITERATIONS = 1000
+ITERATIONS = 800
 
 
 def main():
