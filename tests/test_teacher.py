@@ -181,6 +181,12 @@ def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
             FileNotFoundError,
             "'http://127.0.0.1:9/w.pth' .* cannot be read: .*refused",
         ),
+        (
+            None,
+            {"opts": ["MODEL.FPN.CHANNELS", 3], "random_weights": True},
+            ValueError,
+            "config.yaml' with OPTS .*MODEL.FPN.CHANNELS.* cannot be read: Non-existent key",
+        ),
         (None, {}, ValueError, "no checkpoint for.*--teacher-weights"),
         (
             None,

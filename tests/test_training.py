@@ -202,6 +202,19 @@ def test_amp_without_a_gpu_is_refused(teacher_files, shapes):
         SKDTrainer(distilling(tiny_config(SOLVER__AMP__ENABLED=True), teacher_files))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_amp_trains_and_resumes_on_a_gpu(teacher_files, shapes, tmp_path):
+    cfg = distilling(
+        tiny_config(SOLVER__AMP__ENABLED=True, MODEL__DEVICE="cuda", SOLVER__MAX_ITER=3),
+        teacher_files,
+    )
+    trainer = train(cfg, tmp_path)
+    assert trainer.model.teacher.pixel_mean.device.type == "cuda"
+    cfg.SOLVER.MAX_ITER = 5
+    assert train(cfg, tmp_path, resume=True).start_iter == 3
+    assert "grad_scaler" in torch.load(tmp_path / "model_final.pth")["trainer"]["_trainer"]
+
+
 def test_autocast_trains(teacher_files):
     """What AMPTrainer does in its step, on the CPU's half precision."""
     from detectron2.utils.events import EventStorage

@@ -227,8 +227,13 @@ def _load_config(path: str, opts: List[str]) -> Union[CfgNode, Any]:
         return LazyConfig.apply_overrides(LazyConfig.load(path), opts)
     cfg = get_cfg()
     add_skd_config(cfg)  # a student of this project may be a teacher in turn
-    cfg.merge_from_file(path)
-    cfg.merge_from_list(opts)
+    try:
+        cfg.merge_from_file(path)
+        cfg.merge_from_list(opts)
+    except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
+        raise ValueError(
+            f"The teacher's config '{path}' with OPTS {opts} cannot be read: {error}"
+        ) from error
     return student_config(cfg)
 
 
