@@ -13,7 +13,7 @@ setup:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash tools/setup.sh
 
 demo: setup
-	@$(BIN) tools/demo.py
+	@$(BIN) -W ignore tools/demo.py
 
 test: setup
 	@$(BIN) -m pytest $(PYTEST_ARGS)
@@ -29,4 +29,4 @@ format: setup
 
 study: setup
 	@mkdir -p docs/results/shapes_mask_rcnn
-	@$(BIN) tools/study.py | tee docs/results/shapes_mask_rcnn/log.txt
+	@$(BIN) -W ignore tools/study.py | tee docs/results/shapes_mask_rcnn/log.txt

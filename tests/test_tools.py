@@ -48,10 +48,18 @@ def test_demo_writes_everything_it_promises(shapes, tmp_path):
     assert "| teacher | " in report and "train_net.py --config-file" in report
 
 
+def test_demo_deletes_nothing_but_a_demo(shapes, tmp_path):
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    printed = tool("demo.py", "--output", tmp_path, datasets=shapes, ok=False)
+    assert "holds more than a demo (thesis.tex)" in printed
+    assert (tmp_path / "baseline").exists() and (tmp_path / "thesis.tex").exists()
+
+
 def test_demo_students_start_equal(shapes, tmp_path):
     """Same first weights and data: after one step they differ by the distillation loss alone."""
     out = tmp_path / "demo"
-    options = ["SOLVER.BASE_LR", "0.0", "SOLVER.WARMUP_ITERS", "0"]
+    options = ["SOLVER.BASE_LR", "1e-12"]
     tool("demo.py", "--output", out, "--iterations", 2, "--", *options, datasets=shapes)
     first = [
         json.loads(open(out / n / "metrics.json").readline()) for n in ("baseline", "distilled")

@@ -14,6 +14,8 @@ from runs import CONFIGS, ROOT, TASKS, Run, markdown_table, print_table, read_ap
 
 TEACHER = os.path.join(CONFIGS, "teacher.pth")
 ITERATIONS = 800
+MODELS = ("teacher", "baseline", "distilled")
+FILES = ("results.json", "report.md", "attention.png", "predictions.png", "curves.png")
 
 
 def main():
@@ -24,10 +26,13 @@ def main():
     parser.add_argument("opts", nargs="*", help="further config options, KEY VALUE ...")
     args = parser.parse_args()
     os.chdir(ROOT)
-    shutil.rmtree(args.output, ignore_errors=True)  # another demo's; its curves would mix in
+    others = set(os.listdir(args.output)) - {*MODELS, *FILES} if os.path.exists(args.output) else {}
+    if others:
+        parser.error(f"{args.output} holds more than a demo ({min(others)}): name another folder")
+    shutil.rmtree(args.output, ignore_errors=True)  # an earlier demo's curves would mix in
 
     students = ["SEED", str(args.seed), *args.opts]
-    folder = {n: os.path.join(args.output, n) for n in ("teacher", "baseline", "distilled")}
+    folder = {name: os.path.join(args.output, name) for name in MODELS}
     runs = [
         Run(
             "distilled",
@@ -48,7 +53,7 @@ def main():
 
     results = {name: read_ap(path) for name, path in folder.items()}
     with open(os.path.join(args.output, "results.json"), "w") as f:
-        json.dump(results, f, indent=2)
+        f.write(json.dumps(results, indent=2) + "\n")
     print("Drawing pictures ...", flush=True)
     pictures.draw_all(args.output, folder)
 

@@ -1,5 +1,6 @@
 """The demo's pictures, from the folders of its runs."""
 
+import logging
 import os
 from typing import Dict, List
 
@@ -26,6 +27,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 IMAGES = 4  # of the validation set
 LEVEL = "p3"
 SCALE = 3  # enlargement of the small images
+MIN_SCORE = 0.4  # of predictions shown
 TITLES = {
     "teacher": "teacher",
     "baseline": "student before\n(alone)",
@@ -51,6 +53,7 @@ def draw_all(output: str, folders: Dict[str, str]) -> None:
         output: folder to write to.
         folders: of the runs "teacher", "baseline" and "distilled".
     """
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # that stock models ignore "distiller."
     configs = {name: load_config(folder) for name, folder in folders.items()}
     dataset = configs["baseline"].DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)[:IMAGES]
@@ -71,7 +74,7 @@ def _grid(path: str, columns: List[str], rows: List[List[np.ndarray]]) -> None:
     for ax, title in zip(axes[0], columns):
         ax.set_title(title, fontsize=11)
     fig.tight_layout(pad=0.4)
-    fig.savefig(path, dpi=110)
+    fig.savefig(path, dpi=80)
     plt.close(fig)
 
 
@@ -85,7 +88,7 @@ def draw_predictions(path: str, configs: Dict[str, CfgNode], records, dataset: s
         row = [Visualizer(rgb, metadata, scale=SCALE).draw_dataset_dict(record).get_image()]
         for predictor in predictors.values():
             found = predictor(bgr)["instances"]
-            found = found[found.scores > 0.5]
+            found = found[found.scores > MIN_SCORE]
             drawn = Visualizer(rgb, metadata, scale=SCALE).draw_instance_predictions(found)
             row.append(drawn.get_image())
         rows.append(row)

@@ -91,7 +91,7 @@ def main():
             "teacher": teacher,
             **students,
         }
-        json.dump(content, f, indent=2)
+        f.write(json.dumps(content, indent=2) + "\n")
     with open(os.path.join(args.output, "metrics.jsonl"), "w") as f:
         for run in runs:
             for row in run.rows():
