@@ -88,7 +88,8 @@ class DistillRCNN(nn.Module):
                 f"MODEL.STUDENT.META_ARCHITECTURE is '{name}'; it must be one of "
                 f"{', '.join(known)}."
             )
-        distiller = build_distiller(cfg)
+        with torch.random.fork_rng(devices=[]):
+            distiller = build_distiller(cfg)
         student = META_ARCH_REGISTRY.get(name)(student_config(cfg))
         with torch.random.fork_rng(devices=[]):
             teacher = FrozenTeacher(cfg)

@@ -244,7 +244,12 @@ def test_terms_of_weight_zero_have_no_parameters():
         ({"temperature": "hot"}, "TEMPERATURE is 'hot'"),
         ({"weight_am": -1.0}, "WEIGHT_AM is -1.0; it must be a number, 0 or above"),
         ({"channel_mask": 1}, "CHANNEL_MASK is 1; it must be True or False"),
-        ({"key_stride": [[4, 0]]}, "KEY_STRIDE.*whole numbers above 0"),
+        ({"key_stride": [[4, 0]]}, "NON_LOCAL.KEY_STRIDES is .*whole numbers above 0"),
+        (
+            {"non_local_width": [4, 64]},
+            r"NON_LOCAL.WIDTHS is \[4, 64\]; .* list of \[stride, value\]",
+        ),
+        ({"non_local_width": "wide"}, "NON_LOCAL.WIDTHS is 'wide'"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

@@ -108,8 +108,8 @@ class StructuredDistiller(Distiller):
             "channel_mask": channel_mask,
             "pool": pool,
             "adapter": adapter,
-            "non_local_width": None if non_local_width is None else dict(non_local_width),
-            "key_stride": None if key_stride is None else dict(key_stride),
+            "non_local_width": _by_stride("NON_LOCAL.WIDTHS", non_local_width),
+            "key_stride": _by_stride("NON_LOCAL.KEY_STRIDES", key_stride),
         }
         _check_settings({k: v for k, v in self.settings.items() if v is not None})
         self.levels = nn.ModuleDict()
@@ -321,6 +321,18 @@ def _check_settings(settings: Dict[str, Any]) -> None:
             check(key, number(value) and value >= 0, "a number, 0 or above")
         elif key in ("channel_mask", "adapter"):
             check(key, isinstance(value, bool), "True or False")
-        else:
-            whole = all(isinstance(v, int) and v > 0 for pair in value.items() for v in pair)
-            check(key, whole, "pairs of whole numbers above 0, [stride, value]")
+
+
+def _by_stride(key: str, pairs: Optional[ByStride]) -> Optional[Dict[int, int]]:
+    if pairs is None:
+        return None
+    try:
+        values = dict(pairs)
+    except (TypeError, ValueError):
+        values = {None: None}
+    if not all(isinstance(v, int) and v > 0 for pair in values.items() for v in pair):
+        raise ValueError(
+            f"MODEL.DISTILLER.STRUCTURED.{key} is {pairs!r}; it must be a list of [stride, value], "
+            "whole numbers above 0."
+        )
+    return values
