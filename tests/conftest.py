@@ -1,6 +1,8 @@
 """Small real detectors, their checkpoints, and batches, for all tests."""
 
 import os
+import subprocess
+import sys
 
 # before torch and the data sets' registration read them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -111,6 +113,36 @@ def batch(n=2, height=96, width=128, seed=0, classes=6):
         image = {"image": torch.as_tensor(pixels), "instances": instances}
         inputs.append({**image, "height": height, "width": width})
     return inputs
+
+
+def run_script(script, *args, datasets, ok=True, timeout=600):
+    """
+    Run a script of the repository in a process of its own.
+
+    Args:
+        script: its path from the root.
+        args: of its command line.
+        datasets: DETECTRON2_DATASETS of that process.
+        ok: whether it has to succeed, or has to fail.
+
+    Returns:
+        What it printed.
+    """
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(datasets),
+        "PYTHONPATH": os.pathsep.join(
+            [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
+        ),
+        "PYTHONWARNINGS": "ignore",
+    }
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, script), *map(str, args)],
+        env=environment, cwd=ROOT, timeout=timeout, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert (done.returncode == 0) == ok, done.stdout[-4000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

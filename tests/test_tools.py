@@ -2,31 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import cv2
 import torch
 
-from .conftest import ROOT
+from .conftest import ROOT, run_script
 
 
-def tool(name, *args, datasets, ok=True):
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(datasets),
-        "PYTHONPATH": os.pathsep.join(
-            [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
-        ),
-        "PYTHONWARNINGS": "ignore",
-    }
-    done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "tools", name), *map(str, args)],
-        env=environment, cwd=ROOT, timeout=600, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert (done.returncode == 0) == ok, done.stdout[-4000:]
-    return done.stdout
+def tool(name, *args, **kwargs):
+    return run_script(os.path.join("tools", name), *args, **kwargs)
 
 
 def test_demo_writes_everything_it_promises(shapes, tmp_path):

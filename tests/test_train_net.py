@@ -2,14 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from detectron2.config import LazyConfig, get_cfg
 
-from .conftest import ROOT, distilling, tiny_config
+from skd import student_config
+
+from .conftest import distilling, run_script, tiny_config
 
 LAZY = """
 from detectron2 import model_zoo
@@ -48,30 +48,14 @@ train.init_checkpoint = ""
 """
 
 
-def run(*args, datasets, ok=True, timeout=300):
+def run(*args, **kwargs):
     """Run train_net.py; returns what it printed."""
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(datasets),
-        "PYTHONPATH": os.pathsep.join(
-            [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
-        ),
-        "PYTHONWARNINGS": "ignore",
-    }
-    command = [sys.executable, os.path.join(ROOT, "train_net.py"), *map(str, args)]
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, timeout=timeout, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert (done.returncode == 0) == ok, done.stdout[-4000:]
-    return done.stdout
+    return run_script("train_net.py", *args, **kwargs)
 
 
 @pytest.fixture(scope="module")
 def student_file(tmp_path_factory):
     """A stock config, without a word of distillation."""
-    from skd import student_config
-
     cfg = tiny_config(SOLVER__MAX_ITER=2)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ("skd_shapes_val",)
     path = tmp_path_factory.mktemp("configs") / "student.yaml"
@@ -172,3 +156,23 @@ def test_bad_flags_fail_before_any_work(student_file, shapes, tmp_path, flags, m
         "--config-file", student_file, *flags, "OUTPUT_DIR", tmp_path, datasets=shapes, ok=False
     )
     assert message in printed and "Starting training" not in printed
+
+
+def test_the_mask_rcnn_leaf_trains_on_coco_images(tmp_path):
+    """Twenty iterations of the README's command, at tiny inputs, with an untrained teacher."""
+    root = os.path.abspath(os.getenv("DETECTRON2_DATASETS", ""))
+    if not os.path.isfile(os.path.join(root, "coco", "annotations", "instances_train2017.json")):
+        pytest.skip("no COCO below DETECTRON2_DATASETS")
+    printed = run(
+        "--config-file", "configs/COCO-InstanceSegmentation/skd_mask_rcnn_R_50_FPN_1x.yaml",
+        "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "",
+        "MODEL.TEACHER.RANDOM_WEIGHTS", True, "SOLVER.MAX_ITER", 20, "SOLVER.IMS_PER_BATCH", 2,
+        "SOLVER.BASE_LR", 1e-4, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", 96,
+        "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96, "DATALOADER.NUM_WORKERS", 0,
+        "DATASETS.TEST", "()", "SEED", 1,
+        datasets=root,
+    )  # fmt: skip
+    assert "THE TEACHER IS UNTRAINED" in printed and "loss_distill_nl" in printed
+    assert iterations(tmp_path)[-1] == 19
+    state = torch.load(tmp_path / "model_final.pth")["model"]
+    assert state["roi_heads.box_predictor.cls_score.weight"].shape[0] == 81
