@@ -8,11 +8,9 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_model
 from detectron2.utils.visualizer import Visualizer
 from runs import read_metrics
 from torch import nn
@@ -57,8 +55,10 @@ def draw_all(output: str, folders: Dict[str, str]) -> None:
     configs = {name: load_config(folder) for name, folder in folders.items()}
     dataset = configs["baseline"].DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)[:IMAGES]
-    draw_predictions(os.path.join(output, "predictions.png"), configs, records, dataset)
-    draw_attention(os.path.join(output, "attention.png"), configs, records)
+    predictors = {name: DefaultPredictor(cfg) for name, cfg in configs.items()}
+    draw_predictions(os.path.join(output, "predictions.png"), predictors, records, dataset)
+    models = {name: predictor.model for name, predictor in predictors.items()}
+    draw_attention(os.path.join(output, "attention.png"), models, records)
     students = {n: f for n, f in folders.items() if n != "teacher"}
     draw_curves(os.path.join(output, "curves.png"), students)
 
@@ -78,9 +78,10 @@ def _grid(path: str, columns: List[str], rows: List[List[np.ndarray]]) -> None:
     plt.close(fig)
 
 
-def draw_predictions(path: str, configs: Dict[str, CfgNode], records, dataset: str) -> None:
+def draw_predictions(
+    path: str, predictors: Dict[str, DefaultPredictor], records, dataset: str
+) -> None:
     metadata = MetadataCatalog.get(dataset)
-    predictors = {name: DefaultPredictor(cfg) for name, cfg in configs.items()}
     rows = []
     for record in records:
         bgr = cv2.imread(record["file_name"])
@@ -102,11 +103,7 @@ def _features(model: nn.Module, bgr: np.ndarray) -> torch.Tensor:
     return tap.features[LEVEL]
 
 
-def draw_attention(path: str, configs: Dict[str, CfgNode], records) -> None:
-    models = {}
-    for name, cfg in configs.items():
-        models[name] = build_model(cfg).eval()
-        DetectionCheckpointer(models[name]).load(cfg.MODEL.WEIGHTS)
+def draw_attention(path: str, models: Dict[str, nn.Module], records) -> None:
     rows = []
     for record in records:
         bgr = cv2.imread(record["file_name"])

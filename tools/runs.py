@@ -79,15 +79,15 @@ def read_ap(folder: str) -> Dict[str, float]:
     return {task: last[f"{task}/AP"] for task in TASKS}
 
 
-def run_all(runs: List[Run], jobs: Optional[int] = None) -> None:
+def run_all(runs: List[Run]) -> None:
     """
-    Run everything, ``jobs`` at a time (by default one a core), with a display of progress.
+    Run everything, one run a core at a time, with a display of progress.
 
     Raises:
         RuntimeError: a run failed; the others are stopped.
     """
     cores = os.cpu_count() or 1
-    jobs = min(jobs or cores, len(runs))
+    jobs = min(cores, len(runs))
     waiting, running = list(runs), []
     with _Display(runs) as display:
         try:

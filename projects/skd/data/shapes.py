@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.data.datasets.coco import register_coco_instances
 
 logger = logging.getLogger(__name__)
 
@@ -264,12 +263,16 @@ def register_shapes() -> None:
         folder = os.path.join(shapes_root(), split)
         json_file = os.path.join(folder, "annotations.json")
         images = os.path.join(folder, "images")
-        register_coco_instances(split, {}, json_file, images)
-        DatasetCatalog.remove(split)  # the same entry, but drawn before it is read
 
         def load(split=split, folder=folder, json_file=json_file, images=images):
             write_split(split, folder)
             return load_coco_json(json_file, images, split)
 
+        # register_coco_instances, but drawn before it is read
         DatasetCatalog.register(split, load)
-        MetadataCatalog.get(split).set(thing_classes=list(SHAPES_CLASSES))
+        MetadataCatalog.get(split).set(
+            json_file=json_file,
+            image_root=images,
+            evaluator_type="coco",
+            thing_classes=list(SHAPES_CLASSES),
+        )
