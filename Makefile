@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
 BIN = "$(VENV)/bin/python"
-CODE = projects tools tests train_net.py
+CODE = configs projects tools tests train_net.py
 
 .PHONY: setup demo test lint format study
 

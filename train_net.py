@@ -19,7 +19,8 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from skd import add_skd_config, distill, student_config
-from skd.config import is_distilling, is_lazy_file
+from skd.config import is_distilling, is_lazy_file, merge_file
+from skd.data import check_classes, check_classes_lazy, register_coco
 from skd.engine import SKDTrainer, distill_lazy, do_test, do_train
 from skd.engine.lazy import is_distilling_lazy, student_lazy
 from skd.evaluation import write_results
@@ -39,6 +40,15 @@ def argument_parser():
         metavar="FILE",
         help="the teacher's checkpoint, path or URL (default: the model zoo's)",
     )
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="make a data set in COCO's format known as NAME, for DATASETS.TRAIN and DATASETS.TEST "
+        "(may be given several times)",
+    )
     return parser
 
 
@@ -46,10 +56,11 @@ def setup(args) -> CfgNode:
     """Build the config from a .yaml file, the flags and the options, and start the log."""
     cfg = get_cfg()
     add_skd_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    merge_file(cfg, args.config_file)
     if args.teacher:
         distill(cfg, args.teacher, args.teacher_weights)
     cfg.merge_from_list(args.opts)
+    check_classes(cfg)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="skd")
     plain = student_config(cfg)
     if args.eval_only or not cfg.MODEL.TEACHER.CONFIG_FILE:
@@ -58,6 +69,8 @@ def setup(args) -> CfgNode:
     default_setup(cfg, args)
     if comm.is_main_process() and is_distilling(cfg):
         plain.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+        if "TIMM" in plain.MODEL:
+            plain.MODEL.TIMM.PRETRAINED = False  # nothing to fetch: all is in MODEL.WEIGHTS
         with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "student.yaml"), "w") as f:
             f.write(plain.dump())
     return cfg
@@ -68,6 +81,8 @@ def main(args):
         raise ValueError("--config-file is missing: give a .yaml or a LazyConfig .py file.")
     if args.teacher_weights and not args.teacher:
         raise ValueError("--teacher-weights without --teacher: name the teacher's config too.")
+    for data_set in args.register_coco:
+        register_coco(*data_set)
     if is_lazy_file(args.config_file):
         return main_lazy(args)
     cfg = setup(args)
@@ -94,6 +109,7 @@ def main_lazy(args):
     cfg = LazyConfig.apply_overrides(cfg, args.opts)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="skd")
     plain = student_lazy(cfg)
+    check_classes_lazy(plain)
     if args.eval_only:
         cfg = plain
     default_setup(cfg, args)

@@ -16,9 +16,10 @@ from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data.datasets import register_coco_instances  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
-from detectron2.structures import BitMasks, Boxes, Instances  # noqa: E402
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # noqa: E402
 
 from skd import add_skd_config, distill, student_config  # noqa: E402
+from skd.config import merge_file  # noqa: E402
 from skd.data.shapes import VERSION, write_split  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -66,6 +67,15 @@ def tiny_config(kind="mask_rcnn", width=4, fpn=16, **changes):
     return cfg
 
 
+def read_config(path, opts=()):
+    """A YAML config of the repository, and options as on the command line."""
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    merge_file(cfg, str(path))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
+    return cfg
+
+
 def distilling(student_cfg, teacher_files, reduction="sum", **changes):
     """The student's config, with a teacher from :func:`save_detector`."""
     cfg = student_cfg.clone()
@@ -95,7 +105,7 @@ def save_detector(cfg, folder, seed=0):
 
 
 def batch(n=2, height=96, width=128, seed=0, classes=6):
-    """A training batch of random images with two objects each."""
+    """A training batch of random images with two objects each, for any kind of detector."""
     rng = np.random.default_rng(seed)
     inputs = []
     for _ in range(n):
@@ -109,8 +119,11 @@ def batch(n=2, height=96, width=128, seed=0, classes=6):
         instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
         instances.gt_classes = torch.as_tensor(rng.integers(0, classes, 2))
         instances.gt_masks = BitMasks(masks)
+        corners = torch.tensor([(b[0], b[1], 2) for b in boxes], dtype=torch.float32)
+        instances.gt_keypoints = Keypoints(corners[:, None].repeat(1, 17, 1) + 1)
         pixels = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
         image = {"image": torch.as_tensor(pixels), "instances": instances}
+        image["sem_seg"] = masks.any(0).long()
         inputs.append({**image, "height": height, "width": width})
     return inputs
 

@@ -5,6 +5,7 @@ from .data import register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, StructuredDistiller
 from .meta_arch import DistillRCNN
 from .teacher import FrozenTeacher, build_teacher
+from .timm_backbone import TimmBackbone
 
 register_shapes()
 
@@ -14,6 +15,7 @@ __all__ = [
     "Distiller",
     "FrozenTeacher",
     "StructuredDistiller",
+    "TimmBackbone",
     "add_skd_config",
     "build_teacher",
     "distill",

@@ -1,10 +1,14 @@
 """Every configuration key of the project, and the way between a plain and a distilling config."""
 
+import importlib
+
 from detectron2.config import CfgNode as CN
 from detectron2.utils.file_io import PathManager
 
 META_ARCHITECTURE = "DistillRCNN"
 _NODES = ("STUDENT", "TEACHER", "DISTILLER")
+# Keys of Detectron2's own projects: a node below MODEL, and the function that declares it.
+_PROJECTS = {"POINT_HEAD": ("detectron2.projects.point_rend", "add_pointrend_config")}
 
 
 def add_skd_config(cfg: CN) -> None:
@@ -22,6 +26,19 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
     # Name of the module whose dict of feature maps is distilled, e.g. "backbone.bottom_up".
     cfg.MODEL.STUDENT.FEATURES = "backbone"
+    # Start the student's FPN and heads as copies of the teacher's, each where all its shapes agree
+    # with the teacher's (as FGD and ICD do). What MODEL.WEIGHTS holds is loaded over them.
+    cfg.MODEL.STUDENT.INHERIT = False
+
+    # A backbone from timm below an FPN, for light students: see skd/timm_backbone.py. Used by the
+    # MODEL.BACKBONE.NAMEs build_timm_fpn_backbone and build_retinanet_timm_fpn_backbone.
+    cfg.MODEL.TIMM = CN()
+    # A name in timm.list_models() that gives feature maps of the strides 4 (8) to 32.
+    cfg.MODEL.TIMM.NAME = "mobilenetv3_large_100"
+    # Start from timm's ImageNet weights, fetched by timm. MODEL.WEIGHTS is loaded over them.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # "BN", "SyncBN" (GPUs only) or "FrozenBN" (for few images per GPU).
+    cfg.MODEL.TIMM.NORM = "BN"
 
     # ---------------------------------------------------------------------------- the teacher
     cfg.MODEL.TEACHER = CN()
@@ -82,6 +99,29 @@ def add_skd_config(cfg: CN) -> None:
     s.NON_LOCAL.KEY_STRIDES = None
 
 
+def merge_file(cfg: CN, path: str) -> None:
+    """
+    Merge a YAML file into a config, in place. If it has keys of PointRend they are declared
+    first, as that project's own script does.
+
+    Raises:
+        ImportError: such a file, and a Detectron2 without that project.
+    """
+    model = CN.load_yaml_with_base(path, allow_unsafe=True).get("MODEL", {})
+    for node, (module, function) in _PROJECTS.items():
+        if node not in model or node in cfg.MODEL:
+            continue
+        try:
+            declare = getattr(importlib.import_module(module), function)
+        except ImportError as error:
+            raise ImportError(
+                f"'{path}' has MODEL.{node}, which belongs to {module}, and this installation of "
+                f"Detectron2 has no such module: {error}"
+            ) from error
+        declare(cfg)
+    cfg.merge_from_file(path)
+
+
 def is_lazy_file(path: str) -> bool:
     """
     Whether a config file is a LazyConfig: a .py, or the .yaml that a LazyConfig run saves, which
@@ -116,7 +156,8 @@ def distill(cfg: CN, teacher: str, weights: str = "") -> None:
 
 def student_config(cfg: CN) -> CN:
     """
-    The student's own config: a copy without any key of this project, for stock Detectron2.
+    The student's own config: a copy for stock Detectron2, without any key of this project unless
+    the student itself needs it (``MODEL.TIMM``, where its backbone is timm's).
     """
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
@@ -125,6 +166,8 @@ def student_config(cfg: CN) -> CN:
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
     for node in _NODES:
         cfg.MODEL.pop(node, None)
+    if "timm" not in cfg.MODEL.BACKBONE.NAME:
+        cfg.MODEL.pop("TIMM", None)
     if frozen:
         cfg.freeze()
     return cfg

@@ -12,6 +12,7 @@ from torch import nn
 from .config import student_config
 from .distillers import Distiller, build_distiller
 from .features import FeatureTap, align, get_feature_module, pair_levels
+from .inherit import inherit as inherit_from
 from .teacher import FrozenTeacher
 from .visualization import draw_attention
 
@@ -37,6 +38,7 @@ class DistillRCNN(nn.Module):
         input_format: Optional[str] = None,
         features: str = "backbone",
         levels: Sequence[str] = (),
+        inherit: bool = False,
         vis_period: int = 0,
     ):
         """
@@ -48,10 +50,11 @@ class DistillRCNN(nn.Module):
                 default ``student.input_format``.
             features: the student's module whose feature maps are distilled.
             levels: names of these maps; empty for all that have a partner in the teacher.
+            inherit: copy the teacher's FPN and heads into the student where they agree.
             vis_period: every how many iterations to write pictures of attention; 0 for never.
 
         Raises:
-            ValueError: an unknown module or level, or no common stride.
+            ValueError: an unknown module or level, no common stride, or nothing to inherit.
         """
         super().__init__()
         # the same dicts, not copies: what replaces a tensor in one (as .to() does with buffers)
@@ -75,6 +78,9 @@ class DistillRCNN(nn.Module):
         module = get_feature_module(student, features, "MODEL.STUDENT.FEATURES")
         object.__setattr__(self, "_features", module)
         self.pairs = pair_levels(module.output_shape(), teacher.output_shape(), levels)
+        parts = teacher.take_components()
+        if inherit:
+            inherit_from(student, parts)
         # the student's random numbers (data order, sampling) are those of a plain training
         with torch.random.fork_rng(devices=[]):
             distiller.bind({name: (p.student, p.teacher) for name, p in self.pairs.items()})
@@ -100,6 +106,7 @@ class DistillRCNN(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
             "features": cfg.MODEL.STUDENT.FEATURES,
             "levels": cfg.MODEL.DISTILLER.LEVELS,
+            "inherit": cfg.MODEL.STUDENT.INHERIT,
             "vis_period": cfg.VIS_PERIOD,
         }
 

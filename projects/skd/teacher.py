@@ -14,10 +14,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from detectron2.utils.file_io import PathManager
+from omegaconf import OmegaConf
 from torch import nn
 
-from .config import add_skd_config, is_lazy_file, student_config
+from .config import add_skd_config, is_lazy_file, merge_file, student_config
 from .features import FeatureTap, get_feature_module
+from .inherit import State, components
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class FrozenTeacher(nn.Module):
             )
         self.input_format = input_format
         self.backbone = model.backbone
+        self._components = components(model)
         get_feature_module(self, features, "MODEL.TEACHER.FEATURES")  # or an error
         self.features = features
         self.register_buffer("pixel_mean", model.pixel_mean.clone(), persistent=False)
@@ -96,6 +99,11 @@ class FrozenTeacher(nn.Module):
         """Stays in eval mode whatever is asked."""
         return super().train(False)
 
+    def take_components(self) -> Dict[str, State]:
+        """What a student may inherit, by component. Once: afterwards the heads are gone."""
+        taken, self._components = self._components, {}
+        return taken
+
     def output_shape(self) -> Dict[str, ShapeSpec]:
         return self.get_submodule(self.features).output_shape()
 
@@ -110,7 +118,11 @@ class FrozenTeacher(nn.Module):
 
         Returns:
             Feature maps (N, C, H, W) by level name.
+
+        Raises:
+            ValueError: an image is larger than the square the teacher pads to.
         """
+        self._check_square(batched_inputs)
         images = [x["image"].to(self.pixel_mean.device) for x in batched_inputs]
         if image_format != self.input_format:
             # before the mean is subtracted: it is in the order of the teacher's channels
@@ -123,6 +135,17 @@ class FrozenTeacher(nn.Module):
         with FeatureTap(self.get_submodule(self.features)) as tap:
             self.backbone(images.tensor)
         return tap.features
+
+    def _check_square(self, batched_inputs: List[Dict[str, Any]]) -> None:
+        square = self.backbone.padding_constraints.get("square_size", 0)
+        largest = max(max(x["image"].shape[-2:]) for x in batched_inputs)
+        if 0 < square < largest:
+            raise ValueError(
+                f"An image has a side of {largest} pixels after resizing, and the teacher pads "
+                f"its images to squares of {square}. Make the student's training images no larger "
+                f"than that (INPUT.MAX_SIZE_TRAIN {square}), or the teacher's square larger "
+                f"(backbone.square_pad)."
+            )
 
 
 def build_teacher(config_file: str, **kwargs) -> FrozenTeacher:
@@ -150,12 +173,19 @@ def _teacher_args(
     if weights:
         _check_exists(weights)  # before the model is built, which takes long
     cfg = _load_config(path, list(opts))
-    if isinstance(cfg, CfgNode):
-        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-        input_format = cfg.INPUT.FORMAT
-    else:
-        model = instantiate(cfg.model)
-        input_format = None
+    try:
+        if isinstance(cfg, CfgNode):
+            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+            input_format = cfg.INPUT.FORMAT
+        else:
+            model = instantiate(cfg.model)
+            input_format = getattr(model, "input_format", None) or OmegaConf.select(
+                cfg, "dataloader.train.mapper.image_format"
+            )
+    except ImportError as error:
+        raise ImportError(
+            f"The teacher '{config_file}' needs what is not installed here: {error}"
+        ) from error
     return {
         "model": model,
         "weights": weights,
@@ -228,7 +258,7 @@ def _load_config(path: str, opts: List[str]) -> Union[CfgNode, Any]:
     cfg = get_cfg()
     add_skd_config(cfg)  # a student of this project may be a teacher in turn
     try:
-        cfg.merge_from_file(path)
+        merge_file(cfg, path)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         raise ValueError(

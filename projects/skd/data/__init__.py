@@ -1,3 +1,10 @@
+from .coco import check_classes, check_classes_lazy, register_coco
 from .shapes import SHAPES_CLASSES, register_shapes
 
-__all__ = ["SHAPES_CLASSES", "register_shapes"]
+__all__ = [
+    "SHAPES_CLASSES",
+    "check_classes",
+    "check_classes_lazy",
+    "register_coco",
+    "register_shapes",
+]

@@ -14,7 +14,7 @@ from torch import nn
 from ..distillers import StructuredDistiller
 from ..meta_arch import DistillRCNN
 from ..teacher import build_teacher
-from .trainer import wrap_data_parallel
+from .trainer import check_amp, wrap_data_parallel
 
 
 def distill_lazy(cfg: DictConfig, teacher: str, weights: str = "") -> None:
@@ -69,6 +69,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
     Returns:
         Results of the last evaluation.
     """
+    check_amp(cfg.train.amp.enabled, "train.amp.enabled")
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)

@@ -24,6 +24,14 @@ def wrap_data_parallel(model: nn.Module, **kwargs) -> nn.Module:
     return create_ddp_model(model, **kwargs)
 
 
+def check_amp(enabled: bool, key: str) -> None:
+    """Raise ValueError if mixed precision is asked for where it cannot run."""
+    if enabled and not torch.cuda.is_available():
+        raise ValueError(
+            f"{key} needs a GPU: Detectron2's AMPTrainer runs on CUDA only. Set it False on CPUs."
+        )
+
+
 class SKDTrainer(DefaultTrainer):
     """
     Trains what the config describes, distilling or not, and evaluates it.
@@ -35,10 +43,7 @@ class SKDTrainer(DefaultTrainer):
         # Stands for DefaultTrainer.__init__, which has no place to wrap the model differently.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        if cfg.SOLVER.AMP.ENABLED and not torch.cuda.is_available():
-            raise ValueError(
-                "SOLVER.AMP.ENABLED needs a GPU: Detectron2's AMPTrainer runs on CUDA only."
-            )
+        check_amp(cfg.SOLVER.AMP.ENABLED, "SOLVER.AMP.ENABLED")
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)

@@ -1,0 +1,122 @@
+"""Data sets of one's own in COCO's format, and whether a model fits them."""
+
+import json
+import os
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
+
+from ..config import is_distilling
+
+
+def register_coco(name: str, json_file: str, image_root: str) -> None:
+    """
+    Register a data set of one's own: Detectron2's ``register_coco_instances``, after a look at
+    what it is given. What ``--register-coco`` does.
+
+    Args:
+        name: to use in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        json_file: annotations in COCO's format.
+        image_root: the folder the images' ``file_name`` starts from.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: the name is taken, or the file is not in COCO's format.
+    """
+    if name in DatasetCatalog.list():
+        raise ValueError(f"Data set '{name}' is registered already: choose another name.")
+    if not PathManager.isfile(json_file):
+        raise FileNotFoundError(f"Data set '{name}': no annotation file '{json_file}'.")
+    if not PathManager.isdir(image_root):
+        raise FileNotFoundError(f"Data set '{name}': no folder of images '{image_root}'.")
+    content = _read(json_file)
+    images = content["images"]
+    if not images:
+        raise ValueError(f"'{json_file}' lists no images.")
+    first = os.path.join(image_root, images[0]["file_name"])
+    if not PathManager.isfile(first):
+        raise FileNotFoundError(
+            f"Data set '{name}': its first image '{first}' is not there. The folder of images must "
+            "be the one that the file names in the JSON start from."
+        )
+    register_coco_instances(name, {"thing_classes": _classes(content)}, json_file, image_root)
+
+
+def _read(json_file: str) -> Dict[str, Any]:
+    try:
+        with PathManager.open(json_file) as f:
+            content = json.load(f)
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(content.get(key), list):
+                raise ValueError(f"it has no list '{key}'")
+        _classes(content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"'{json_file}' is not in COCO's format: {error!r}.") from error
+    return content
+
+
+def _classes(content: Dict[str, Any]) -> List[str]:
+    """Names of the classes, in Detectron2's order: by id."""
+    return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+
+
+def check_classes(cfg: CfgNode) -> None:
+    """
+    Compare the number of classes of a YAML config's model with that of its data sets.
+
+    Raises:
+        ValueError: they differ; names both, and the key to set.
+    """
+    model = cfg.MODEL
+    architecture = (
+        model.STUDENT.META_ARCHITECTURE if is_distilling(cfg) else model.META_ARCHITECTURE
+    )
+    if architecture in ("GeneralizedRCNN", "PanopticFPN"):
+        heads = [("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES)]
+        if model.ROI_MASK_HEAD.get("POINT_HEAD_ON", False):
+            heads.append(("MODEL.POINT_HEAD.NUM_CLASSES", model.POINT_HEAD.NUM_CLASSES))
+    elif architecture == "RetinaNet":
+        heads = [("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES)]
+    else:
+        heads = []  # class-agnostic, like RPN alone, or not ours to know
+    _check(heads, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+
+
+def check_classes_lazy(cfg: DictConfig) -> None:
+    """The same for a LazyConfig whose ``model`` is the plain student."""
+    heads = [
+        (f"model.{key}", OmegaConf.select(cfg.model, key))
+        for key in ("roi_heads.num_classes", "num_classes")
+        if OmegaConf.select(cfg.model, key) is not None
+    ]
+    names: List[str] = []
+    for split in ("train", "test"):
+        value = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
+        names += [value] if isinstance(value, str) else list(value or ())
+    _check(heads, names)
+
+
+def _check(heads: Sequence[Tuple[str, int]], datasets: Sequence[str]) -> None:
+    for dataset in datasets:
+        classes = _thing_classes(dataset)
+        for key, number in heads:
+            if classes is not None and number != len(classes):
+                shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+                raise ValueError(
+                    f"Data set '{dataset}' has {len(classes)} classes ({shown}), but the model "
+                    f"has {key} {number}. Set {key} {len(classes)}, or use another data set."
+                )
+
+
+def _thing_classes(dataset: str) -> Optional[Sequence[str]]:
+    metadata: Dict[str, Any] = MetadataCatalog.get(dataset).as_dict()
+    if "thing_classes" in metadata:
+        return metadata["thing_classes"]
+    json_file = metadata.get("json_file")
+    if metadata.get("evaluator_type") == "coco" and json_file and PathManager.isfile(json_file):
+        return _classes(_read(json_file))
+    return None

@@ -1,0 +1,121 @@
+"""
+Backbones from timm below Detectron2's FPN, for light students (MobileNet, EfficientNet, ...).
+
+A student with one of these needs this package wherever it runs, because stock Detectron2 does not
+know the backbone: ``import skd`` registers it, :func:`skd.add_skd_config` declares its keys.
+"""
+
+from typing import Dict
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+
+_NORMS = ("BN", "SyncBN", "FrozenBN")
+_NAMES = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # as ResNet names its maps, by stride
+
+
+class TimmBackbone(Backbone):
+    """
+    A timm model's feature maps of the strides 4 to 32, named ``res2`` to ``res5`` as a ResNet's,
+    so that a ResNet's configs need no other change.
+    """
+
+    def __init__(self, name: str, pretrained: bool = False, norm: str = "BN"):
+        """
+        Args:
+            name: see ``MODEL.TIMM.NAME``.
+            pretrained: see ``MODEL.TIMM.PRETRAINED``.
+            norm: see ``MODEL.TIMM.NORM``.
+
+        Raises:
+            ImportError: timm is not installed.
+            ValueError: timm has no such model, it gives no feature maps, or ``norm`` is unknown.
+        """
+        super().__init__()
+        if norm not in _NORMS:
+            raise ValueError(
+                f"MODEL.TIMM.NORM is {norm!r}; it must be one of {', '.join(map(repr, _NORMS))}."
+            )
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(
+                f"The backbone '{name}' (MODEL.TIMM.NAME) comes from timm, which is not "
+                "installed: pip install timm."
+            ) from error
+        if not timm.is_model(name.split(".")[0]):
+            parts = [p for p in name.split("_") if p]
+            close = timm.list_models(f"*{parts[0] if parts else ''}*")[:8]
+            raise ValueError(
+                f"MODEL.TIMM.NAME is '{name}', which timm {timm.__version__} does not have. "
+                f"Similar: {', '.join(close) or 'none'}."
+            )
+        try:
+            self.body = timm.create_model(name, pretrained=pretrained, features_only=True)
+        except (AssertionError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"'{name}' (MODEL.TIMM.NAME) cannot be built with feature maps: {error}"
+            ) from error
+        if norm == "FrozenBN":
+            self.body = timm.layers.freeze_batch_norm_2d(self.body)
+        elif norm == "SyncBN":
+            self.body = timm.layers.convert_sync_batchnorm(self.body)
+        strides = self.body.feature_info.reduction()
+        channels = self.body.feature_info.channels()
+        self._indices = {
+            _NAMES[s]: i for i, s in enumerate(strides) if s in _NAMES  # the last of a stride
+        }
+        if "res5" not in self._indices or "res3" not in self._indices:
+            raise ValueError(
+                f"'{name}' (MODEL.TIMM.NAME) has feature maps of the strides {list(strides)}; an "
+                "FPN needs those of 8, 16 and 32."
+            )
+        self._out_features = list(self._indices)
+        self._out_feature_channels = {n: channels[i] for n, i in self._indices.items()}
+        self._out_feature_strides = {n: strides[i] for n, i in self._indices.items()}
+
+    @property
+    def size_divisibility(self) -> int:
+        return 32
+
+    def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """(N, 3, H, W), H and W multiples of 32 -> maps (N, C, H / stride, W / stride) by name."""
+        maps = self.body(x)
+        return {name: maps[i] for name, i in self._indices.items()}
+
+
+def _bottom_up(cfg: CfgNode) -> TimmBackbone:
+    if cfg.MODEL.TIMM.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError("MODEL.TIMM.NORM SyncBN needs GPUs; on CPUs use BN or FrozenBN.")
+    return TimmBackbone(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.NORM)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """``build_resnet_fpn_backbone`` with a timm model: P2 to P6."""
+    return FPN(
+        bottom_up=_bottom_up(cfg),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """``build_retinanet_resnet_fpn_backbone`` with a timm model: P3 to P7."""
+    bottom_up = _bottom_up(cfg)
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelP6P7(bottom_up.output_shape()["res5"].channels, channels),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
