@@ -1,6 +1,7 @@
 """Small real detectors, their checkpoints, and batches, for all tests."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -126,6 +127,17 @@ def batch(n=2, height=96, width=128, seed=0, classes=6):
         image["sem_seg"] = masks.any(0).long()
         inputs.append({**image, "height": height, "width": width})
     return inputs
+
+
+def read(name):
+    """The text of one of the repository's files."""
+    with open(os.path.join(ROOT, name)) as f:
+        return f.read()
+
+
+def python_blocks(name):
+    """The blocks of Python in one of the documents."""
+    return re.findall(r"```python\n(.*?)```", read(name), re.S)
 
 
 def run_script(script, *args, datasets, ok=True, timeout=600):

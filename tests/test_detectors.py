@@ -16,7 +16,7 @@ from skd import build_teacher, student_config
 from skd.config import is_lazy_file
 from skd.engine.lazy import student_lazy
 
-from .conftest import ROOT, batch, read_config
+from .conftest import ROOT, batch, read, read_config
 
 TERMS = ["loss_distill_am", "loss_distill_at", "loss_distill_nl"]
 
@@ -277,22 +277,18 @@ def test_each_pair_trains(pair, tmp_path):
 
 
 def test_the_table_of_pairs():
-    with open(os.path.join(ROOT, "docs", "detectors.md")) as f:
-        rows = re.findall(r"^\| (.+? <- .+?) \| ([pres0-9 ]+) \|$", f.read(), re.M)
+    rows = re.findall(r"^\| (.+? <- .+?) \| ([pres0-9 ]+) \|$", read("docs/detectors.md"), re.M)
     assert {pair: levels.split() for pair, levels in rows} == {k: v[0] for k, v in PAIRS.items()}
 
 
 def test_the_table_of_kinds():
     """docs/detectors.md names each kind, its leaf, and the teacher that the leaf names."""
-    with open(os.path.join(ROOT, "docs", "detectors.md")) as f:
-        rows = re.findall(
-            r"^\| (.+?) \| \[.*?\]\(\.\./configs/(\S+)\) \| (.+?) \|$", f.read(), re.M
-        )
+    text = read("docs/detectors.md")
+    rows = re.findall(r"^\| (.+?) \| \[.*?\]\(\.\./configs/(\S+)\) \| (.+?) \|$", text, re.M)
     assert {kind: leaf for kind, leaf, _ in rows} == {k: v[0] for k, v in KINDS.items()}
     for _, leaf, teacher in rows:
         path = os.path.join(ROOT, "configs", leaf)
-        with open(path) as f:
-            text = f.read()
+        text = read(path)
         if is_lazy_file(path):
             text += str(LazyConfig.load(path).model.teacher)
         else:

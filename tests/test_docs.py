@@ -4,26 +4,16 @@ import os
 import re
 
 import torch
-from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from skd.distillers import DISTILLER_REGISTRY, PRESETS
 
-from .conftest import ROOT, batch, distilling, tiny_config
-
-
-def read(name):
-    with open(os.path.join(ROOT, name)) as f:
-        return f.read()
-
-
-def blocks(name):
-    return re.findall(r"```python\n(.*?)```", read(name), re.S)
+from .conftest import ROOT, batch, distilling, python_blocks, read, tiny_config
 
 
 def test_the_example_method_trains(teacher_files):
-    (code,) = blocks("docs/extending.md")
+    (code,) = python_blocks("docs/extending.md")
     assert len(code.strip().splitlines()) <= 30
     exec(code, {})
     try:
@@ -35,23 +25,6 @@ def test_the_example_method_trains(teacher_files):
         assert losses["loss_distill_mimic"] > 0
     finally:
         DISTILLER_REGISTRY._obj_map.pop("PlainMimic")
-
-
-def test_the_written_out_lazy_config_is_one(tmp_path):
-    """Same classes as for YAML, teacher included."""
-    (code,) = [b for b in blocks("docs/recipes.md") if "LazyCall" in b]
-    code = code.replace('config_file="new_baselines/mask_rcnn_R_101_FPN_400ep_LSJ.py"',
-                        'config_file="COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py", '
-                        'random_weights=True')  # fmt: skip
-    assert "random_weights" in code
-    head = "from detectron2 import model_zoo\n"
-    head += 'model = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.py").model\n'
-    path = tmp_path / "lazy.py"
-    path.write_text(head + code)
-    model = instantiate(LazyConfig.load(str(path)).model)
-    assert list(model.pairs) == ["p3", "p4", "p5", "p6"]
-    assert model.distiller.preset == "two_stage" and model.input_format == "BGR"
-    assert not any(k.startswith("student") for k in model.state_dict())
 
 
 def test_the_table_of_presets():
@@ -72,6 +45,8 @@ def test_links_and_paths_exist():
         ("", "README.md"),
         ("docs", "docs/method.md"),
         ("docs", "docs/recipes.md"),
+        ("docs", "docs/detectors.md"),
+        ("docs", "docs/plugging_in.md"),
     ):
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", read(name)):
             assert os.path.exists(os.path.join(ROOT, folder, link)), (name, link)

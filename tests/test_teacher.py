@@ -13,7 +13,7 @@ from torch import nn
 from skd import FrozenTeacher, build_teacher, student_config
 from skd.teacher import find_config, zoo_names
 
-from .conftest import batch, distilling, tiny_config
+from .conftest import ROOT, batch, distilling, read_config, tiny_config
 
 
 def test_features_are_those_of_the_detector_itself(teacher_files):
@@ -199,6 +199,48 @@ def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
 def test_bad_teachers_are_refused(teacher_files, config, kwargs, error, message):
     with pytest.raises(error, match=message):
         build_teacher(teacher_files[0] if config is None else config, **kwargs)
+
+
+def test_images_larger_than_the_teacher_s_square_are_refused(teacher_files):
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1])
+    teacher.backbone._square_pad = 128
+    assert teacher(batch(height=96, width=128), "BGR")["p2"].shape[-2:] == (32, 32)
+    with pytest.raises(ValueError, match="160 pixels.*squares of 128.*MAX_SIZE_TRAIN 128"):
+        teacher(batch(height=96, width=160), "BGR")
+
+
+def test_a_lazy_teacher_without_a_colour_order_of_its_own_takes_its_images(tmp_path):
+    opts = ["model.backbone.bottom_up.stages.depth=50", "dataloader.train.mapper.image_format=RGB"]
+    name = "COCO-Detection/fcos_R_50_FPN_1x.py"
+    assert build_teacher(name, random_weights=True).input_format == "BGR"
+    assert build_teacher(name, random_weights=True, opts=opts).input_format == "RGB"
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+def test_compiled_operators_that_are_absent_are_named(whose, teacher_files):
+    try:
+        from detectron2 import _C  # noqa: F401
+
+        pytest.skip("this Detectron2 has its compiled operators")
+    except ImportError:
+        pass
+    name = "Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml"
+    if whose == "teacher":
+        with pytest.raises(ImportError, match=f"teacher '{name}' needs.*DeformConv.*not compiled"):
+            build_teacher(name, random_weights=True)
+    else:
+        cfg = distilling(tiny_config(), teacher_files)
+        cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, True, True, True]
+        with pytest.raises(ImportError, match="DeformConv.*not compiled"):
+            build_model(cfg)
+
+
+def test_point_rend_teaches_from_its_own_config(tmp_path):
+    leaf = os.path.join(ROOT, "configs/COCO-InstanceSegmentation/skd_pointrend_R_50_FPN_1x.yaml")
+    cfg = student_config(read_config(leaf))
+    (tmp_path / "pointrend.yaml").write_text(cfg.dump())
+    teacher = build_teacher(str(tmp_path / "pointrend.yaml"), random_weights=True)
+    assert list(teacher.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
 
 
 def test_bottom_up_features(teacher_files):

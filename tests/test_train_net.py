@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, get_cfg
+from detectron2.config import LazyConfig, get_cfg, instantiate
 
 from skd import student_config
 
@@ -63,6 +63,11 @@ def student_file(tmp_path_factory):
     return path
 
 
+def two_processes():
+    port = 20000 + os.getpid() % 20000
+    return ["--num-gpus", 2, "--dist-url", f"tcp://127.0.0.1:{port}"]
+
+
 def iterations(folder):
     rows = [json.loads(line) for line in open(os.path.join(folder, "metrics.json"))]
     return [r["iteration"] for r in rows if "total_loss" in r]
@@ -105,8 +110,7 @@ def test_two_processes_train_and_resume(student_file, teacher_files, shapes, tmp
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ("skd_shapes_val",)
     config = tmp_path / "distil.yaml"
     config.write_text(cfg.dump())
-    port = 20000 + os.getpid() % 20000
-    args = ["--config-file", config, "--num-gpus", 2, "--dist-url", f"tcp://127.0.0.1:{port}"]
+    args = ["--config-file", config, *two_processes()]
     out = tmp_path / "out"
     run(*args, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 2, datasets=shapes)
     printed = run(*args, "--resume", "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 4, datasets=shapes)
@@ -126,17 +130,18 @@ def test_lazy_config(teacher_files, shapes, tmp_path):
     assert "loss_distill_nl" in printed and "copypaste: Task: segm" in printed
     state = torch.load(out / "model_final.pth")
     plain = LazyConfig.load(str(out / "student.yaml"))
-    from detectron2.config import instantiate
-
     model = instantiate(plain.model)
     result = model.load_state_dict(state["model"], strict=False)
     assert not result.missing_keys
     assert all(k.startswith("distiller.") for k in result.unexpected_keys)
-    # resume, from the saved config that now names the teacher itself
+    # resume in two processes, from the saved config that now names the teacher itself
     again = run(
-        "--config-file", out / "config.yaml", "--resume", "train.max_iter=5", datasets=shapes
-    )
+        "--config-file", out / "config.yaml", "--resume", *two_processes(), "train.max_iter=5",
+        datasets=shapes,
+    )  # fmt: skip
     assert "Starting training from iteration 3" in again
+    resumed = torch.load(out / "model_final.pth")
+    assert resumed["iteration"] == 4 and resumed["model"].keys() == state["model"].keys()
     printed = run(
         *flags, "--eval-only", f"train.output_dir={tmp_path / 'eval'}",
         f"train.init_checkpoint={out / 'model_final.pth'}", datasets=shapes,

@@ -1,7 +1,7 @@
 """Structured knowledge distillation for Detectron2."""
 
 from .config import add_skd_config, distill, student_config
-from .data import register_shapes
+from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, StructuredDistiller
 from .meta_arch import DistillRCNN
 from .teacher import FrozenTeacher, build_teacher
@@ -19,5 +19,6 @@ __all__ = [
     "add_skd_config",
     "build_teacher",
     "distill",
+    "register_coco",
     "student_config",
 ]
