@@ -118,7 +118,9 @@ def test_the_written_out_lazy_config_is_one(tmp_path):
     model = instantiate(LazyConfig.load(str(path)).model)
     assert list(model.pairs) == ["p3", "p4", "p5", "p6"]
     assert model.distiller.preset == "one_stage" and model.input_format == "BGR"
-    assert not any(k.startswith("student") for k in model.state_dict())
+    names = [*model.state_dict(), *dict(model.named_parameters())]
+    assert not any(k.startswith(("student", "teacher")) for k in names)
+    assert not {id(p) for p in model.teacher.parameters()} & {id(p) for p in model.parameters()}
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
