@@ -5,6 +5,7 @@ Shape legend: N images, C channels, H x W positions of a feature map.
 """
 
 import math
+from typing import Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,16 @@ REFERENCE_AREA = 800 * 1344
 
 def spatial_attention(x: torch.Tensor, pool: str = "abs") -> torch.Tensor:
     """G_s: mean over channels of |x| (or of x). (N, C, H, W) -> (N, H, W)."""
-    return (x.abs() if pool == "abs" else x).mean(dim=1)
+    if pool == "abs":  # the 1-norm makes no map of |x|
+        return torch.linalg.vector_norm(x, 1, dim=1) / x.shape[1]
+    return x.mean(dim=1)
 
 
 def channel_attention(x: torch.Tensor, pool: str = "abs") -> torch.Tensor:
     """G_c: mean over positions of |x| (or of x). (N, C, H, W) -> (N, C)."""
-    return (x.abs() if pool == "abs" else x).mean(dim=(2, 3))
+    if pool == "abs":
+        return torch.linalg.vector_norm(x, 1, dim=3).mean(dim=2) / x.shape[3]
+    return x.mean(dim=(2, 3))
 
 
 def attention_mask(
@@ -62,9 +67,41 @@ def difference_norm(difference: torch.Tensor, reduction: str, stride: int = 0) -
         stride: s, of the level the difference is of; 0 for what has no positions (the factor is
             then ``sqrt(n)``).
     """
+    # norms of rows first: one fp32 sum over millions of squares loses digits
+    rows = torch.linalg.vector_norm(difference, dim=-1)
     if reduction == "sum":
-        return torch.linalg.vector_norm(difference)
+        return torch.linalg.vector_norm(rows)
+    norms = torch.linalg.vector_norm(rows.flatten(1), dim=1) if rows.dim() > 1 else rows
+    return norms.mean() * _mean_scale(stride, difference.shape[-2:])
+
+
+def reduce_squares(
+    squares: torch.Tensor, reduction: str, stride: int, size: Sequence[int]
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """
+    :func:`difference_norm` from the images' squared norms, and how to lead a gradient back.
+
+    Args:
+        squares: (N,).
+        reduction, stride: as there.
+        size: H and W.
+
+    Returns:
+        The norm, and its derivative for each image's squared norm times two, (N,).
+    """
+    if reduction == "sum":
+        norms = squares.sum().sqrt()
+        value, scale = norms, 1.0
+    else:
+        norms = squares.sqrt()
+        scale = _mean_scale(stride, size)
+        value, scale = norms.mean() * scale, scale / len(squares)
+    factor = torch.where(norms > 0, scale / norms, 0.0)
+    return value, factor.expand_as(squares)
+
+
+def _mean_scale(stride: int, size: Sequence[int]) -> float:
     scale = float(REFERENCE_IMAGES)
     if stride:
-        scale *= REFERENCE_AREA / (stride**2 * difference.shape[-2] * difference.shape[-1])
-    return torch.linalg.vector_norm(difference.flatten(1), dim=1).mean() * math.sqrt(scale)
+        scale *= REFERENCE_AREA / (stride**2 * size[0] * size[1])
+    return math.sqrt(scale)

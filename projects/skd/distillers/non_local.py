@@ -1,11 +1,14 @@
 """The non-local block: relations between the positions of a feature map."""
 
 import math
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import get_norm
+from detectron2.layers import NaiveSyncBatchNorm, get_norm
 from torch import nn
+
+from .fused import Block
 
 AFFINITIES = ("dot_product", "embedded_gaussian")
 NORMS = ("BN", "SyncBN", "naiveSyncBN", "GN", "")
@@ -18,7 +21,7 @@ class NonLocalBlock(nn.Module):
 
     "dot_product" has no softmax, so the product is associative: instead of the affinity
     ``f = theta^T phi / n`` between H W positions and n keys, only the k x k matrix
-    ``phi g^T / n`` is formed: ``y = (phi g^T / n)^T theta``.
+    ``g phi^T / n`` is formed: ``y = (g phi^T / n) theta``.
     """
 
     def __init__(
@@ -69,3 +72,21 @@ class NonLocalBlock(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1).transpose(1, 2)
         y = self.out(y.unflatten(2, (h, w)))
         return x + (y if self.norm is None else self.norm(y))
+
+    def fused(self) -> Optional[Block]:
+        """The parameters for :class:`NonLocalNorm`; None for what it cannot do."""
+        if self.affinity != "dot_product" or not isinstance(
+            self.norm, (nn.BatchNorm2d, type(None))
+        ):
+            return None
+        if isinstance(self.norm, (nn.SyncBatchNorm, NaiveSyncBatchNorm)):
+            return None  # statistics over all processes
+        inner = (self.theta, self.phi, self.g)
+        return Block(
+            torch.cat([conv.weight for conv in inner]).flatten(1),
+            torch.cat([conv.bias for conv in inner]),
+            self.out.weight.flatten(1),
+            self.out.bias,
+            None if self.norm is None else self.norm.weight,
+            None if self.norm is None else self.norm.bias,
+        )

@@ -23,6 +23,7 @@ from .attention import (
     spatial_attention,
 )
 from .build import DISTILLER_REGISTRY, Distiller
+from .fused import Attention, MaskedFeatureNorm, NonLocalNorm
 from .non_local import AFFINITIES, NORMS, NonLocalBlock
 
 _NON_LOCAL_TWO_STAGE = {"non_local_width": {4: 64, 8: 64}, "key_stride": {4: 8, 8: 4}}
@@ -239,41 +240,45 @@ class StructuredLevel(nn.Module):
                 for x in (student, teacher)
             )
             losses = {}
+            if self.weight_nl:  # first: it takes most memory
+                losses["loss_distill_nl"] = self.weight_nl * self.non_local(student, teacher)
             if self.weight_am:
                 losses["loss_distill_am"] = self.weight_am * self.masked_feature(student, teacher)
             if self.weight_at:
                 losses["loss_distill_at"] = self.weight_at * self.attention(student, teacher)
-            if self.weight_nl:
-                losses["loss_distill_nl"] = self.weight_nl * self.non_local(student, teacher)
-            return losses
+            return dict(sorted(losses.items()))
 
     def masked_feature(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """L_AM = sqrt(sum (A_T - conv(A_S))^2 M_s M_c)."""
         n, _, h, w = student.shape
-        adapted = self.feature_adapter(student)
-        mask = attention_mask(
-            spatial_attention(student.detach()).flatten(1),
-            spatial_attention(teacher).flatten(1),
-            self.temperature,
-            self.mask_fusion,
-        ).view(n, 1, h, w)
-        if self.channel_mask:
-            # channels can be compared only one by one: of a student with another number of
-            # them, the attention of its adapted map is taken
-            source = student if student.shape[1] == teacher.shape[1] else adapted
-            channels = attention_mask(
-                channel_attention(source.detach()),
-                channel_attention(teacher),
+        conv = self.feature_adapter
+        with torch.no_grad():
+            mask = attention_mask(
+                spatial_attention(student).flatten(1),
+                spatial_attention(teacher).flatten(1),
                 self.temperature,
                 self.mask_fusion,
-            )
-            mask = mask * channels[:, :, None, None]
-        return difference_norm((teacher - adapted) * mask.sqrt(), self.reduction, self.stride)
+            ).view(n, 1, h, w)
+            if self.channel_mask:
+                # channels can be compared only one by one: of a student with another number of
+                # them, the attention of its adapted map is taken
+                same = student.shape[1] == teacher.shape[1]
+                channels = attention_mask(
+                    channel_attention(student if same else conv(student)),
+                    channel_attention(teacher),
+                    self.temperature,
+                    self.mask_fusion,
+                )
+                mask = mask * channels[:, :, None, None]
+        return MaskedFeatureNorm.apply(
+            student, teacher, conv.weight, conv.bias, mask.sqrt(), self.reduction, self.stride
+        )
 
     def attention(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """L_AT = |g_c(A_T) - lin(g_c(A_S))| + |g_s(A_T) - conv(g_s(A_S))|."""
-        channels = self.channel_adapter(channel_attention(student, self.pool))
-        space = self.spatial_adapter(spatial_attention(student, self.pool).unsqueeze(1)).squeeze(1)
+        space, channels = Attention.apply(student, self.pool)
+        channels = self.channel_adapter(channels)
+        space = self.spatial_adapter(space.unsqueeze(1)).squeeze(1)
         return difference_norm(
             channel_attention(teacher, self.pool) - channels, self.reduction
         ) + difference_norm(
@@ -285,10 +290,16 @@ class StructuredLevel(nn.Module):
         L_NL = |conv(r_S) - r_T|. The teacher's block learns too, and its output is not detached:
         the teacher's features within it hold it in place.
         """
-        student = self.non_local_adapter(self.student_non_local(student))
-        return difference_norm(
-            student - self.teacher_non_local(teacher), self.reduction, self.stride
-        )
+        conv, blocks = self.non_local_adapter, (self.student_non_local, self.teacher_non_local)
+        fused = [block.fused() for block in blocks]
+        if None in fused:
+            difference = conv(blocks[0](student)) - blocks[1](teacher)
+            return difference_norm(difference, self.reduction, self.stride)
+        settings = [(block.norm, block.key_stride) for block in blocks]
+        return NonLocalNorm.apply(
+            student, teacher, conv.weight, conv.bias, settings, self.reduction, self.stride,
+            *fused[0], *fused[1],
+        )  # fmt: skip
 
 
 def _check_choice(key: str, value: Any, choices: Sequence[str]) -> None:

@@ -1,0 +1,56 @@
+"""
+The loss as its authors' released code computes it, operation by operation: what the benchmark
+compares with. Only the layers are taken from the distiller under test.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from skd.distillers.structured import StructuredDistiller, StructuredLevel
+
+
+def non_local_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """With the affinity matrix of every position to every key, (N, HW, keys)."""
+    n, _, h, w = x.shape
+    pool = nn.MaxPool2d((min(block.key_stride, h), min(block.key_stride, w)))
+    theta = block.theta(x).flatten(2).permute(0, 2, 1)
+    phi = pool(block.phi(x)).flatten(2)
+    g = pool(block.g(x)).flatten(2).permute(0, 2, 1)
+    affinity = torch.matmul(theta, phi)
+    affinity = affinity / affinity.shape[-1]
+    y = torch.matmul(affinity, g).permute(0, 2, 1).contiguous().view(n, -1, h, w)
+    return block.norm(block.out(y)) + x
+
+
+def level_loss(level: StructuredLevel, student: torch.Tensor, teacher: torch.Tensor):
+    """The three weighted terms at one level, in the ``two_stage`` preset's way."""
+    n, c, h, w = teacher.shape
+
+    def spatial_mask(x):
+        attention = torch.mean(torch.abs(x), [1]).view(n, -1)
+        return h * w * F.softmax(attention / level.temperature, dim=1).view(n, 1, h, w)
+
+    mask = ((spatial_mask(student) + spatial_mask(teacher)) / 2).detach()
+    difference = torch.abs(teacher - level.feature_adapter(student)) ** 2
+    am = torch.sum(difference * mask) ** 0.5
+
+    channels = torch.dist(
+        torch.mean(teacher, [2, 3]), level.channel_adapter(torch.mean(student, [2, 3]))
+    )
+    space = torch.dist(
+        torch.mean(teacher, [1]).view(n, 1, h, w),
+        level.spatial_adapter(torch.mean(student, [1]).view(n, 1, h, w)),
+    )
+    relation = level.non_local_adapter(non_local_block(level.student_non_local, student))
+    difference = torch.abs(relation - non_local_block(level.teacher_non_local, teacher)) ** 2
+    nl = torch.sum(difference) ** 0.5
+    return level.weight_am * am, level.weight_at * (channels + space), level.weight_nl * nl
+
+
+def loss(distiller: StructuredDistiller, student, teacher) -> torch.Tensor:
+    """The sum over terms and levels. Maps (N, C, H, W) by level name."""
+    return sum(
+        sum(level_loss(level, student[name], teacher[name]))
+        for name, level in distiller.levels.items()
+    )
