@@ -61,11 +61,11 @@ def worker(teacher_files, norm, out):
         torch.save((mean, grads), out)
 
 
-@pytest.mark.parametrize("norm", ["GN", "", "naiveSyncBN"])
-def test_two_processes_equal_one_with_the_joint_batch(teacher_files, norm, tmp_path):
-    out = str(tmp_path / "two.pth")
+@pytest.mark.parametrize("processes,norm", [(2, "GN"), (2, ""), (2, "naiveSyncBN"), (4, "")])
+def test_processes_equal_one_with_the_joint_batch(teacher_files, processes, norm, tmp_path):
+    out = str(tmp_path / "out.pth")
     port = 20000 + os.getpid() % 20000
-    launch(worker, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(teacher_files, norm, out))
+    launch(worker, processes, dist_url=f"tcp://127.0.0.1:{port}", args=(teacher_files, norm, out))
     losses, grads = torch.load(out)
     expected_losses, expected_grads = step(build(teacher_files, norm), batch(IMAGES))
     assert losses.keys() == expected_losses.keys() and grads.keys() == expected_grads.keys()

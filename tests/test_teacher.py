@@ -15,19 +15,58 @@ from skd.teacher import find_config, zoo_names
 
 from .conftest import ROOT, batch, distilling, read_config, tiny_config
 
+# how far features may be from fp32, as a fraction of the largest at their level
+OPTIONS = {
+    "exact": ({"fold_bn": False}, 0.0),
+    "default": ({}, 1e-5),
+    "bf16": ({"precision": "bf16"}, 5e-2),
+    "fp16": ({"precision": "fp16"}, 5e-3),
+    "channels_last": ({"channels_last": True}, 1e-5),
+    "side_stream": ({"side_stream": True}, 1e-5),
+    "all": ({"precision": "bf16", "channels_last": True, "side_stream": True}, 5e-2),
+}
 
-def test_features_are_those_of_the_detector_itself(teacher_files):
-    teacher = build_teacher(teacher_files[0], weights=teacher_files[1])
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_features_are_those_of_the_detector_itself(teacher_files, option):
+    kwargs, tolerance = OPTIONS[option]
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1], **kwargs)
     model = build_model(student_config(tiny_config(width=6, fpn=24))).eval()
     model.load_state_dict(torch.load(teacher_files[1])["model"])
     inputs = batch(n=3, height=70, width=90)  # padding needed
     with torch.no_grad():
         expected = model.backbone(model.preprocess_image(inputs).tensor)
-    ours = teacher(inputs, "BGR")
+    ours = teacher.start(inputs, "BGR")()
     assert ours.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(ours[name], expected[name])
+    for name, value in expected.items():
+        error = (ours[name].float() - value).abs().max() / value.abs().max()
+        assert error <= tolerance, (name, error)
         assert not ours[name].requires_grad
+    folded = [m for m in teacher.modules() if isinstance(getattr(m, "norm", None), torch.nn.Module)]
+    assert bool(folded) == (option == "exact")
+
+
+def test_a_compiled_teacher_returns_the_same(teacher_files):
+    """Of images of several sizes."""
+    plain = build_teacher(teacher_files[0], weights=teacher_files[1])
+    compiled = build_teacher(teacher_files[0], weights=teacher_files[1], compile=True)
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    for height, width in ((64, 96), (96, 64), (128, 128)):
+        inputs = batch(height=height, width=width)
+        ours, expected = compiled(inputs, "BGR"), plain(inputs, "BGR")
+        for name, value in expected.items():
+            assert (ours[name] - value).abs().max() <= 1e-4 * value.abs().max(), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_side_stream_changes_nothing(teacher_files):
+    inputs = batch(n=3)
+    plain = build_teacher(teacher_files[0], weights=teacher_files[1]).cuda()
+    beside = build_teacher(teacher_files[0], weights=teacher_files[1], side_stream=True).cuda()
+    for _ in range(5):
+        ours = beside.start(inputs, "BGR")()
+        for name, value in plain(inputs, "BGR").items():
+            assert torch.equal(ours[name], value)
 
 
 class Echo(Backbone):
@@ -188,6 +227,18 @@ def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
             "config.yaml' with OPTS .*MODEL.FPN.CHANNELS.* cannot be read: Non-existent key",
         ),
         (None, {}, ValueError, "no checkpoint for.*--teacher-weights"),
+        (
+            None,
+            {"precision": "int8", "random_weights": True},
+            ValueError,
+            "PRECISION is 'int8'.*'fp32', 'bf16', 'fp16'",
+        ),
+        (
+            None,
+            {"compile": True, "features": "backbone.bottom_up", "random_weights": True},
+            ValueError,
+            "COMPILE needs MODEL.TEACHER.FEATURES 'backbone'",
+        ),
         (
             None,
             {"features": "roi_heads", "random_weights": True},

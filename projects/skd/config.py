@@ -52,6 +52,17 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.TEACHER.OPTS = []
     # Like STUDENT.FEATURES; a module of the teacher's backbone, because nothing else of it runs.
     cfg.MODEL.TEACHER.FEATURES = "backbone"
+    # What makes its forward cheaper; docs/performance.md has the measurements.
+    # Numbers it computes in: "fp32", "bf16" or "fp16". The losses are computed in fp32 anyway.
+    cfg.MODEL.TEACHER.PRECISION = "fp32"
+    # Fold its batch norms, which are fixed, into the convolutions before them.
+    cfg.MODEL.TEACHER.FOLD_BN = True
+    # Lay its maps out with channels last.
+    cfg.MODEL.TEACHER.CHANNELS_LAST = False
+    # Compile its backbone with torch.compile, which takes minutes at the start.
+    cfg.MODEL.TEACHER.COMPILE = False
+    # Run it on a CUDA stream of its own, beside the student's forward.
+    cfg.MODEL.TEACHER.SIDE_STREAM = False
     # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
 

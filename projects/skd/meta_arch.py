@@ -133,9 +133,10 @@ class DistillRCNN(nn.Module):
         if not self.training:
             return self.student(batched_inputs)
 
+        teacher_features = self.teacher.start(batched_inputs, self.input_format)
         with FeatureTap(self._features) as tap:
             losses = self.student(batched_inputs)
-        teacher_features = self.teacher(batched_inputs, self.input_format)
+        teacher_features = teacher_features()
         image_size = [max(x["image"].shape[i] for x in batched_inputs) for i in (1, 2)]
         student, teacher = {}, {}
         for name, pair in self.pairs.items():

@@ -4,7 +4,7 @@ import difflib
 import glob
 import logging
 import os
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import torch
 from detectron2 import model_zoo
@@ -20,6 +20,7 @@ from torch import nn
 from .config import add_skd_config, is_lazy_file, merge_file, student_config
 from .features import FeatureTap, get_feature_module
 from .inherit import State, components
+from .teacher_speed import PRECISIONS, fold_batch_norm
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,11 @@ class FrozenTeacher(nn.Module):
         input_format: Optional[str] = None,
         features: str = "backbone",
         random_weights: bool = False,
+        precision: str = "fp32",
+        fold_bn: bool = True,
+        channels_last: bool = False,
+        compile: bool = False,
+        side_stream: bool = False,
     ):
         """
         Args:
@@ -51,6 +57,7 @@ class FrozenTeacher(nn.Module):
                 ``model.input_format``.
             features: the module of ``model.backbone`` to read feature maps from.
             random_weights: keep the model untrained; ``weights`` must be empty.
+            precision, fold_bn, channels_last, compile, side_stream: see ``MODEL.TEACHER``.
 
         Raises:
             FileNotFoundError: no such file.
@@ -83,6 +90,25 @@ class FrozenTeacher(nn.Module):
         self.register_buffer("pixel_std", model.pixel_std.clone(), persistent=False)
         self.requires_grad_(False)
         self.eval()
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"MODEL.TEACHER.PRECISION is {precision!r}; it must be one of "
+                f"{', '.join(map(repr, PRECISIONS))}."
+            )
+        if compile and features != "backbone":
+            raise ValueError(
+                f"MODEL.TEACHER.COMPILE needs MODEL.TEACHER.FEATURES 'backbone', not '{features}'."
+            )
+        if fold_bn:
+            fold_batch_norm(self.backbone)
+        self.backbone.to(dtype=PRECISIONS[precision])
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
+        # past nn.Module.__setattr__, which would register the backbone a second time
+        run = torch.compile(self.backbone, dynamic=True) if compile else self.backbone
+        object.__setattr__(self, "_run", run)
+        self.side_stream = side_stream
+        self._stream: Optional["torch.cuda.Stream"] = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
@@ -93,6 +119,11 @@ class FrozenTeacher(nn.Module):
             opts=teacher.OPTS,
             features=teacher.FEATURES,
             random_weights=teacher.RANDOM_WEIGHTS,
+            precision=teacher.PRECISION,
+            fold_bn=teacher.FOLD_BN,
+            channels_last=teacher.CHANNELS_LAST,
+            compile=teacher.COMPILE,
+            side_stream=teacher.SIDE_STREAM,
         )
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
@@ -132,9 +163,40 @@ class FrozenTeacher(nn.Module):
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
+        weight = next(self.backbone.parameters(), images.tensor)
+        tensor = images.tensor.to(weight.dtype)
+        if self.features == "backbone":
+            return self._run(tensor)
         with FeatureTap(self.get_submodule(self.features)) as tap:
-            self.backbone(images.tensor)
+            self.backbone(tensor)
         return tap.features
+
+    def start(
+        self, batched_inputs: List[Dict[str, Any]], image_format: str
+    ) -> Callable[[], Dict[str, torch.Tensor]]:
+        """
+        Begin :meth:`forward` on a CUDA stream of the teacher's own; without ``side_stream`` or
+        without a GPU it begins when the result is asked for.
+
+        Returns:
+            A function that waits for the feature maps and returns them.
+        """
+        if not self.side_stream or self.pixel_mean.device.type != "cuda":
+            return lambda: self(batched_inputs, image_format)
+        current = torch.cuda.current_stream(self.pixel_mean.device)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.pixel_mean.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            features = self(batched_inputs, image_format)
+
+        def wait():
+            current.wait_stream(self._stream)
+            for x in features.values():
+                x.record_stream(current)  # its memory is in use there until then
+            return features
+
+        return wait
 
     def _check_square(self, batched_inputs: List[Dict[str, Any]]) -> None:
         square = self.backbone.padding_constraints.get("square_size", 0)
@@ -154,7 +216,8 @@ def build_teacher(config_file: str, **kwargs) -> FrozenTeacher:
 
     Args:
         config_file: see ``MODEL.TEACHER.CONFIG_FILE``.
-        kwargs: ``weights``, ``opts``, ``features``, ``random_weights``, as the config keys.
+        kwargs: ``weights``, ``opts``, ``features``, ``random_weights``, ``precision``,
+            ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the config keys.
     """
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
         return FrozenTeacher(**_teacher_args(config_file, **kwargs))
@@ -164,8 +227,8 @@ def _teacher_args(
     config_file: str,
     weights: str = "",
     opts: Sequence[str] = (),
-    features: str = "backbone",
     random_weights: bool = False,
+    **kwargs,
 ) -> Dict[str, Any]:
     path = find_config(config_file)
     if not weights and not random_weights:
@@ -190,8 +253,8 @@ def _teacher_args(
         "model": model,
         "weights": weights,
         "input_format": input_format,
-        "features": features,
         "random_weights": random_weights,
+        **kwargs,
     }
 
 
