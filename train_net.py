@@ -3,6 +3,7 @@
 Train or evaluate a Detectron2 model, with a teacher or without.
 
     python train_net.py --config-file CONFIG --num-gpus 8 [--teacher CONFIG] [KEY VALUE ...]
+    torchrun --nproc-per-node 8 train_net.py --config-file CONFIG ...
 
 CONFIG is any Detectron2 config, a .yaml or a LazyConfig .py. It distils if it says so itself (see
 configs/) or if --teacher is given; otherwise the plain model is trained.
@@ -12,7 +13,7 @@ import os
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -21,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 from skd import add_skd_config, distill, student_config
 from skd.config import is_distilling, is_lazy_file, merge_file
 from skd.data import check_classes, check_classes_lazy, register_coco
-from skd.engine import SKDTrainer, distill_lazy, do_test, do_train
+from skd.engine import SKDTrainer, distill_lazy, do_test, do_train, launch
 from skd.engine.lazy import is_distilling_lazy, student_lazy
 from skd.evaluation import write_results
 
@@ -64,7 +65,10 @@ def setup(args) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="skd")
     plain = student_config(cfg)
     if args.eval_only or not cfg.MODEL.TEACHER.CONFIG_FILE:
+        accumulate = cfg.SOLVER.ACCUMULATE
         cfg = plain  # nothing to learn, or nobody to learn from
+        if accumulate != 1:
+            cfg.SOLVER.ACCUMULATE = accumulate
     cfg.freeze()
     default_setup(cfg, args)
     if comm.is_main_process() and is_distilling(cfg):
@@ -129,11 +133,4 @@ def main_lazy(args):
 
 if __name__ == "__main__":
     args = argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, args)

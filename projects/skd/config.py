@@ -66,6 +66,10 @@ def add_skd_config(cfg: CN) -> None:
     # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
 
+    # Take each batch in that many parts, one after the other, for one optimizer step: for GPUs
+    # that do not hold SOLVER.IMS_PER_BATCH images. Must divide a process's share of them.
+    cfg.SOLVER.ACCUMULATE = 1
+
     # -------------------------------------------------------------------------- the distiller
     cfg.MODEL.DISTILLER = CN()
     # The method: a name in skd.DISTILLER_REGISTRY.
@@ -177,6 +181,7 @@ def student_config(cfg: CN) -> CN:
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
     for node in _NODES:
         cfg.MODEL.pop(node, None)
+    cfg.SOLVER.pop("ACCUMULATE", None)
     if "timm" not in cfg.MODEL.BACKBONE.NAME:
         cfg.MODEL.pop("TIMM", None)
     if frozen:

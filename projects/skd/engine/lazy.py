@@ -5,7 +5,7 @@ from typing import Any, Dict
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
+from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +14,7 @@ from torch import nn
 from ..distillers import StructuredDistiller
 from ..meta_arch import DistillRCNN
 from ..teacher import build_teacher
+from .accumulate import build_trainer, check_accumulate
 from .trainer import check_amp, wrap_data_parallel
 
 
@@ -70,14 +71,14 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
         Results of the last evaluation.
     """
     check_amp(cfg.train.amp.enabled, "train.amp.enabled")
+    accumulate = cfg.train.get("accumulate", 1)
+    check_accumulate(accumulate, cfg.dataloader.train.total_batch_size, "train.accumulate")
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     data_loader = instantiate(cfg.dataloader.train)
     model = wrap_data_parallel(model, **cfg.train.ddp)
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
-        model, data_loader, optimizer
-    )
+    trainer = build_trainer(model, data_loader, optimizer, cfg.train.amp.enabled, accumulate)
     checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     main = comm.is_main_process()
     evaluation = hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, model))

@@ -6,13 +6,14 @@ import weakref
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine import DefaultTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from ..evaluation import build_evaluator
+from .accumulate import build_trainer, check_accumulate
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,14 @@ class SKDTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         check_amp(cfg.SOLVER.AMP.ENABLED, "SOLVER.AMP.ENABLED")
+        accumulate = cfg.SOLVER.get("ACCUMULATE", 1)
+        check_accumulate(accumulate, cfg.SOLVER.IMS_PER_BATCH, "SOLVER.ACCUMULATE")
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = wrap_data_parallel(model, broadcast_buffers=False)
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
-            model, data_loader, optimizer
+        self._trainer = build_trainer(
+            model, data_loader, optimizer, cfg.SOLVER.AMP.ENABLED, accumulate
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(

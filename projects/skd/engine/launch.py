@@ -1,0 +1,54 @@
+"""Detectron2's launcher, or torchrun's processes."""
+
+import argparse
+import os
+from typing import Any, Callable
+
+import torch
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+from torch import distributed as dist
+
+
+def under_torchrun() -> bool:
+    """Whether this process was started by torchrun (or by anything that sets its variables)."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= set(os.environ)
+
+
+def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """
+    Run ``main(args)`` in every process: in those torchrun has started, else in as many as
+    ``--num-gpus`` and ``--num-machines`` say.
+
+    After an elastic restart ``args.resume`` is set, so that training goes on from the last
+    checkpoint.
+
+    Raises:
+        ValueError: both torchrun and ``--num-gpus`` or ``--num-machines``.
+    """
+    if not under_torchrun():
+        return detectron2_launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    if args.num_gpus > 1 or args.num_machines > 1:
+        raise ValueError(
+            "torchrun starts the processes itself: leave out --num-gpus and --num-machines, and "
+            "give torchrun --nproc-per-node and --nnodes."
+        )
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        comm.synchronize()
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+            args.resume = True
+        return main(args)
+    finally:
+        dist.destroy_process_group()
