@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2
 BIN = "$(VENV)/bin/python"
 CODE = configs projects tools tests train_net.py
 
-.PHONY: setup demo test lint format study
+.PHONY: setup demo test lint format study bench
 
 setup:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash tools/setup.sh
@@ -30,3 +30,6 @@ format: setup
 study: setup
 	@mkdir -p docs/results/shapes_mask_rcnn
 	@$(BIN) -W ignore tools/study.py | tee docs/results/shapes_mask_rcnn/log.txt
+
+bench: setup
+	@$(BIN) -W ignore tools/benchmark $(BENCH_ARGS)

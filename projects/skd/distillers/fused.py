@@ -170,18 +170,21 @@ def mixing(
     v = block.out @ (g @ phi.transpose(1, 2) / phi.shape[2])
     if norm is None:
         return v, block.out_bias
-    if norm.training:
-        mean_theta = theta.mean(2, keepdim=True)
-        centred = theta - mean_theta
-        covariance = centred @ centred.transpose(1, 2) / theta.shape[2]
-        means = (v @ mean_theta).squeeze(2)  # of each image's W y
-        mean = means.mean(0)
-        var = ((v @ covariance) * v).sum(2).mean(0) + means.var(0, unbiased=False)
-        mean = mean + block.out_bias
-        _track(norm, mean.detach(), var.detach(), theta.shape[0] * theta.shape[2])
-    else:
-        mean, var = norm.running_mean, norm.running_var
-    scale = block.gamma * torch.rsqrt(var + norm.eps)
+    if not norm.training:
+        scale = block.gamma * torch.rsqrt(norm.running_var + norm.eps)
+        return v * scale[:, None], (block.out_bias - norm.running_mean) * scale + block.beta
+    # variances of large maps overflow: take them of V divided by a power of two, which is exact
+    largest = v.detach().abs().amax().clamp_min(1.0)
+    unit = largest / torch.frexp(largest).mantissa
+    w = v / unit
+    mean_theta = theta.mean(2, keepdim=True)
+    centred = theta - mean_theta
+    covariance = centred @ centred.transpose(1, 2) / theta.shape[2]
+    means = (w @ mean_theta).squeeze(2)  # of each image's W y
+    var = ((w @ covariance) * w).sum(2).mean(0) + means.var(0, unbiased=False)
+    mean = means.mean(0) * unit + block.out_bias
+    scale = block.gamma * torch.rsqrt(var + norm.eps / unit**2) / unit
+    _track(norm, mean.detach(), var.detach() * unit**2, theta.shape[0] * theta.shape[2])
     return v * scale[:, None], (block.out_bias - mean) * scale + block.beta
 
 

@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""
+Measure what distillation costs, each row as a ratio of two sides measured in turns in one run.
+Writes OUTPUT/results.json and OUTPUT/table.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from typing import Any, Dict, List
+
+import torch
+from cases import LEVELS, Loss, inputs, mask_rcnn, teacher_forwards, training_steps
+from measure import alternate, flops, machine, peak_memory, row
+from rich.console import Console
+from tabulate import tabulate
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+MB = 2**20
+
+
+def loss_rows(args) -> List[Dict[str, Any]]:
+    case = Loss(args.device, args.images, args.size)
+    case.check()
+    pairs = alternate(case.ours, case.literal, args.repeats, args.device)
+    counts = {"flops": flops(case.ours), "flops_reference": flops(case.literal)}
+    return [row("loss_time", pairs, 0.5, unit="s", bytes=case.map_bytes(), **counts)]
+
+
+def memory(args, which: str) -> List[float]:
+    """Peak MB above the inputs, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", os.path.dirname(os.path.abspath(__file__))]
+    command += ["--memory-of", which, "--device", args.device, "--repeats", str(args.repeats)]
+    command += ["--images", str(args.images), "--size", *map(str, args.size)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory_of(args) -> None:
+    case = Loss(args.device, args.images, args.size, full_keys=args.memory_of == "full_keys")
+    function = case.literal if args.memory_of == "literal" else case.ours
+    function()  # what libraries allocate once is not ours
+    print(json.dumps([peak_memory(function, args.device) / MB for _ in range(args.repeats)]))
+
+
+def memory_rows(args) -> List[Dict[str, Any]]:
+    literal = memory(args, "literal")
+    ours, full = (list(zip(memory(args, which), literal)) for which in ("ours", "full_keys"))
+    return [
+        row("loss_memory", ours, 0.25, unit="MB"),
+        row("full_resolution_keys_memory", full, 1.0, unit="MB"),
+    ]
+
+
+def growth_rows(args) -> List[Dict[str, Any]]:
+    """The loss's time with twice the area, twice the images, all levels instead of P3 to P6."""
+    height, width = (side // 2 for side in args.size)
+    base = Loss(args.device, 2, (height, width))
+    some = {name: stride for name, stride in LEVELS.items() if name != "p2"}
+    cases = {
+        "growth_area": (Loss(args.device, 2, (height, 2 * width)), base),
+        "growth_batch": (Loss(args.device, 4, (height, width)), base),
+        "growth_levels": (base, Loss(args.device, 2, (height, width), levels=some)),
+    }
+    rows = []
+    for name, (large, small) in cases.items():
+        pairs = alternate(large.ours, small.ours, args.repeats, args.device)
+        expected = large.map_bytes() / small.map_bytes()
+        rows.append(row(name, pairs, unit="s", linear=expected))
+    return rows
+
+
+def step_row(args) -> Dict[str, Any]:
+    gpu = args.device == "cuda"
+    model = mask_rcnn(args.device, "fp16" if gpu else "fp32", SIDE_STREAM=False)
+    batch = inputs(args.images if gpu or args.full else 1, args.size)
+    ours, reference = training_steps(model, batch, gpu)
+    pairs = alternate(ours, reference, args.repeats, args.device)
+    counts = {"flops": flops(ours), "flops_reference": flops(reference)}
+    reduced = {
+        "reduced_bytes_student": 4 * sum(p.numel() for p in model.student.parameters()),
+        "reduced_bytes_distiller": 4 * sum(p.numel() for p in model.distiller.parameters()),
+    }
+    return row("step_mask_rcnn", pairs, 1.05 if gpu else 1.1, unit="s", **counts, **reduced)
+
+
+def eval_row(args) -> Dict[str, Any]:
+    model = mask_rcnn(args.device).eval()
+    model.student.proposal_generator.post_nms_topk[False] = 100
+    batch = inputs(1, (320, 480))
+    with torch.no_grad():
+        pairs = alternate(
+            lambda: model(batch), lambda: model.student(batch), 4 * args.repeats + 3, args.device
+        )
+    return row("eval_overhead", pairs, 1.01, unit="s")
+
+
+def teacher_rows(args) -> List[Dict[str, Any]]:
+    gpu = args.device == "cuda"
+    batch = inputs(2 if gpu else 1, args.size)
+    options = {"teacher_folded": {}, "teacher_channels_last": {"channels_last": True}}
+    if gpu:
+        options["teacher_fast"] = {"precision": "fp16", "channels_last": True}
+        options["teacher_compiled"] = {**options["teacher_fast"], "compile": True}
+    rows = []
+    for name, fast in options.items():
+        sides = teacher_forwards(args.device, batch, fast)
+        pairs = alternate(*sides, args.repeats, args.device)
+        rows.append(row(name, pairs, 0.4 if name == "teacher_fast" else None, unit="s"))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=" ".join(__doc__.split()))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--full", action="store_true", help="more repeats, two images everywhere")
+    parser.add_argument("--repeats", type=int, help="measured pairs a row (default: 3, full: 10)")
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"))
+    parser.add_argument("--output", default=os.path.join(ROOT, "output", "bench"))
+    parser.add_argument("--memory-of", choices=("ours", "literal", "full_keys"), help="internal")
+    args = parser.parse_args()
+    args.repeats = args.repeats or (10 if args.full else 3)
+    args.size = tuple(args.size)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU here")
+    torch.set_num_threads(os.cpu_count())
+    if args.memory_of:
+        return memory_of(args)
+
+    console = Console()
+    rows: List[Dict[str, Any]] = []
+    parts = {
+        "the loss, time": loss_rows,
+        "the loss, memory": memory_rows,
+        "the loss, growth": growth_rows,
+        "a training step of Mask R-CNN R50 <- R101": lambda a: [step_row(a)],
+        "inference": lambda a: [eval_row(a)],
+        "the teacher's forward": teacher_rows,
+    }
+    record = machine(args.device)
+    os.makedirs(args.output, exist_ok=True)
+    for name, part in parts.items():
+        with console.status(f"measuring {name} ..."):
+            rows += part(args)
+        with open(os.path.join(args.output, "results.json"), "w") as f:
+            json.dump([*rows, {"name": "machine", **record}], f, indent=1)
+    table = tabulate(
+        [
+            [r["name"], f"{r['ours']:.3g}", f"{r['reference']:.3g}", r["unit"],
+             f"{r['ratio']:.3f}", f"{r['min']:.3f} to {r['max']:.3f}",
+             r.get("target") or (f"linear: {r['linear']:.2f}" if "linear" in r else "")]
+            for r in rows
+        ],
+        ["name", "ours", "reference", "unit", "ratio", "range", "target"],
+        tablefmt="github",
+        disable_numparse=True,
+    )  # fmt: skip
+    with open(os.path.join(args.output, "table.md"), "w") as f:
+        f.write(table + "\n")
+    console.print(table, soft_wrap=True)
+    console.print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()

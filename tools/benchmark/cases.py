@@ -1,0 +1,156 @@
+"""What is measured: the loss alone, a training step, inference, the teacher's forward."""
+
+import math
+from typing import Any, Callable, Dict, List, Tuple
+
+import literal
+import torch
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from skd import add_skd_config, build_teacher, distill
+from skd.distillers import StructuredDistiller
+
+ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_{}_FPN_{}x.yaml"
+LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
+
+
+class Loss:
+    """The loss on random maps, ours and the literal one, with the same layers."""
+
+    def __init__(
+        self,
+        device: str,
+        images: int = 2,
+        size: Tuple[int, int] = (800, 1344),
+        channels: int = 256,
+        levels: Dict[str, int] = LEVELS,
+        full_keys: bool = False,
+    ):
+        torch.manual_seed(0)
+        key_stride = {stride: 1 for stride in levels.values()} if full_keys else None
+        self.distiller = StructuredDistiller(preset="two_stage", key_stride=key_stride)
+        shape = {n: ShapeSpec(channels=channels, stride=s) for n, s in levels.items()}
+        self.distiller.bind({name: (spec, spec) for name, spec in shape.items()})
+        for level in self.distiller.levels.values():
+            for block in (level.student_non_local, level.teacher_non_local):
+                torch.nn.init.uniform_(block.norm.weight)  # at zero it would hide the block
+        self.distiller.to(device)
+
+        def maps():
+            return {
+                name: torch.randn(images, channels, *(math.ceil(v / s) for v in size)).to(device)
+                for name, s in levels.items()
+            }
+
+        self.teacher = maps()
+        self.student = {name: x.requires_grad_() for name, x in maps().items()}
+
+    def _step(self, loss: torch.Tensor) -> torch.Tensor:
+        for x in (*self.student.values(), *self.distiller.parameters()):
+            x.grad = None
+        loss.backward()
+        return loss.detach()
+
+    def ours(self) -> torch.Tensor:
+        terms = self.distiller(self.student, self.teacher)
+        return self._step(sum(x for by_level in terms.values() for x in by_level.values()))
+
+    def literal(self) -> torch.Tensor:
+        return self._step(literal.loss(self.distiller, self.student, self.teacher))
+
+    def check(self) -> None:
+        """Raise AssertionError unless both give the same value and gradients."""
+        results = []
+        for function in (self.ours, self.literal):
+            value = function()
+            grads = {n: x.grad for n, x in self.student.items()}
+            grads.update({n: p.grad for n, p in self.distiller.named_parameters()})
+            results.append((value, grads))
+        (ours, our_grads), (expected, expected_grads) = results
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=0)
+        # some gradients are zero but for rounding, like that of a bias before batch norm
+        floor = 1e-4 * max(g.abs().max() for n, g in expected_grads.items() if n not in LEVELS)
+        for name, value in expected_grads.items():
+            scale = value.abs().max()
+            scale = scale if name in LEVELS else torch.maximum(scale, floor)
+            error = (our_grads[name] - value).abs().max() / scale
+            assert error < 1e-2, f"gradient of {name} differs by {error:.1e} of its largest entry"
+
+    def map_bytes(self) -> int:
+        """Both networks' maps read once, and the gradient written: the least there is to move."""
+        return 3 * sum(x.numel() * x.element_size() for x in self.student.values())
+
+
+def inputs(images: int, size: Tuple[int, int]) -> List[Dict[str, Any]]:
+    """Random images with ten objects each."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    batch = []
+    for _ in range(images):
+        corner = torch.rand(10, 2, generator=generator) * torch.tensor([width, height]) * 0.6
+        extent = (0.05 + 0.3 * torch.rand(10, 2, generator=generator)) * min(size)
+        boxes = torch.cat([corner, corner + extent], dim=1)
+        masks = torch.zeros(10, height, width, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(masks, boxes.long().tolist()):
+            mask[y0:y1, x0:x1] = True
+        instances = Instances(
+            size,
+            gt_boxes=Boxes(boxes),
+            gt_classes=torch.randint(0, 80, (10,), generator=generator),
+            gt_masks=BitMasks(masks),
+        )
+        image = torch.randint(0, 256, (3, height, width), generator=generator).float()
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+def mask_rcnn(device: str, precision: str = "fp32", **teacher):
+    """Mask R-CNN R50 <- R101 of the zoo, untrained: speed does not depend on weights."""
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file(ZOO.format(50, 1)))
+    distill(cfg, ZOO.format(101, 3))
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
+    cfg.MODEL.TEACHER.PRECISION = precision
+    for key, value in teacher.items():
+        cfg.MODEL.TEACHER[key] = value
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def training_steps(
+    model, batch: List[Dict[str, Any]], amp: bool
+) -> Tuple[Callable[[], None], Callable[[], None]]:
+    """The distilling step, and the student's step plus the teacher's forward."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-6, momentum=0.9)
+    model.train()
+
+    def step(losses_of):
+        with EventStorage(), torch.autocast("cuda", dtype=torch.float16, enabled=amp):
+            losses = losses_of(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    def ours():
+        step(model)
+
+    def reference():
+        step(model.student)
+        model.teacher(batch, model.input_format)
+
+    return ours, reference
+
+
+def teacher_forwards(device: str, batch: List[Dict[str, Any]], fast: Dict[str, Any]):
+    """The teacher's forward with the fast options, and the plain fp32 one."""
+    name = ZOO.format(101, 3)
+    quick = build_teacher(name, random_weights=True, **fast).to(device)
+    plain = build_teacher(name, random_weights=True, fold_bn=False).to(device)
+    return lambda: quick(batch, "BGR"), lambda: plain(batch, "BGR")

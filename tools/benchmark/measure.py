@@ -1,0 +1,131 @@
+"""Time, memory and operations of a function, on CPU or GPU."""
+
+import ctypes
+import os
+import platform
+import statistics
+import subprocess
+import threading
+import time
+from typing import Any, Callable, Dict, List, Tuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop
+
+Function = Callable[[], Any]
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(function: Function, device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def alternate(
+    ours: Function, reference: Function, repeats: int, device: str
+) -> List[Tuple[float, float]]:
+    """Seconds of both, in turns, so that what else the machine does falls on both; one warm-up."""
+    pairs = [(seconds(ours, device), seconds(reference, device)) for _ in range(repeats + 1)]
+    return pairs[1:]
+
+
+def row(name: str, pairs: List[Tuple[float, float]], target: float = None, **more) -> Dict:
+    """A row of results.json: medians, their ratio, and the range of the pairs' ratios."""
+    ours, reference = (statistics.median(side) for side in zip(*pairs))
+    ratios = [a / b for a, b in pairs]
+    return {
+        "name": name,
+        "ours": ours,
+        "reference": reference,
+        "ratio": ours / reference,
+        "min": min(ratios),
+        "max": max(ratios),
+        "target": target,
+        **more,
+    }
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory(function: Function, device: str) -> int:
+    """
+    Bytes that a function holds at its worst moment on top of what was there before. On a CPU the
+    process's resident memory, read every millisecond: run it in a process of its own.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what an earlier call has freed goes back first
+    before = peak = _resident()
+    done = threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, _resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        function()
+    finally:
+        done.set()
+        thread.join()
+    return peak - before
+
+
+def flops(function: Function) -> int:
+    """
+    Operations of all matrix products and convolutions, backward included (two for a
+    multiply-add). torch's counter, because fvcore's traces forward passes only.
+    """
+    mapping = {torch.ops.aten.baddbmm_: lambda c, a, b, out_shape=None, **_: bmm_flop(a, b)}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def machine(device: str) -> Dict[str, Any]:
+    """What the numbers were measured on, and how fast it multiplies and copies."""
+    x = torch.randn(2048, 2048, device=device)
+    y = torch.randn(2**25, device=device)
+    gemm = min(seconds(lambda: x @ x, device) for _ in range(5))
+    z = torch.empty_like(y)
+    copy = min(seconds(lambda: z.copy_(y), device) for _ in range(5))
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+        "load": os.getloadavg()[0],
+        "gemm_gflops": 2 * 2048**3 / gemm / 1e9,
+        "copy_gbytes": 2 * y.numel() * 4 / copy / 1e9,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            names = [line.split(":")[1].strip() for line in f if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
