@@ -102,3 +102,24 @@ def test_a_failed_run_shows_its_error(shapes, tmp_path):
     args = ["--output", tmp_path / "demo", "--iterations", 2, "MODEL.DEVICE", "nowhere"]
     printed = tool("demo.py", *args, datasets=shapes, ok=False)
     assert "failed" in printed and "nowhere" in printed
+
+
+def test_benchmark_writes_its_rows(tmp_path):
+    """Each at a tiny size; it compares values and gradients before it times them."""
+    parts = ["loss", "memory", "step", "eval"]
+    tool(
+        "benchmark", "--size", 64, 96, "--repeats", 1, "--only", *parts,
+        "--output", tmp_path, datasets=tmp_path,
+    )  # fmt: skip
+    *rows, machine = json.loads((tmp_path / "results.json").read_text())
+    assert machine["name"] == "machine" and machine["gemm_gflops"] > 0
+    names = ["loss_time", "loss_memory", "full_resolution_keys_memory", "step_mask_rcnn"]
+    assert [r["name"] for r in rows] == [*names, "eval_overhead"]
+    for r in rows:
+        assert {"name", "ours", "reference", "ratio", "min", "max", "target"} <= set(r)
+        assert r["ours"] > 0 and r["min"] <= r["max"]
+    by_name = {r["name"]: r for r in rows}
+    assert by_name["loss_time"]["flops"] > 0
+    assert by_name["step_mask_rcnn"]["reduced_bytes_student"] > 1.7e8
+    for name in by_name:
+        assert name in (tmp_path / "table.md").read_text()

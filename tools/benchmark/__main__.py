@@ -15,6 +15,7 @@ import torch
 from cases import LEVELS, Loss, inputs, mask_rcnn, teacher_forwards, training_steps
 from measure import alternate, flops, machine, peak_memory, row
 from rich.console import Console
+from scaling import scaling_rows
 from tabulate import tabulate
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -23,16 +24,15 @@ MB = 2**20
 
 def loss_rows(args) -> List[Dict[str, Any]]:
     case = Loss(args.device, args.images, args.size)
-    case.check()
-    pairs = alternate(case.ours, case.literal, args.repeats, args.device)
-    counts = {"flops": flops(case.ours), "flops_reference": flops(case.literal)}
+    counts = case.check()
+    pairs = alternate(case.ours, case.literal, args.repeats, args.device, warm=True)
     return [row("loss_time", pairs, 0.5, unit="s", bytes=case.map_bytes(), **counts)]
 
 
 def memory(args, which: str) -> List[float]:
     """Peak MB above the inputs, in a process of its own."""
     command = [sys.executable, "-W", "ignore", os.path.dirname(os.path.abspath(__file__))]
-    command += ["--memory-of", which, "--device", args.device, "--repeats", str(args.repeats)]
+    command += ["--memory-of", which, "--device", args.device, "--repeats", "2"]
     command += ["--images", str(args.images), "--size", *map(str, args.size)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -72,21 +72,22 @@ def growth_rows(args) -> List[Dict[str, Any]]:
     return rows
 
 
-def step_row(args) -> Dict[str, Any]:
+def step_rows(args) -> List[Dict[str, Any]]:
     gpu = args.device == "cuda"
     model = mask_rcnn(args.device, "fp16" if gpu else "fp32", SIDE_STREAM=False)
     batch = inputs(args.images if gpu or args.full else 1, args.size)
     ours, reference = training_steps(model, batch, gpu)
-    pairs = alternate(ours, reference, args.repeats, args.device)
-    counts = {"flops": flops(ours), "flops_reference": flops(reference)}
+    counts = {"flops": flops(ours)[0], "flops_reference": flops(reference)[0]}
+    pairs = alternate(ours, reference, args.repeats, args.device, warm=True)
     reduced = {
         "reduced_bytes_student": 4 * sum(p.numel() for p in model.student.parameters()),
         "reduced_bytes_distiller": 4 * sum(p.numel() for p in model.distiller.parameters()),
     }
-    return row("step_mask_rcnn", pairs, 1.05 if gpu else 1.1, unit="s", **counts, **reduced)
+    target = 1.05 if gpu else 1.1
+    return [row("step_mask_rcnn", pairs, target, unit="s", **counts, **reduced)]
 
 
-def eval_row(args) -> Dict[str, Any]:
+def eval_rows(args) -> List[Dict[str, Any]]:
     model = mask_rcnn(args.device).eval()
     model.student.proposal_generator.post_nms_topk[False] = 100
     batch = inputs(1, (320, 480))
@@ -94,7 +95,7 @@ def eval_row(args) -> Dict[str, Any]:
         pairs = alternate(
             lambda: model(batch), lambda: model.student(batch), 4 * args.repeats + 3, args.device
         )
-    return row("eval_overhead", pairs, 1.01, unit="s")
+    return [row("eval_overhead", pairs, 1.01, unit="s")]
 
 
 def teacher_rows(args) -> List[Dict[str, Any]]:
@@ -112,6 +113,17 @@ def teacher_rows(args) -> List[Dict[str, Any]]:
     return rows
 
 
+PARTS = {
+    "loss": loss_rows,
+    "memory": memory_rows,
+    "growth": growth_rows,
+    "step": step_rows,
+    "eval": eval_rows,
+    "teacher": teacher_rows,
+    "processes": scaling_rows,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=" ".join(__doc__.split()))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -119,6 +131,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="measured pairs a row (default: 3, full: 10)")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--output", default=os.path.join(ROOT, "output", "bench"))
     parser.add_argument("--memory-of", choices=("ours", "literal", "full_keys"), help="internal")
     args = parser.parse_args()
@@ -132,19 +145,11 @@ def main() -> None:
 
     console = Console()
     rows: List[Dict[str, Any]] = []
-    parts = {
-        "the loss, time": loss_rows,
-        "the loss, memory": memory_rows,
-        "the loss, growth": growth_rows,
-        "a training step of Mask R-CNN R50 <- R101": lambda a: [step_row(a)],
-        "inference": lambda a: [eval_row(a)],
-        "the teacher's forward": teacher_rows,
-    }
     record = machine(args.device)
     os.makedirs(args.output, exist_ok=True)
-    for name, part in parts.items():
+    for name in args.only:
         with console.status(f"measuring {name} ..."):
-            rows += part(args)
+            rows += PARTS[name](args)
         with open(os.path.join(args.output, "results.json"), "w") as f:
             json.dump([*rows, {"name": "machine", **record}], f, indent=1)
     table = tabulate(

@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from measure import flops
 
 from skd import add_skd_config, build_teacher, distill
 from skd.distillers import StructuredDistiller
@@ -63,11 +64,16 @@ class Loss:
     def literal(self) -> torch.Tensor:
         return self._step(literal.loss(self.distiller, self.student, self.teacher))
 
-    def check(self) -> None:
-        """Raise AssertionError unless both give the same value and gradients."""
-        results = []
-        for function in (self.ours, self.literal):
-            value = function()
+    def check(self) -> Dict[str, int]:
+        """
+        Raise AssertionError unless both give the same value and gradients.
+
+        Returns:
+            How many operations each took.
+        """
+        results, counts = [], {}
+        for name, function in (("flops", self.ours), ("flops_reference", self.literal)):
+            counts[name], value = flops(function)
             grads = {n: x.grad for n, x in self.student.items()}
             grads.update({n: p.grad for n, p in self.distiller.named_parameters()})
             results.append((value, grads))
@@ -80,6 +86,7 @@ class Loss:
             scale = scale if name in LEVELS else torch.maximum(scale, floor)
             error = (our_grads[name] - value).abs().max() / scale
             assert error < 1e-2, f"gradient of {name} differs by {error:.1e} of its largest entry"
+        return counts
 
     def map_bytes(self) -> int:
         """Both networks' maps read once, and the gradient written: the least there is to move."""

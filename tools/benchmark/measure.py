@@ -29,11 +29,17 @@ def seconds(function: Function, device: str) -> float:
 
 
 def alternate(
-    ours: Function, reference: Function, repeats: int, device: str
+    ours: Function, reference: Function, repeats: int, device: str, warm: bool = False
 ) -> List[Tuple[float, float]]:
-    """Seconds of both, in turns, so that what else the machine does falls on both; one warm-up."""
-    pairs = [(seconds(ours, device), seconds(reference, device)) for _ in range(repeats + 1)]
-    return pairs[1:]
+    """
+    Seconds of both, in turns, so that what else the machine does falls on both.
+
+    Args:
+        warm: both have run already; else they do once, unmeasured.
+    """
+    if not warm:
+        ours(), reference()
+    return [(seconds(ours, device), seconds(reference, device)) for _ in range(repeats)]
 
 
 def row(name: str, pairs: List[Tuple[float, float]], target: float = None, **more) -> Dict:
@@ -88,15 +94,15 @@ def peak_memory(function: Function, device: str) -> int:
     return peak - before
 
 
-def flops(function: Function) -> int:
+def flops(function: Function) -> Tuple[int, Any]:
     """
-    Operations of all matrix products and convolutions, backward included (two for a
-    multiply-add). torch's counter, because fvcore's traces forward passes only.
+    Operations of all matrix products and convolutions of a call, backward included (two for a
+    multiply-add), and what it returned. torch's counter, because fvcore's sees no backward.
     """
     mapping = {torch.ops.aten.baddbmm_: lambda c, a, b, out_shape=None, **_: bmm_flop(a, b)}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        function()
-    return counter.get_total_flops()
+        result = function()
+    return counter.get_total_flops(), result
 
 
 def machine(device: str) -> Dict[str, Any]:
