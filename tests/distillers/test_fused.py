@@ -107,6 +107,23 @@ def test_images_may_be_taken_in_any_portions(monkeypatch):
             torch.testing.assert_close(value, expected[name])
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "cropped"])
+def test_maps_may_lie_in_memory_in_any_way(layout):
+    net, (student, teacher) = level(), maps()
+    expected = net(student, teacher)
+    (gradient,) = torch.autograd.grad(sum(expected.values()), student)
+
+    def lay(x):
+        if layout == "channels_last":
+            return x.detach().contiguous(memory_format=torch.channels_last)
+        return torch.nn.functional.pad(x.detach(), (0, 3, 0, 2))[..., :7, :11]
+
+    other = lay(student).requires_grad_()
+    ours = net(other, lay(teacher))
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(torch.autograd.grad(sum(ours.values()), other)[0], gradient)
+
+
 def test_terms_may_be_weighted_apart_and_led_back_twice():
     net, (student, teacher) = level(), maps()
     terms = net(student, teacher)

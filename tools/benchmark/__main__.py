@@ -13,19 +13,23 @@ from typing import Any, Dict, List
 
 import torch
 from cases import LEVELS, Loss, inputs, mask_rcnn, teacher_forwards, training_steps
-from measure import alternate, flops, machine, peak_memory, row
+from measure import MB, Function, alternate, flops, machine, peak_memory, row
 from rich.console import Console
 from scaling import scaling_rows
 from tabulate import tabulate
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-MB = 2**20
+
+
+def count(ours: Function, reference: Function) -> Dict[str, int]:
+    """Operations of both. They have run once after that, which is the warm-up."""
+    return {"flops": flops(ours)[0], "flops_reference": flops(reference)[0]}
 
 
 def loss_rows(args) -> List[Dict[str, Any]]:
     case = Loss(args.device, args.images, args.size)
     counts = case.check()
-    pairs = alternate(case.ours, case.literal, args.repeats, args.device, warm=True)
+    pairs = alternate(case.ours, case.literal, args.repeats, args.device)
     return [row("loss_time", pairs, 0.5, unit="s", bytes=case.map_bytes(), **counts)]
 
 
@@ -48,9 +52,11 @@ def memory_of(args) -> None:
 def memory_rows(args) -> List[Dict[str, Any]]:
     literal = memory(args, "literal")
     ours, full = (list(zip(memory(args, which), literal)) for which in ("ours", "full_keys"))
+    with torch.device("meta"):
+        least = Loss("meta", args.images, args.size).map_bytes() / 3  # the student's gradient
     return [
-        row("loss_memory", ours, 0.25, unit="MB"),
-        row("full_resolution_keys_memory", full, 1.0, unit="MB"),
+        row("loss_memory", ours, 0.25, unit="MB", bytes=least),
+        row("full_resolution_keys_memory", full, 1.0, unit="MB", bytes=least),
     ]
 
 
@@ -66,9 +72,10 @@ def growth_rows(args) -> List[Dict[str, Any]]:
     }
     rows = []
     for name, (large, small) in cases.items():
+        counts = count(large.ours, small.ours)
         pairs = alternate(large.ours, small.ours, args.repeats, args.device)
         expected = large.map_bytes() / small.map_bytes()
-        rows.append(row(name, pairs, unit="s", linear=expected))
+        rows.append(row(name, pairs, unit="s", linear=expected, bytes=large.map_bytes(), **counts))
     return rows
 
 
@@ -77,8 +84,8 @@ def step_rows(args) -> List[Dict[str, Any]]:
     model = mask_rcnn(args.device, "fp16" if gpu else "fp32", SIDE_STREAM=False)
     batch = inputs(args.images if gpu or args.full else 1, args.size)
     ours, reference = training_steps(model, batch, gpu)
-    counts = {"flops": flops(ours)[0], "flops_reference": flops(reference)[0]}
-    pairs = alternate(ours, reference, args.repeats, args.device, warm=True)
+    counts = count(ours, reference)
+    pairs = alternate(ours, reference, args.repeats, args.device)
     reduced = {
         "reduced_bytes_student": 4 * sum(p.numel() for p in model.student.parameters()),
         "reduced_bytes_distiller": 4 * sum(p.numel() for p in model.distiller.parameters()),
@@ -91,11 +98,11 @@ def eval_rows(args) -> List[Dict[str, Any]]:
     model = mask_rcnn(args.device).eval()
     model.student.proposal_generator.post_nms_topk[False] = 100
     batch = inputs(1, (320, 480))
+    sides = (lambda: model(batch)), (lambda: model.student(batch))
     with torch.no_grad():
-        pairs = alternate(
-            lambda: model(batch), lambda: model.student(batch), 4 * args.repeats + 3, args.device
-        )
-    return [row("eval_overhead", pairs, 1.01, unit="s")]
+        counts = count(*sides)
+        pairs = alternate(*sides, 4 * args.repeats + 3, args.device)
+    return [row("eval_overhead", pairs, 1.01, unit="s", **counts)]
 
 
 def teacher_rows(args) -> List[Dict[str, Any]]:
@@ -108,9 +115,20 @@ def teacher_rows(args) -> List[Dict[str, Any]]:
     rows = []
     for name, fast in options.items():
         sides = teacher_forwards(args.device, batch, fast)
+        counts = count(*sides)
         pairs = alternate(*sides, args.repeats, args.device)
-        rows.append(row(name, pairs, 0.4 if name == "teacher_fast" else None, unit="s"))
+        target = 0.4 if name == "teacher_fast" else None
+        rows.append(row(name, pairs, target, unit="s", **counts))
     return rows
+
+
+def limit(r: Dict[str, Any], record: Dict[str, Any]) -> str:
+    """What the machine's rate of multiplying, or the maps that must be there, allow at best."""
+    if r["unit"] == "MB":
+        return f"{r['bytes'] / MB:.3g}"
+    if "flops" not in r:
+        return ""
+    return f"{r['flops'] / record['gemm_gflops'] / 1e9:.3g}"
 
 
 PARTS = {
@@ -156,10 +174,11 @@ def main() -> None:
         [
             [r["name"], f"{r['ours']:.3g}", f"{r['reference']:.3g}", r["unit"],
              f"{r['ratio']:.3f}", f"{r['min']:.3f} to {r['max']:.3f}",
-             r.get("target") or (f"linear: {r['linear']:.2f}" if "linear" in r else "")]
+             r.get("target") or (f"linear: {r['linear']:.2f}" if "linear" in r else ""),
+             f"{r['flops'] / 1e9:.3g}" if "flops" in r else "", limit(r, record)]
             for r in rows
         ],
-        ["name", "ours", "reference", "unit", "ratio", "range", "target"],
+        ["name", "ours", "reference", "unit", "ratio", "range", "target", "GFLOP", "limit"],
         tablefmt="github",
         disable_numparse=True,
     )  # fmt: skip

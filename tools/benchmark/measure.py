@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 Function = Callable[[], Any]
+MB = 2**20
 
 
 def synchronize(device: str) -> None:
@@ -29,16 +30,9 @@ def seconds(function: Function, device: str) -> float:
 
 
 def alternate(
-    ours: Function, reference: Function, repeats: int, device: str, warm: bool = False
+    ours: Function, reference: Function, repeats: int, device: str
 ) -> List[Tuple[float, float]]:
-    """
-    Seconds of both, in turns, so that what else the machine does falls on both.
-
-    Args:
-        warm: both have run already; else they do once, unmeasured.
-    """
-    if not warm:
-        ours(), reference()
+    """Seconds of both, in turns, so that what else the machine does falls on both."""
     return [(seconds(ours, device), seconds(reference, device)) for _ in range(repeats)]
 
 

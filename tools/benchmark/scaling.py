@@ -37,6 +37,7 @@ def _worker(device: str, size, repeats: int, path: str) -> None:
         sides[1]()
         model.teacher(batch, model.input_format)
 
+    sides[0](), with_teacher()  # warm-up
     pairs = alternate(sides[0], with_teacher, repeats, device)
     if comm.is_main_process():
         torch.save(pairs, path)
