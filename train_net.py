@@ -11,7 +11,6 @@ configs/) or if --teacher is given; otherwise the plain model is trained.
 
 import os
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -20,6 +19,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from skd import add_skd_config, distill, student_config
+from skd.checkpoint import SafeCheckpointer
 from skd.config import is_distilling, is_lazy_file, merge_file
 from skd.data import check_classes, check_classes_lazy, register_coco
 from skd.engine import SKDTrainer, distill_lazy, do_test, do_train, launch
@@ -92,7 +92,7 @@ def main(args):
     cfg = setup(args)
     if args.eval_only:
         model = SKDTrainer.build_model(cfg)
-        loaded = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        loaded = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = SKDTrainer.test(cfg, model)
@@ -119,7 +119,7 @@ def main_lazy(args):
     default_setup(cfg, args)
     if args.eval_only:
         model = instantiate(cfg.model).to(cfg.train.device)
-        loaded = DetectionCheckpointer(model, save_dir=cfg.train.output_dir).resume_or_load(
+        loaded = SafeCheckpointer(model, save_dir=cfg.train.output_dir).resume_or_load(
             cfg.train.init_checkpoint, resume=args.resume
         )
         results = do_test(cfg, model)

@@ -11,6 +11,7 @@ import os
 
 import torch
 
+from skd.checkpoint import load_tensors
 from skd.teacher import DISTILLER_PREFIX
 
 
@@ -19,7 +20,7 @@ def main():
     parser.add_argument("source", help="a checkpoint of Detectron2's trainer")
     parser.add_argument("target", help="the file to write")
     args = parser.parse_args()
-    checkpoint = torch.load(args.source, map_location="cpu")
+    checkpoint = load_tensors(args.source)
     state = {
         key: value.half() if value.is_floating_point() else value
         for key, value in checkpoint["model"].items()

@@ -8,7 +8,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import torch
 from detectron2 import model_zoo
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, configurable, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -17,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 from torch import nn
 
+from .checkpoint import SafeCheckpointer
 from .config import add_skd_config, is_lazy_file, merge_file, student_config
 from .features import FeatureTap, get_feature_module
 from .inherit import State, components
@@ -330,7 +330,7 @@ def _load_config(path: str, opts: List[str]) -> Union[CfgNode, Any]:
     return student_config(cfg)
 
 
-class _StrictCheckpointer(DetectionCheckpointer):
+class _StrictCheckpointer(SafeCheckpointer):
     """Loads what the stock checkpointer loads, and refuses where that one warns."""
 
     def _log_incompatible_keys(self, incompatible) -> None:

@@ -2,7 +2,6 @@
 
 from typing import Any, Dict
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.engine import default_writers, hooks
@@ -11,6 +10,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..checkpoint import SafeCheckpointer
 from ..distillers import StructuredDistiller
 from ..meta_arch import DistillRCNN
 from ..teacher import build_teacher
@@ -79,7 +79,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
     data_loader = instantiate(cfg.dataloader.train)
     model = wrap_data_parallel(model, **cfg.train.ddp)
     trainer = build_trainer(model, data_loader, optimizer, cfg.train.amp.enabled, accumulate)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     main = comm.is_main_process()
     evaluation = hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, model))
     trainer.register_hooks(
