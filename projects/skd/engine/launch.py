@@ -2,17 +2,48 @@
 
 import argparse
 import os
+import signal
+import sys
+from multiprocessing import active_children
 from typing import Any, Callable
 
 import torch
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch import distributed as dist
+from torch import multiprocessing
+
+from .preemption import EXIT_REQUEUE, SIGNALS
 
 
 def under_torchrun() -> bool:
     """Whether this process was started by torchrun (or by anything that sets its variables)."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= set(os.environ)
+
+
+def _launch_here(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    if args.num_gpus * args.num_machines > 1:
+        # they stop in good order themselves (see PreemptionHook); this process waits for them
+        for number in SIGNALS:
+            signal.signal(number, _pass_on)
+    try:
+        return detectron2_launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except multiprocessing.ProcessExitedException as error:
+        if error.exit_code == EXIT_REQUEUE:
+            sys.exit(EXIT_REQUEUE)
+        raise
+
+
+def _pass_on(number: int, frame) -> None:
+    for child in active_children():
+        os.kill(child.pid, number)
 
 
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
@@ -27,14 +58,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
         ValueError: both torchrun and ``--num-gpus`` or ``--num-machines``.
     """
     if not under_torchrun():
-        return detectron2_launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        return _launch_here(main, args)
     if args.num_gpus > 1 or args.num_machines > 1:
         raise ValueError(
             "torchrun starts the processes itself: leave out --num-gpus and --num-machines, and "

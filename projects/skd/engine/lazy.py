@@ -15,6 +15,7 @@ from ..distillers import StructuredDistiller
 from ..meta_arch import DistillRCNN
 from ..teacher import build_teacher
 from .accumulate import build_trainer, check_accumulate
+from .preemption import PreemptionHook
 from .trainer import check_amp, wrap_data_parallel
 
 
@@ -96,6 +97,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
                 if main
                 else None
             ),
+            PreemptionHook(checkpointer),
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)

@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer
 from ..evaluation import build_evaluator
 from .accumulate import build_trainer, check_accumulate
+from .preemption import PreemptionHook
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class SKDTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self.register_hooks(self.build_hooks())
+        self.register_hooks([*self.build_hooks(), PreemptionHook(self.checkpointer)])
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
