@@ -12,6 +12,7 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch import distributed as dist
 from torch import multiprocessing
+from torch.distributed.rendezvous import rendezvous
 
 from .preemption import EXIT_REQUEUE, SIGNALS
 
@@ -67,11 +68,15 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo")
+    # torchrun's store outlives a restart: addresses of the processes before must not be found there
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    store, rank, size = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"skd_restart_{restarts}", store)
+    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size)
     try:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         comm.synchronize()
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+        if restarts > 0:
             args.resume = True
         return main(args)
     finally:

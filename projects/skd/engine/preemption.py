@@ -30,12 +30,8 @@ class PreemptionHook(HookBase):
     def __init__(self, checkpointer: Checkpointer):
         self.checkpointer = checkpointer
         self._received: Optional[float] = None
-        self._group = None
 
     def before_train(self) -> None:
-        if comm.get_world_size() > 1:
-            # over gloo, so that asking does not wait for the GPU
-            self._group = dist.new_group(backend="gloo")
         self._before = {s: signal.signal(s, self._receive) for s in SIGNALS}
 
     def _receive(self, number: int, frame) -> None:
@@ -50,8 +46,9 @@ class PreemptionHook(HookBase):
 
     def after_step(self) -> None:
         stop = torch.tensor(int(self._received is not None))
-        if self._group is not None:
-            dist.all_reduce(stop, dist.ReduceOp.MAX, self._group)
+        if comm.get_world_size() > 1:
+            stop = stop.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(stop, dist.ReduceOp.MAX)
         last = self.trainer.iter + 1 >= self.trainer.max_iter
         if not stop or last:  # what ends anyway ends as it would have
             return
