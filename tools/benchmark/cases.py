@@ -79,13 +79,13 @@ class Loss:
             results.append((value, grads))
         (ours, our_grads), (expected, expected_grads) = results
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=0)
-        # some gradients are zero but for rounding, like that of a bias before batch norm
-        floor = 1e-4 * max(g.abs().max() for n, g in expected_grads.items() if n not in LEVELS)
+        # By their norms: a rounding may make another of two equal keys the larger one in a pool,
+        # and some gradients, like that of a bias before batch norm, are zero but for rounding.
+        floor = 1e-4 * max(g.norm() for n, g in expected_grads.items() if n not in LEVELS)
         for name, value in expected_grads.items():
-            scale = value.abs().max()
-            scale = scale if name in LEVELS else torch.maximum(scale, floor)
-            error = (our_grads[name] - value).abs().max() / scale
-            assert error < 1e-2, f"gradient of {name} differs by {error:.1e} of its largest entry"
+            norm = value.norm() if name in LEVELS else torch.maximum(value.norm(), floor)
+            error = (our_grads[name] - value).norm() / norm
+            assert error < 1e-2, f"gradient of {name} differs by {error:.1e} of its norm"
         return counts
 
     def map_bytes(self) -> int:
