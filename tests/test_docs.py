@@ -1,8 +1,10 @@
 """What the documents say is true of the code."""
 
+import json
 import os
 import re
 
+import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -47,6 +49,7 @@ def test_links_and_paths_exist():
         ("docs", "docs/recipes.md"),
         ("docs", "docs/detectors.md"),
         ("docs", "docs/plugging_in.md"),
+        ("docs", "docs/performance.md"),
     ):
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", read(name)):
             assert os.path.exists(os.path.join(ROOT, folder, link)), (name, link)
@@ -59,3 +62,12 @@ def test_conversion_of_weights():
     x = torch.randn(1, 4, 20, 30, dtype=torch.float64).repeat(3, 1, 1, 1)
     factor = (3 * (20 * 8) * (30 * 8) / (2 * 800 * 1344)) ** 0.5
     assert torch.allclose(difference_norm(x, "mean", 8) * factor, difference_norm(x, "sum"))
+
+
+def test_measured_numbers_are_those_of_the_raw_results():
+    rows = {r["name"]: r for r in json.loads(read("docs/results/bench.json"))}
+    lines = re.findall(r"^\| \w+_\w+ .*\|$", read("docs/performance.md"), re.M)
+    table = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert len(table) == len(rows) - 1  # all but the machine
+    for _, name, *cells in table:
+        assert float(cells[3]) == pytest.approx(rows[name]["ratio"], abs=6e-4), name
