@@ -67,7 +67,8 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
 
     # Take each batch in that many parts, one after the other, for one optimizer step: for GPUs
-    # that do not hold SOLVER.IMS_PER_BATCH images. Must divide a process's share of them.
+    # that do not hold SOLVER.IMS_PER_BATCH images. Must divide a process's share of them. Done by
+    # train_net.py's SKDTrainer; other trainers do not know the key.
     cfg.SOLVER.ACCUMULATE = 1
 
     # -------------------------------------------------------------------------- the distiller
