@@ -195,6 +195,7 @@ def build(leaf, student=(), teacher=None):
         lazy = cfg.MODEL.TEACHER.CONFIG_FILE.endswith(".py")
         cfg.MODEL.TEACHER.OPTS = LAZY_TEACHER if lazy else TEACHER
         cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
+        cfg.MODEL.TEACHER.FOLD_BN = False  # settle() needs them
         cfg.MODEL.TIMM.PRETRAINED = False
         for key, value in WEIGHTS.items():
             cfg.MODEL.DISTILLER.STRUCTURED[key.upper()] = value
@@ -204,11 +205,13 @@ def build(leaf, student=(), teacher=None):
     cfg.model.distiller.update(WEIGHTS)
     if callable(teacher):
         teacher(cfg.model.teacher.model)
-        cfg.model.teacher.update(weights="", random_weights=True)
+        cfg.model.teacher.update(weights="", random_weights=True, fold_bn=False)
     else:
         file = teacher or cfg.model.teacher.config_file
         opts = [str(o) for o in TEACHER]
-        cfg.model.teacher = L(build_teacher)(config_file=file, opts=opts, random_weights=True)
+        cfg.model.teacher = L(build_teacher)(
+            config_file=file, opts=opts, random_weights=True, fold_bn=False
+        )
     return instantiate(cfg.model), instantiate(student_lazy(cfg).model)
 
 
