@@ -73,8 +73,11 @@ def add_skd_config(cfg: CN) -> None:
 
     # -------------------------------------------------------------------------- the distiller
     cfg.MODEL.DISTILLER = CN()
-    # The method: a name in skd.DISTILLER_REGISTRY.
+    # The method: a name in skd.DISTILLER_REGISTRY; docs/comparison.md lists them.
     cfg.MODEL.DISTILLER.NAME = "StructuredDistiller"
+    # Several methods in place of NAME, the losses of each multiplied by a weight:
+    # [["StructuredDistiller", 1.0], ["PKD", 0.5]].
+    cfg.MODEL.DISTILLER.COMBINE = []
     # The student's feature maps to distil, e.g. ["p3", "p4"]. Empty: all that have a teacher's
     # map of the same stride.
     cfg.MODEL.DISTILLER.LEVELS = []
@@ -113,6 +116,38 @@ def add_skd_config(cfg: CN) -> None:
     s.NON_LOCAL.WIDTHS = None
     # Max-pooling of keys and values: list of [stride, pool]. Other strides: 2.
     s.NON_LOCAL.KEY_STRIDES = None
+
+    _add_comparison_methods(cfg.MODEL.DISTILLER)
+
+
+def _add_comparison_methods(node: CN) -> None:
+    """
+    The settings of the twelve other methods; a file each in skd/distillers explains them. Weights
+    multiply a term at each level. None: the authors', by one- or two-stage detector.
+    """
+    node.FITNETS = CN({"WEIGHT": 1.0})
+    node.AT = CN({"WEIGHT": 1000.0})
+    node.SP = CN({"WEIGHT": 3000.0})
+    node.OFD = CN({"WEIGHT": 1.0})
+    node.FGFI = CN({"WEIGHT": 0.01})
+    # An anchor's overlap with an object, as a share of the object's best, to imitate around it.
+    node.FGFI.THRESHOLD = 0.5
+    # Side of the anchors in strides of their level, and their height / width.
+    node.FGFI.ANCHOR_SCALE = 8.0
+    node.FGFI.ASPECT_RATIOS = [0.5, 1.0, 2.0]
+    node.DEFEAT = CN({"WEIGHT_OBJECT": 3.0, "WEIGHT_BACKGROUND": 12.0})
+    # Boxes of this side, in pixels, belong to stride 16 (as in MODEL.ROI_BOX_HEAD's pooler).
+    node.DEFEAT.CANONICAL_BOX_SIZE = 224
+    node.FGD = CN({"WEIGHT_OBJECT": None, "WEIGHT_BACKGROUND": None})
+    node.FGD.WEIGHT_ATTENTION = None
+    node.FGD.WEIGHT_GLOBAL = None
+    node.FGD.TEMPERATURE = 0.5
+    node.CWD = CN({"WEIGHT": 5.0, "TEMPERATURE": 1.0})
+    # MASKED: the share of positions hidden from the student.
+    node.MGD = CN({"WEIGHT": None, "MASKED": None})
+    node.PKD = CN({"WEIGHT": None})
+    node.SSIM = CN({"WEIGHT": 1.0})
+    node.REVIEWKD = CN({"WEIGHT": 1.0})
 
 
 def merge_file(cfg: CN, path: str) -> None:

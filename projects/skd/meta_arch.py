@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
@@ -143,7 +144,10 @@ class DistillRCNN(nn.Module):
             student[name], teacher[name] = align(
                 tap.features[name], teacher_features[pair.teacher_name], pair, image_size
             )
-        terms = self.distiller(student, teacher)
+        boxes = None
+        if self.distiller.needs_boxes:
+            boxes = self._object_boxes(batched_inputs)
+        terms = self.distiller(student, teacher, boxes)
         _report(losses, terms)
         if self.vis_period > 0 and has_event_storage():
             storage = get_event_storage()
@@ -154,6 +158,19 @@ class DistillRCNN(nn.Module):
                 )
                 storage.put_image("attention: input, student, teacher", picture)
         return {**losses, **{name: sum(levels.values()) for name, levels in terms.items()}}
+
+    def _object_boxes(self, batched_inputs: List[Dict[str, Any]]) -> List[torch.Tensor]:
+        try:
+            boxes = [x["instances"].gt_boxes for x in batched_inputs]
+        except (KeyError, AttributeError):
+            boxes = [None]
+        if not all(isinstance(b, Boxes) for b in boxes):
+            raise ValueError(
+                f"{type(self.distiller).__name__} (MODEL.DISTILLER) needs the objects' upright "
+                "boxes, and the training images have none: choose a method that does without, like "
+                "StructuredDistiller or PKD."
+            )
+        return [b.tensor.to(self.device) for b in boxes]
 
 
 def _report(losses: Dict[str, torch.Tensor], terms: Dict[str, Dict[str, torch.Tensor]]) -> None:

@@ -5,7 +5,6 @@ and Efficient Object Detection", IEEE TPAMI 2023, doi 10.1109/TPAMI.2023.3300470
 docs/method.md leads from each equation to its line here.
 """
 
-import numbers
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
@@ -22,7 +21,8 @@ from .attention import (
     difference_norm,
     spatial_attention,
 )
-from .build import DISTILLER_REGISTRY, Distiller
+from .build import DISTILLER_REGISTRY, Boxes, LevelwiseDistiller, Shapes, Terms, is_two_stage
+from .checks import check_choice, check_flag, check_number
 from .fused import Attention, MaskedFeatureNorm, NonLocalNorm
 from .non_local import AFFINITIES, NORMS, NonLocalBlock
 
@@ -56,7 +56,7 @@ ByStride = Union[Mapping[int, int], Sequence[Tuple[int, int]]]
 
 
 @DISTILLER_REGISTRY.register()
-class StructuredDistiller(Distiller):
+class StructuredDistiller(LevelwiseDistiller):
     """
     Attention-guided and non-local distillation.
 
@@ -92,10 +92,10 @@ class StructuredDistiller(Distiller):
             ValueError: a value that is not among the choices or out of range; names the key.
         """
         super().__init__()
-        _check_choice("PRESET", preset, ("auto", *PRESETS))
-        _check_choice("REDUCTION", reduction, REDUCTIONS)
-        _check_choice("NON_LOCAL.AFFINITY", affinity, AFFINITIES)
-        _check_choice("NON_LOCAL.NORM", non_local_norm, NORMS)
+        check_choice("STRUCTURED.PRESET", preset, ("auto", *PRESETS))
+        check_choice("STRUCTURED.REDUCTION", reduction, REDUCTIONS)
+        check_choice("STRUCTURED.NON_LOCAL.AFFINITY", affinity, AFFINITIES)
+        check_choice("STRUCTURED.NON_LOCAL.NORM", non_local_norm, NORMS)
         self.preset = preset
         self.reduction = reduction
         self.affinity = affinity
@@ -113,7 +113,6 @@ class StructuredDistiller(Distiller):
             "key_stride": _by_stride("NON_LOCAL.KEY_STRIDES", key_stride),
         }
         _check_settings({k: v for k, v in self.settings.items() if v is not None})
-        self.levels = nn.ModuleDict()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
@@ -135,31 +134,28 @@ class StructuredDistiller(Distiller):
             "key_stride": s.NON_LOCAL.KEY_STRIDES,
         }
 
-    def bind(self, shapes: Dict[str, Tuple[ShapeSpec, ShapeSpec]]) -> None:
+    def bind(self, shapes: Shapes) -> None:
         if self.preset == "auto":
-            finest = min(student.stride for student, _ in shapes.values())
-            self.preset = "two_stage" if finest <= 4 else "one_stage"
+            self.preset = "two_stage" if is_two_stage(shapes) else "one_stage"
         for key, value in PRESETS[self.preset].items():
             if self.settings[key] is None:
                 self.settings[key] = value
-        for name, (student, teacher) in shapes.items():
-            self.levels[name] = StructuredLevel(
-                student,
-                teacher,
-                reduction=self.reduction,
-                affinity=self.affinity,
-                non_local_norm=self.non_local_norm,
-                **self.settings,
-            )
+        super().bind(shapes)
 
-    def forward(
-        self, student: Dict[str, torch.Tensor], teacher: Dict[str, torch.Tensor]
-    ) -> Dict[str, Dict[str, torch.Tensor]]:
-        terms: Dict[str, Dict[str, torch.Tensor]] = {}
-        for name, level in self.levels.items():
-            for term, loss in level(student[name], teacher[name]).items():
-                terms.setdefault(term, {})[name] = loss
-        return terms
+    def make_layers(self, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:
+        return StructuredLevel(
+            student,
+            teacher,
+            reduction=self.reduction,
+            affinity=self.affinity,
+            non_local_norm=self.non_local_norm,
+            **self.settings,
+        )
+
+    def level_loss(
+        self, level: str, student: torch.Tensor, teacher: torch.Tensor, boxes: Boxes
+    ) -> Terms:
+        return self.levels[level](student, teacher)
 
     def extra_repr(self) -> str:
         settings = {"preset": self.preset, "reduction": self.reduction, **self.settings}
@@ -224,29 +220,23 @@ class StructuredLevel(nn.Module):
             self.teacher_non_local = block(teacher.channels)
             self.non_local_adapter = nn.Conv2d(student.channels, teacher.channels, 1)
 
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> Terms:
         """
         Args:
             student: A_S, (N, C_s, H, W).
             teacher: A_T, (N, C_t, H, W).
 
         Returns:
-            Weighted scalars, in at least fp32 whatever autocast is on: sums of squares overflow
-            half precision.
+            Weighted scalars.
         """
-        with torch.autocast(student.device.type, enabled=False):
-            student, teacher = (
-                x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-                for x in (student, teacher)
-            )
-            losses = {}
-            if self.weight_nl:  # first: it takes most memory
-                losses["loss_distill_nl"] = self.weight_nl * self.non_local(student, teacher)
-            if self.weight_am:
-                losses["loss_distill_am"] = self.weight_am * self.masked_feature(student, teacher)
-            if self.weight_at:
-                losses["loss_distill_at"] = self.weight_at * self.attention(student, teacher)
-            return dict(sorted(losses.items()))
+        losses = {}
+        if self.weight_nl:  # first: it takes most memory
+            losses["loss_distill_nl"] = self.weight_nl * self.non_local(student, teacher)
+        if self.weight_am:
+            losses["loss_distill_am"] = self.weight_am * self.masked_feature(student, teacher)
+        if self.weight_at:
+            losses["loss_distill_at"] = self.weight_at * self.attention(student, teacher)
+        return dict(sorted(losses.items()))
 
     def masked_feature(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """L_AM = sqrt(sum (A_T - conv(A_S))^2 M_s M_c)."""
@@ -302,36 +292,17 @@ class StructuredLevel(nn.Module):
         )  # fmt: skip
 
 
-def _check_choice(key: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"MODEL.DISTILLER.STRUCTURED.{key} is {value!r}; it must be one of "
-            f"{', '.join(repr(c) for c in choices)}."
-        )
-
-
 def _check_settings(settings: Dict[str, Any]) -> None:
-    def check(key, good, expected):
-        if not good:
-            raise ValueError(
-                f"MODEL.DISTILLER.STRUCTURED.{key.upper()} is {settings[key]!r}; "
-                f"it must be {expected}."
-            )
-
-    def number(v):
-        return isinstance(v, numbers.Real) and not isinstance(v, bool)
-
-    for key, value in settings.items():
-        if key == "mask_fusion":
-            _check_choice("MASK_FUSION", value, MASK_FUSIONS)
-        elif key == "pool":
-            _check_choice("POOL", value, POOLS)
-        elif key == "temperature":
-            check(key, number(value) and value > 0, "a number above 0")
-        elif key.startswith("weight_"):
-            check(key, number(value) and value >= 0, "a number, 0 or above")
-        elif key in ("channel_mask", "adapter"):
-            check(key, isinstance(value, bool), "True or False")
+    for name, value in settings.items():
+        key = f"STRUCTURED.{name.upper()}"
+        if name == "mask_fusion":
+            check_choice(key, value, MASK_FUSIONS)
+        elif name == "pool":
+            check_choice(key, value, POOLS)
+        elif name == "temperature" or name.startswith("weight_"):
+            check_number(key, value, positive=name == "temperature")
+        elif name in ("channel_mask", "adapter"):
+            check_flag(key, value)
 
 
 def _by_stride(key: str, pairs: Optional[ByStride]) -> Optional[Dict[int, int]]:
