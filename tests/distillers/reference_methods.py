@@ -101,7 +101,7 @@ def fgfi(distiller, level, s, t, boxes, sizes):
                     area = (distiller.anchor_scale * stride) ** 2
                     width = math.sqrt(area / ratio)
                     height = width * ratio
-                    cx, cy = x * stride, y * stride
+                    cx, cy = (x + 0.5) * stride, (y + 0.5) * stride
                     anchor = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
                     out[y, x, k] = _iou(box, anchor)
         return out
