@@ -6,15 +6,23 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONFIGS = os.path.join("configs", "shapes")
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
+MANY = 8  # runs, from which on only those at work are shown
 
 
 @dataclass
@@ -29,10 +37,13 @@ class Run:
     folder: str
     iterations: int
     opts: List[str] = field(default_factory=list)
+    flags: List[str] = field(default_factory=list)
+    after: Optional["Run"] = None  # has to end well before this one starts
     process: Optional[subprocess.Popen] = None
+    error: str = ""
 
     def command(self) -> List[str]:
-        command = [sys.executable, "train_net.py", "--config-file", self.config]
+        command = [sys.executable, "train_net.py", "--config-file", self.config, *self.flags]
         if self.iterations:
             opts = ["SOLVER.MAX_ITER", str(self.iterations), *self.opts]
         else:
@@ -40,22 +51,32 @@ class Run:
             opts = self.opts
         return [*command, "OUTPUT_DIR", self.folder, *opts]
 
-    def start(self, threads: int) -> None:
+    def start(self, threads: int, resume: bool = False) -> None:
         os.makedirs(self.folder, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+        command = self.command()
+        if resume and os.path.exists(os.path.join(self.folder, "last_checkpoint")):
+            command.insert(2, "--resume")
+        elif os.path.exists(os.path.join(self.folder, "metrics.json")):  # of an earlier attempt
+            os.remove(os.path.join(self.folder, "metrics.json"))
         with open(os.path.join(self.folder, "stdout.txt"), "w") as out:
             self.process = subprocess.Popen(
-                self.command(), cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
+                command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
             )
 
-    def check(self) -> bool:
-        """Whether it has ended. Raises RuntimeError with the end of its output if it failed."""
+    def ended(self) -> bool:
+        """Whether it has ended; :attr:`error` then holds the end of its output if it failed."""
         code = self.process.poll()
         if code:
             with open(os.path.join(self.folder, "stdout.txt")) as f:
-                tail = "".join(f.readlines()[-15:])
-            raise RuntimeError(f"The run '{self.name}' failed ({code}):\n{tail}")
+                self.error = f"ended with {code}:\n" + "".join(f.readlines()[-15:])
         return code is not None
+
+    def finished(self) -> bool:
+        """Whether its folder holds the final checkpoint, if it trains, and the evaluation of it."""
+        saved = os.path.exists(os.path.join(self.folder, "model_final.pth"))
+        done = any("bbox/AP" in row for row in self.rows()[-1:])
+        return done and (saved or not self.iterations)
 
     def rows(self) -> List[Dict]:
         """What the trainer wrote to metrics.json so far."""
@@ -76,31 +97,57 @@ def read_metrics(folder: str) -> List[Dict]:
 def read_ap(folder: str) -> Dict[str, float]:
     """The last evaluation of a run: AP of boxes and masks, 0 to 100."""
     last = [row for row in read_metrics(folder) if "bbox/AP" in row][-1]
-    return {task: last[f"{task}/AP"] for task in TASKS}
+    return {task: last[f"{task}/AP"] for task in TASKS if f"{task}/AP" in last}
 
 
-def run_all(runs: List[Run]) -> None:
+def run_all(
+    runs: List[Run],
+    jobs: int = 0,
+    resume: bool = False,
+    keep_going: bool = False,
+    on_end: Callable[[Run], None] = lambda run: None,
+) -> None:
     """
-    Run everything, one run a core at a time, with a display of progress.
+    Run everything in the order given, with a display of progress.
+
+    Args:
+        jobs: how many at a time; 0 for one a core.
+        resume: let runs that were interrupted go on from their last checkpoint.
+        keep_going: go on when a run fails.
+        on_end: called after each run, failed ones too.
 
     Raises:
-        RuntimeError: a run failed; the others are stopped.
+        RuntimeError: a run failed, and ``keep_going`` is off; the others are stopped.
     """
     cores = os.cpu_count() or 1
-    jobs = min(cores, len(runs))
+    jobs = min(jobs or cores, len(runs))
     waiting, running = list(runs), []
+
+    def end(run):
+        on_end(run)
+        if run.error and not keep_going:
+            raise RuntimeError(f"The run '{run.name}' {run.error}")
+
     with _Display(runs) as display:
         try:
             while waiting or running:
-                while waiting and len(running) < jobs:
-                    running.append(waiting.pop(0))
-                    running[-1].start(max(1, cores // jobs))
+                for run in [r for r in waiting if r.after and r.after.error]:
+                    waiting.remove(run)
+                    run.error = f"was not started, because '{run.after.name}' failed"
+                    display.update(run, True)
+                    end(run)
+                ready = [r for r in waiting if not (r.after in waiting or r.after in running)]
+                for run in ready[: jobs - len(running)]:
+                    waiting.remove(run)
+                    running.append(run)
+                    run.start(max(1, cores // jobs), resume)
                 time.sleep(1)
                 for run in list(running):
-                    ended = run.check()
+                    ended = run.ended()
                     display.update(run, ended)
                     if ended:
                         running.remove(run)
+                        end(run)
         finally:
             for run in running:
                 if run.process.poll() is None:
@@ -109,21 +156,30 @@ def run_all(runs: List[Run]) -> None:
 
 
 class _Display:
-    """Bars in a terminal; elsewhere a line for every tenth of a run."""
+    """
+    Bars in a terminal: one for all iterations, with the time left, and one for each run. Elsewhere
+    a line for every tenth of a run, or if there are many for every run.
+    """
 
     def __init__(self, runs: List[Run]):
         self.console = Console()
         self.bars = Progress(
             TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"), TimeElapsedColumn(), console=self.console,
+            TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), console=self.console,
         )  # fmt: skip
+        self.many = len(runs) > MANY
+        self.total = sum(max(run.iterations, 1) for run in runs)
+        self.all = self.bars.add_task("all", total=self.total, loss="")
         self.tasks = {
             run.name: self.bars.add_task(
-                run.name, total=max(run.iterations, 1), loss="-", start=False
+                run.name, total=max(run.iterations, 1), loss="", start=False, visible=not self.many
             )
             for run in runs
         }
+        self.done: Dict[str, int] = {}
         self.shown: Dict[str, int] = {}
+        self.begin = time.time()
 
     def __enter__(self):
         if self.console.is_terminal:
@@ -136,18 +192,25 @@ class _Display:
     def update(self, run: Run, ended: bool) -> None:
         steps = [row for row in run.rows() if "total_loss" in row]
         done = steps[-1]["iteration"] + 1 if steps else 0
-        done = max(run.iterations, 1) if ended else done
-        loss = f"{steps[-1]['total_loss']:.3f}" if steps else "-"
+        done = self.done[run.name] = max(run.iterations, 1) if ended else done
+        loss = f"loss {steps[-1]['total_loss']:.3f}" if steps else ""
+        overall = sum(self.done.values())
         if self.console.is_terminal:
             task = self.tasks[run.name]
             self.bars.start_task(task)
-            self.bars.update(task, completed=done, loss=loss)
+            visible = not (self.many and ended)
+            self.bars.update(task, completed=done, loss=loss, visible=visible)
+            self.bars.update(self.all, completed=overall)
             return
-        tenth = 10 if ended else 10 * done // max(run.iterations, 1)
+        tenth = 10 if ended else 0 if self.many else 10 * done // max(run.iterations, 1)
         if tenth > self.shown.get(run.name, -1):
             self.shown[run.name] = tenth
-            state = f"iteration {done} of {run.iterations}, loss {loss}"
-            state = "done" if ended else state if run.iterations else "evaluating"
+            left = (time.time() - self.begin) / max(overall, 1) * (self.total - overall)
+            state = f"iteration {done} of {run.iterations}, {loss or 'starting'}"
+            state = state if run.iterations else "evaluating"
+            if ended:
+                state = f"failed; see {run.folder}/stdout.txt" if run.error else "done"
+                state += f"; {overall / self.total:.0%} of all, {left / 60:.0f} minutes left"
             print(f"[{time.strftime('%H:%M:%S')}] {run.name}: {state}", flush=True)
 
 

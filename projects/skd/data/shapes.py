@@ -41,6 +41,8 @@ SPLITS: Dict[str, Split] = {
     "skd_shapes_train": Split(seed=1, num_images=1600, shifted=False),
     "skd_shapes_val": Split(seed=2, num_images=300, shifted=False),
     "skd_shapes_shifted": Split(seed=3, num_images=300, shifted=True),
+    # for choosing settings, so that results on _val stay out of the choice
+    "skd_shapes_tune": Split(seed=4, num_images=150, shifted=False),
 }
 
 
