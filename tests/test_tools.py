@@ -72,12 +72,10 @@ def test_study_resumes_and_reports_intervals(shapes, tmp_path):
     assert "python tools/study.py --seeds 1 2" in (tmp_path / "README.md").read_text()
 
 
-def test_intervals_by_hand(monkeypatch):
+def test_the_study_pairs_by_seed(monkeypatch):
     monkeypatch.syspath_prepend(os.path.join(ROOT, "tools"))
     import study
 
-    # mean 2, standard deviation 1, 3 values: 4.303 / sqrt(3) = 2.484
-    assert study.interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"
     rows = study.summary(
         {"bbox": 50.0, "segm": 40.0},
         {

@@ -57,7 +57,12 @@ def main():
             squares = [g.square().sum() for g in gradients if g is not None]
             norms.append(torch.stack(squares).sum().sqrt().item())
         rows.append(
-            [method, f"{own.item():.4g}", f"{distillation.item():.4g}", f"{norms[1] / norms[0]:.3g}"]
+            [
+                method,
+                f"{own.item():.4g}",
+                f"{distillation.item():.4g}",
+                f"{norms[1] / norms[0]:.3g}",
+            ]
         )
     print_table("at the first weights", ["method", "own loss", "distillation", "gradient"], rows)
 

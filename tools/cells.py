@@ -1,4 +1,4 @@
-"""What tools/compare.py has to run: detectors x methods x teachers x seeds, read from a study file."""
+"""What tools/compare.py runs: detectors x methods x teachers x seeds, read from a study file."""
 
 import os
 import re

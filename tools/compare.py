@@ -94,7 +94,9 @@ def table(comparison: Comparison) -> List[List[str]]:
         for task in TASKS:
             key = f"{task}/AP"
             pairs = [(ap, plain[s]) for s, ap in seeds.items() if s in plain and key in ap]
-            row.append("" if name == BASELINE else interval([a[key] - b[key] for a, b in pairs], "+"))
+            row.append(
+                "" if name == BASELINE else interval([a[key] - b[key] for a, b in pairs], "+")
+            )
         rows.append(row)
     return [rows[0], *sorted(rows[1:], key=_first_number, reverse=True)] if plain else rows
 

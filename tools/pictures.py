@@ -1,4 +1,4 @@
-"""The demo's pictures, from the folders of its runs."""
+"""Pictures of finished runs: predictions, attention, curves."""
 
 import logging
 import os
@@ -78,6 +78,32 @@ def _grid(path: str, columns: List[str], rows: List[List[np.ndarray]]) -> None:
     plt.close(fig)
 
 
+def ground_truth(record: Dict, rgb: np.ndarray, metadata) -> np.ndarray:
+    return Visualizer(rgb, metadata, scale=SCALE).draw_dataset_dict(record).get_image()
+
+
+def predictions(predictor: DefaultPredictor, bgr: np.ndarray, metadata) -> np.ndarray:
+    """What a model finds in an image, drawn over it, RGB, ``SCALE`` times as large."""
+    found = predictor(bgr)["instances"].to("cpu")
+    found = found[found.scores > MIN_SCORE]
+    visualizer = Visualizer(to_rgb(bgr), metadata, scale=SCALE)
+    return visualizer.draw_instance_predictions(found).get_image()
+
+
+def attention(model: nn.Module, bgr: np.ndarray) -> np.ndarray:
+    """Spatial attention at ``LEVEL`` over an image, RGB, ``SCALE`` times as large."""
+    image = torch.as_tensor(np.ascontiguousarray(bgr.transpose(2, 0, 1)))
+    with torch.no_grad(), FeatureTap(model.backbone) as tap:
+        model([{"image": image}])
+    stride = model.backbone.output_shape()[LEVEL].stride
+    over = attention_over_image(tap.features[LEVEL], stride, to_rgb(bgr))
+    return cv2.resize(over, None, fx=SCALE, fy=SCALE)
+
+
+def to_rgb(bgr: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(bgr[:, :, ::-1])
+
+
 def draw_predictions(
     path: str, predictors: Dict[str, DefaultPredictor], records, dataset: str
 ) -> None:
@@ -85,34 +111,17 @@ def draw_predictions(
     rows = []
     for record in records:
         bgr = cv2.imread(record["file_name"])
-        rgb = np.ascontiguousarray(bgr[:, :, ::-1])
-        row = [Visualizer(rgb, metadata, scale=SCALE).draw_dataset_dict(record).get_image()]
-        for predictor in predictors.values():
-            found = predictor(bgr)["instances"]
-            found = found[found.scores > MIN_SCORE]
-            drawn = Visualizer(rgb, metadata, scale=SCALE).draw_instance_predictions(found)
-            row.append(drawn.get_image())
-        rows.append(row)
+        row = [ground_truth(record, to_rgb(bgr), metadata)]
+        rows.append(row + [predictions(p, bgr, metadata) for p in predictors.values()])
     _grid(path, ["ground truth", *(TITLES[name] for name in predictors)], rows)
-
-
-def _features(model: nn.Module, bgr: np.ndarray) -> torch.Tensor:
-    image = torch.as_tensor(np.ascontiguousarray(bgr.transpose(2, 0, 1)))
-    with torch.no_grad(), FeatureTap(model.backbone) as tap:
-        model([{"image": image}])
-    return tap.features[LEVEL]
 
 
 def draw_attention(path: str, models: Dict[str, nn.Module], records) -> None:
     rows = []
     for record in records:
         bgr = cv2.imread(record["file_name"])
-        rgb = np.ascontiguousarray(bgr[:, :, ::-1])
-        row = [rgb]
-        for model in models.values():
-            stride = model.backbone.output_shape()[LEVEL].stride
-            row.append(attention_over_image(_features(model, bgr), stride, rgb))
-        rows.append([cv2.resize(x, None, fx=SCALE, fy=SCALE) for x in row])
+        row = [cv2.resize(to_rgb(bgr), None, fx=SCALE, fy=SCALE)]
+        rows.append(row + [attention(model, bgr) for model in models.values()])
     _grid(path, ["input", *(f"{TITLES[n]}, {LEVEL.upper()}" for n in models)], rows)
 
 

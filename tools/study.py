@@ -7,32 +7,14 @@ are kept, so an interrupted study goes on where it stopped.
 
 import argparse
 import json
-import math
 import os
-import statistics
 from typing import Dict, List
 
 from demo import ITERATIONS, TEACHER
+from intervals import T95, interval
 from runs import CONFIGS, ROOT, TASKS, Run, markdown_table, print_table, read_ap, run_all
 
-# Student's t for a two-sided 95% interval, by degrees of freedom
-T95 = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
 STUDENTS = {"baseline": "student.yaml", "distilled": "skd_student.yaml"}
-
-
-def interval(values: List[float]) -> str:
-    """Mean and 95% confidence interval of the mean."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    half = T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.1f} ± {half:.1f}"
-
-
-def finished(run: Run) -> bool:
-    """Whether the final checkpoint was written, and evaluated."""
-    saved = os.path.exists(os.path.join(run.folder, "model_final.pth"))
-    return saved and any("bbox/AP" in row for row in run.rows()[-1:])
 
 
 def summary(teacher: Dict[str, float], students: Dict[str, List[Dict[str, float]]]):
@@ -70,10 +52,7 @@ def main():
             folder = f"{args.work}/{name}_{seed}"
             opts = ["SEED", str(seed)]
             runs.append(Run(f"{name} {seed}", f"{CONFIGS}/{config}", folder, args.iterations, opts))
-    waiting = [run for run in runs if not finished(run)]
-    for run in waiting:
-        if os.path.exists(f"{run.folder}/metrics.json"):  # of a run that did not end
-            os.remove(f"{run.folder}/metrics.json")
+    waiting = [run for run in runs if not run.finished()]
     if waiting:
         run_all(waiting)
 
