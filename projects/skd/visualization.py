@@ -1,10 +1,12 @@
 """Pictures of attention."""
 
-from typing import Any, Dict
+import re
+from typing import Any, Dict, Optional, Tuple
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .distillers.attention import spatial_attention
 
@@ -82,3 +84,53 @@ def draw_attention(
         for row in tiles.values()
     ]
     return torch.from_numpy(np.vstack(rows)).permute(2, 0, 1)
+
+
+def non_local_blocks(state: Dict[str, torch.Tensor]) -> Dict[str, Dict[str, Dict[str, Any]]]:
+    """
+    The embeddings of the non-local blocks in a distilled checkpoint.
+
+    Args:
+        state: the checkpoint's ``"model"``.
+
+    Returns:
+        By "student" and "teacher", then by level: weight (k, C, 1, 1) and bias (k,) of "theta" and
+        "phi". Empty for a checkpoint without.
+    """
+    pattern = re.compile(
+        r"distiller\.(?:methods\.\w+\.)?levels\.(\w+)\.(student|teacher)_non_local\."
+        r"(theta|phi)\.(weight|bias)"
+    )
+    found: Dict[str, Dict[str, Dict[str, Any]]] = {}
+    for key, value in state.items():
+        match = pattern.fullmatch(key)
+        if match:
+            level, side, layer, kind = match.groups()
+            value = torch.as_tensor(value).float()
+            found.setdefault(side, {}).setdefault(level, {}).setdefault(layer, {})[kind] = value
+    return found
+
+
+def non_local_response(
+    features: torch.Tensor, position: Tuple[int, int], block: Optional[Dict[str, Any]] = None
+) -> torch.Tensor:
+    """
+    How much one position of a map draws from every other: a row of the non-local block's affinity
+    theta^T phi, with every position as a key. Without a block theta and phi are the identity.
+
+    Args:
+        features: (1, C, H, W).
+        position: row and column.
+        block: one level of :func:`non_local_blocks`.
+
+    Returns:
+        (H, W), of any sign.
+    """
+    theta = phi = features
+    if block:
+        theta, phi = (
+            F.conv2d(features, block[name]["weight"], block[name]["bias"])
+            for name in ("theta", "phi")
+        )
+    row, column = position
+    return torch.einsum("k,khw->hw", theta[0, :, row, column], phi[0]) / phi[0, 0].numel()

@@ -1,4 +1,4 @@
-from .coco import check_classes, check_classes_lazy, register_coco
+from .coco import check_classes, check_classes_lazy, register_coco, thing_classes
 from .shapes import SHAPES_CLASSES, register_shapes
 
 __all__ = [
@@ -7,4 +7,5 @@ __all__ = [
     "check_classes_lazy",
     "register_coco",
     "register_shapes",
+    "thing_classes",
 ]

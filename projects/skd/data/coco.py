@@ -102,7 +102,7 @@ def check_classes_lazy(cfg: DictConfig) -> None:
 
 def _check(heads: Sequence[Tuple[str, int]], datasets: Sequence[str]) -> None:
     for dataset in datasets:
-        classes = _thing_classes(dataset)
+        classes = thing_classes(dataset)
         for key, number in heads:
             if classes is not None and number != len(classes):
                 shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
@@ -112,7 +112,8 @@ def _check(heads: Sequence[Tuple[str, int]], datasets: Sequence[str]) -> None:
                 )
 
 
-def _thing_classes(dataset: str) -> Optional[Sequence[str]]:
+def thing_classes(dataset: str) -> Optional[Sequence[str]]:
+    """Names of a registered data set's classes, without reading its images; None if unknown."""
     metadata: Dict[str, Any] = MetadataCatalog.get(dataset).as_dict()
     if "thing_classes" in metadata:
         return metadata["thing_classes"]

@@ -258,7 +258,7 @@ def shapes_root() -> str:
 
 
 def register_shapes() -> None:
-    """Register the three splits with Detectron2's catalogs. Nothing is drawn before first use."""
+    """Register all splits with Detectron2's catalogs. Nothing is drawn before first use."""
     for split in SPLITS:
         if split in DatasetCatalog:
             continue

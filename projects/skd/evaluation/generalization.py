@@ -1,0 +1,82 @@
+"""Evaluation on a data set that a model never saw, with classes of its own."""
+
+from typing import Dict, List, Mapping, Sequence, Tuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+
+def match_classes(
+    source: Sequence[str], target: Sequence[str], mapping: Mapping[str, str] = {}
+) -> Dict[int, int]:
+    """
+    Match classes by name, whatever their case and whether words are parted by spaces, "-" or "_".
+
+    Args:
+        source: the model's class names.
+        target: the data set's.
+        mapping: for the rest: the model's class by the data set's class, "" to leave one out.
+
+    Returns:
+        The model's class index by the data set's, for those that match.
+
+    Raises:
+        ValueError: the mapping names a class that is not there, or nothing matches.
+    """
+    for what, names, known in (
+        ("data set's", mapping, target),
+        ("model's", [name for name in mapping.values() if name], source),
+    ):
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise ValueError(
+                f"The mapping has {unknown}, none of the {what} classes: {', '.join(known)}."
+            )
+    by_name = {_plain(name): i for i, name in enumerate(source)}
+    wanted = [_plain(mapping.get(name, name)) for name in target]
+    matched = {j: by_name[name] for j, name in enumerate(wanted) if name in by_name}
+    if not matched:
+        raise ValueError(
+            f"No class in common. The model has {', '.join(source)}; the data set has "
+            f"{', '.join(target)}. Give a mapping file."
+        )
+    return matched
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def register_as(
+    dataset: str, classes: Sequence[str], matched: Mapping[int, int]
+) -> Tuple[str, List[str]]:
+    """
+    Register a data set once more, with the objects of the matched classes only, under the model's
+    classes. Classes without objects do not count in COCO's AP, so neither the model's own nor the
+    data set's own change the mean.
+
+    Args:
+        dataset: a registered data set.
+        classes: the model's class names.
+        matched: see :func:`match_classes`.
+
+    Returns:
+        The new data set's name, and the tasks it can be evaluated for: "bbox", and "segm" if its
+        objects have masks.
+    """
+    records = []
+    masks = True
+    for record in DatasetCatalog.get(dataset):
+        kept = []
+        for annotation in record.get("annotations", []):
+            if annotation["category_id"] in matched:
+                kept.append({**annotation, "category_id": matched[annotation["category_id"]]})
+                masks &= "segmentation" in annotation
+        records.append({**record, "annotations": kept})
+    if not any(record["annotations"] for record in records):
+        raise ValueError(f"No object of the matched classes in data set '{dataset}'.")
+    name = f"{dataset}_as_{'_'.join(map(str, sorted(matched.items())))}_of_{len(classes)}"
+    name = "".join(c if c.isalnum() else "_" for c in name)
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(thing_classes=list(classes), evaluator_type="coco")
+    return name, ["bbox", "segm"] if masks else ["bbox"]
