@@ -16,6 +16,7 @@ PIXELS = {
     "skd_shapes_train": "0afe9dad9c93b158221074f92a76ef9dbb305a20a0248a15add1cb9b40570edc",
     "skd_shapes_val": "a19a69831d1e3f778cbcb26ec40a6cc98aad60d5fc6a5aafacb11cb41536ff85",
     "skd_shapes_shifted": "6af3855eeefbd6d75903d561ee659ae0dff06b8641ee2a37a8c782e3f210c26d",
+    "skd_shapes_tune": "8242371b5dd4fa5f7e3fcabe48755b7ec94ff23298a503290167fa1f54536404",
 }
 
 
@@ -31,7 +32,7 @@ def test_the_same_pixels_and_annotations_everywhere(split):
 
 def test_no_two_images_are_alike():
     seen = {draw(split, i)[0].tobytes() for split in SPLITS for i in range(60)}
-    assert len(seen) == 3 * 60
+    assert len(seen) == len(SPLITS) * 60
 
 
 @pytest.mark.parametrize("split", SPLITS)
