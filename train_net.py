@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from skd import add_skd_config, distill, student_config
 from skd.checkpoint import SafeCheckpointer
-from skd.config import is_distilling, is_lazy_file, merge_file
+from skd.config import SOLVER_KEYS, is_distilling, is_lazy_file, merge_file
 from skd.data import check_classes, check_classes_lazy, register_coco
 from skd.engine import SKDTrainer, distill_lazy, do_test, do_train, launch
 from skd.engine.lazy import is_distilling_lazy, student_lazy
@@ -65,10 +65,9 @@ def setup(args) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="skd")
     plain = student_config(cfg)
     if args.eval_only or not cfg.MODEL.TEACHER.CONFIG_FILE:
-        accumulate = cfg.SOLVER.ACCUMULATE
+        ours = {key: cfg.SOLVER[key] for key in SOLVER_KEYS}
         cfg = plain  # nothing to learn, or nobody to learn from
-        if accumulate != 1:
-            cfg.SOLVER.ACCUMULATE = accumulate
+        cfg.SOLVER.update({k: v for k, v in ours.items() if v != SOLVER_KEYS[k]})
     cfg.freeze()
     default_setup(cfg, args)
     if comm.is_main_process() and is_distilling(cfg):

@@ -7,6 +7,8 @@ from detectron2.utils.file_io import PathManager
 
 META_ARCHITECTURE = "DistillRCNN"
 _NODES = ("STUDENT", "TEACHER", "DISTILLER")
+# what SKDTrainer knows beyond DefaultTrainer, and when it does as DefaultTrainer
+SOLVER_KEYS = {"ACCUMULATE": 1, "SKIP_NON_FINITE": 0}
 # Keys of Detectron2's own projects: a node below MODEL, and the function that declares it.
 _PROJECTS = {"POINT_HEAD": ("detectron2.projects.point_rend", "add_pointrend_config")}
 
@@ -70,6 +72,9 @@ def add_skd_config(cfg: CN) -> None:
     # that do not hold SOLVER.IMS_PER_BATCH images. Must divide a process's share of them. Done by
     # train_net.py's SKDTrainer; other trainers do not know the key.
     cfg.SOLVER.ACCUMULATE = 1
+    # Leave out up to so many batches whose loss is not finite, instead of stopping at the first.
+    # Done by SKDTrainer too.
+    cfg.SOLVER.SKIP_NON_FINITE = 0
 
     # -------------------------------------------------------------------------- the distiller
     cfg.MODEL.DISTILLER = CN()
@@ -217,7 +222,8 @@ def student_config(cfg: CN) -> CN:
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
     for node in _NODES:
         cfg.MODEL.pop(node, None)
-    cfg.SOLVER.pop("ACCUMULATE", None)
+    for key in SOLVER_KEYS:
+        cfg.SOLVER.pop(key, None)
     if "timm" not in cfg.MODEL.BACKBONE.NAME:
         cfg.MODEL.pop("TIMM", None)
     if frozen:

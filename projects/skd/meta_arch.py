@@ -148,7 +148,7 @@ class DistillRCNN(nn.Module):
         if self.distiller.needs_boxes:
             boxes = self._object_boxes(batched_inputs)
         terms = self.distiller(student, teacher, boxes)
-        _report(losses, terms)
+        _report(losses, terms, batched_inputs)
         if self.vis_period > 0 and has_event_storage():
             storage = get_event_storage()
             if storage.iter % self.vis_period == 0:
@@ -173,7 +173,11 @@ class DistillRCNN(nn.Module):
         return [b.tensor.to(self.device) for b in boxes]
 
 
-def _report(losses: Dict[str, torch.Tensor], terms: Dict[str, Dict[str, torch.Tensor]]) -> None:
+def _report(
+    losses: Dict[str, torch.Tensor],
+    terms: Dict[str, Dict[str, torch.Tensor]],
+    batched_inputs: List[Dict[str, Any]],
+) -> None:
     """Write each term at each level to the event storage; stop at the first that is not finite."""
     levels = [(term, level, loss) for term, by in terms.items() for level, loss in by.items()]
     named = dict(losses)
@@ -184,9 +188,11 @@ def _report(losses: Dict[str, torch.Tensor], terms: Dict[str, Dict[str, torch.Te
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
         at = f"iteration {storage.iter}" if storage is not None else "this step"
+        images = [x.get("image_id", x.get("file_name", "?")) for x in batched_inputs]
         raise FloatingPointError(
-            f"Loss is not finite at {at}: {'; '.join(bad)}. The optimizer has not stepped. Lower "
-            "SOLVER.BASE_LR or the distillation weights, or enable SOLVER.CLIP_GRADIENTS."
+            f"Loss is not finite at {at}, images {', '.join(map(str, images))}: {'; '.join(bad)}. "
+            "The optimizer has not stepped. Lower SOLVER.BASE_LR or the distillation weights, "
+            "enable SOLVER.CLIP_GRADIENTS, or let SOLVER.SKIP_NON_FINITE batches be left out."
         )
     if storage is not None:
         for term, level, _ in levels:

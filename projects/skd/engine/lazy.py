@@ -4,18 +4,22 @@ from typing import Any, Dict
 
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from ..data.loader import build_train_loader
 from ..distillers import StructuredDistiller
 from ..meta_arch import DistillRCNN
 from ..teacher import build_teacher
-from .accumulate import build_trainer, check_accumulate
 from .preemption import PreemptionHook
+from .reproducible import ReproducibleSteps, shared_seed
+from .step import build_trainer, check_accumulate
 from .trainer import check_amp, wrap_data_parallel
 
 
@@ -77,14 +81,19 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    data_loader = instantiate(cfg.dataloader.train)
+    seed = shared_seed(cfg.train.get("seed", -1))
+    data_loader = _train_loader(cfg.dataloader.train, seed)
     model = wrap_data_parallel(model, **cfg.train.ddp)
-    trainer = build_trainer(model, data_loader, optimizer, cfg.train.amp.enabled, accumulate)
+    trainer = build_trainer(
+        model, data_loader, optimizer, cfg.train.amp.enabled, accumulate,
+        cfg.train.get("skip_non_finite", 0),
+    )  # fmt: skip
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     main = comm.is_main_process()
     evaluation = hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, model))
     trainer.register_hooks(
         [
+            ReproducibleSteps(data_loader, seed),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
@@ -103,3 +112,11 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.train.max_iter)
+
+
+def _train_loader(cfg: DictConfig, seed: int):
+    """Detectron2's loader becomes one that can go on where it was; any other stays as it is."""
+    target = locate(cfg._target_) if isinstance(cfg._target_, str) else cfg._target_
+    if target is build_detection_train_loader:
+        cfg = {**cfg, "_target_": build_train_loader, "seed": seed}
+    return instantiate(cfg)

@@ -12,9 +12,11 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from ..data.loader import build_train_loader
 from ..evaluation import build_evaluator
-from .accumulate import build_trainer, check_accumulate
 from .preemption import PreemptionHook
+from .reproducible import ReproducibleSteps, shared_seed
+from .step import build_trainer, check_accumulate
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +55,20 @@ class SKDTrainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         model = wrap_data_parallel(model, broadcast_buffers=False)
         self._trainer = build_trainer(
-            model, data_loader, optimizer, cfg.SOLVER.AMP.ENABLED, accumulate
-        )
+            model, data_loader, optimizer, cfg.SOLVER.AMP.ENABLED, accumulate,
+            cfg.SOLVER.get("SKIP_NON_FINITE", 0),
+        )  # fmt: skip
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
-        self.register_hooks([*self.build_hooks(), PreemptionHook(self.checkpointer)])
+        steps = ReproducibleSteps(data_loader, shared_seed(cfg.SEED))
+        self.register_hooks([steps, *self.build_hooks(), PreemptionHook(self.checkpointer)])
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_train_loader(cfg)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

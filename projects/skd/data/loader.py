@@ -1,0 +1,202 @@
+"""
+A training loader that knows where it is.
+
+Detectron2's loader starts its order of images anew when training resumes, and its augmentation
+depends on the number of workers. Here batches are put together from indices, before any image is
+read, and what is random about a sample depends on the seed and its place in the order alone. So a
+resumed run goes on with the very batches an uninterrupted one would have had, at any number of
+workers.
+"""
+
+import itertools
+import logging
+import random
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetFromList
+from detectron2.data.build import _train_loader_from_config
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+logger = logging.getLogger(__name__)
+
+Place = Tuple[int, int]  # in the order of all processes, and in the data set
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    first, second = np.random.SeedSequence(numbers).generate_state(2)
+    random.seed(int(first))
+    np.random.seed(int(first))
+    torch.manual_seed(int(second))
+
+
+@contextmanager
+def seeded(*numbers: int):
+    """Seed everything for a block, and put the random state back after it."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_everything(*numbers)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class MappedDataset(Dataset):
+    """
+    Records through the mapper, with the randomness of their place.
+
+    A record the mapper gives None for is replaced by another at random, as in Detectron2.
+    """
+
+    def __init__(self, records, mapper: Callable, seed: int):
+        self.records, self.mapper, self.seed = records, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, place: Place) -> Any:
+        position, index = place
+        with seeded(self.seed, position):
+            for attempt in itertools.count(1):
+                sample = self.mapper(self.records[index])
+                if sample is not None:
+                    return sample
+                if attempt % 3 == 0:
+                    logger.warning(f"The mapper gave nothing for {attempt} images in a row.")
+                index = random.randrange(len(self.records))
+
+
+class GroupedBatches(Sampler):
+    """
+    Batches of places; with groups, each from images of one group only (as wide as high or more,
+    and higher), like Detectron2's ``AspectRatioGroupedDataset``.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, groups: Optional[Sequence[int]]):
+        self.sampler, self.batch_size, self.groups = sampler, batch_size, groups
+        self.skip = 0  # batches
+
+    def __iter__(self) -> Iterator[List[Place]]:
+        return itertools.islice(self._all(), self.skip, None)
+
+    def _all(self) -> Iterator[List[Place]]:
+        rank, world = comm.get_rank(), comm.get_world_size()
+        waiting: List[List[Place]] = [[], []]
+        for i, index in enumerate(self.sampler):
+            group = waiting[self.groups[index] if self.groups is not None else 0]
+            group.append((i * world + rank, index))
+            if len(group) == self.batch_size:
+                yield group[:]
+                del group[:]
+
+
+class TrainLoader:
+    """
+    Endless batches. Iterating starts where :meth:`resume` says, or at the beginning.
+
+    Attributes:
+        seed: of the order and of what is random about each sample.
+        images_per_batch: over all processes.
+    """
+
+    def __init__(self, dataset: MappedDataset, batches: GroupedBatches, images: int, **kwargs):
+        self.dataset, self.batches, self.images_per_batch = dataset, batches, images
+        self.kwargs = kwargs
+
+    @property
+    def seed(self) -> int:
+        return self.dataset.seed
+
+    def resume(self, seed: int, images: int) -> None:
+        """
+        Go on in the order of another run.
+
+        Args:
+            seed: that run's.
+            images: how many of them all processes have had.
+        """
+        self.dataset.seed = seed
+        if hasattr(self.batches.sampler, "_seed"):
+            self.batches.sampler._seed = seed
+        self.batches.skip = images // self.images_per_batch
+
+    def __iter__(self):
+        generator = torch.Generator()  # or the loader draws from the global one
+        generator.manual_seed(self.seed)
+        return iter(
+            DataLoader(self.dataset, batch_sampler=self.batches, generator=generator, **self.kwargs)
+        )
+
+
+def _from_config(cfg: CfgNode, *args, seed: Optional[int] = None, **kwargs):
+    settings = _train_loader_from_config(cfg, *args, **kwargs)
+    return {**settings, "seed": cfg.SEED if seed is None and cfg.SEED >= 0 else seed}
+
+
+@configurable(from_config=_from_config)
+def build_train_loader(
+    dataset,
+    *,
+    mapper: Callable,
+    sampler: Optional[Sampler] = None,
+    total_batch_size: int,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    collate_fn: Optional[Callable] = None,
+    seed: Optional[int] = None,
+    **kwargs,
+):
+    """
+    In place of ``build_detection_train_loader``, with the same arguments, or a config.
+
+    Args:
+        dataset: list of records, or a map-style data set of them. (An iterable one has no order
+            to go on in; use Detectron2's loader for it.)
+        mapper, sampler, total_batch_size, aspect_ratio_grouping, num_workers, collate_fn, kwargs:
+            as there.
+        seed: of the order and the augmentation; None for one that all processes draw.
+
+    Returns:
+        A :class:`TrainLoader`.
+
+    Raises:
+        ValueError: an iterable data set, or a batch that the processes cannot share equally.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("An iterable data set has no places: use build_detection_train_loader.")
+    world = comm.get_world_size()
+    if total_batch_size < 1 or total_batch_size % world:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {total_batch_size}; it must be a multiple of the number of "
+            f"processes, {world}."
+        )
+    seed = comm.shared_random_seed() if seed is None else seed
+    groups = None
+    if aspect_ratio_grouping:
+        groups = [0 if record["width"] > record["height"] else 1 for record in dataset]
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    if sampler is None:
+        sampler = TrainingSampler(len(dataset))
+    if hasattr(sampler, "_seed"):
+        sampler._seed = seed
+    return TrainLoader(
+        MappedDataset(dataset, mapper, seed),
+        GroupedBatches(sampler, total_batch_size // world, groups),
+        total_batch_size,
+        num_workers=num_workers,
+        collate_fn=collate_fn or _as_they_are,
+        **kwargs,
+    )
+
+
+def _as_they_are(batch: List[Any]) -> List[Any]:
+    return batch
