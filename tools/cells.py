@@ -91,9 +91,14 @@ class Study:
         self.comparisons = [self._comparison(entry) for entry in spec["compare"]]
 
     def runs(self) -> List[Cell]:
-        """All cells once: teachers first, then seed by seed, so that a part is of use."""
+        """All cells once, seed by seed, so that a part is of use; teachers by their name."""
         order = {cell.folder: i for i, cell in enumerate(self.cells.values())}
-        return sorted(self.cells.values(), key=lambda c: (c.seed, order[c.folder]))
+
+        def place(cell):
+            trained = cell.method == "teacher" and cell.iterations > 0
+            return (1 if trained else cell.seed, trained, order[cell.folder])
+
+        return sorted(self.cells.values(), key=place)
 
     def check(self) -> None:
         """Read every config as train_net.py will. Raises ValueError, KeyError or OSError."""
