@@ -140,6 +140,29 @@ def python_blocks(name):
     return re.findall(r"```python\n(.*?)```", read(name), re.S)
 
 
+def environment(datasets):
+    """For a process of its own, with DETECTRON2_DATASETS as given."""
+    paths = [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(datasets),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def patched(folder, code):
+    """Write a train_net.py that first runs some code, in every process: its path."""
+    path = os.path.join(str(folder), "patched_train_net.py")
+    with open(path, "w") as f:
+        f.write(
+            f"import os, sys\nsys.path.insert(0, {ROOT!r})\nimport train_net\n{code}\n"
+            "if __name__ == '__main__':\n"
+            "    train_net.launch(train_net.main, train_net.argument_parser().parse_args())\n"
+        )
+    return path
+
+
 def run_script(script, *args, datasets, ok=True, timeout=600):
     """
     Run a script of the repository in a process of its own.
@@ -153,17 +176,9 @@ def run_script(script, *args, datasets, ok=True, timeout=600):
     Returns:
         What it printed.
     """
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(datasets),
-        "PYTHONPATH": os.pathsep.join(
-            [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
-        ),
-        "PYTHONWARNINGS": "ignore",
-    }
     done = subprocess.run(
         [sys.executable, os.path.join(ROOT, script), *map(str, args)],
-        env=environment, cwd=ROOT, timeout=timeout, text=True,
+        env=environment(datasets), cwd=ROOT, timeout=timeout, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert (done.returncode == 0) == ok, done.stdout[-4000:]

@@ -26,7 +26,7 @@ from skd.checkpoint import (
     load_tensors,
 )
 
-from .conftest import ROOT
+from .conftest import environment
 
 
 class Runs:
@@ -193,10 +193,6 @@ for iteration in range(1, 10000):
 """
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": os.path.join(ROOT, "projects")}
-
-
 def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     rng = random.Random(0)
     for attempt in range(4):
@@ -204,7 +200,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         folder.mkdir()
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", WRITER, str(folder)],
-            env=environment(), stdout=subprocess.PIPE, text=True,
+            env=environment(tmp_path), stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         done = int(process.stdout.readline())
         time.sleep(rng.uniform(0, 0.2))
@@ -231,7 +227,7 @@ saver.save("model_0000002", iteration=2)
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],
-        env=environment(), stderr=subprocess.PIPE, text=True,
+        env=environment(tmp_path), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert done.returncode != 0
     assert "model_0000002.pth' could not be written" in done.stderr

@@ -1,7 +1,6 @@
 """torchrun: processes from the environment, and an elastic restart."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,12 +9,9 @@ import torch
 
 from skd.engine import launch
 
-from .conftest import ROOT, distilling, tiny_config
+from .conftest import distilling, environment, patched, tiny_config
 
 CRASH = """
-import os, sys
-sys.path.insert(0, {root!r})
-import train_net
 from skd.engine import SKDTrainer
 
 run_step = SKDTrainer.run_step
@@ -27,7 +23,6 @@ def crashing(self):
     run_step(self)
 
 SKDTrainer.run_step = crashing
-train_net.launch(train_net.main, train_net.argument_parser().parse_args())
 """
 
 
@@ -36,18 +31,13 @@ def test_elastic_restart_resumes_from_the_last_checkpoint(teacher_files, shapes,
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    (tmp_path / "crash.py").write_text(CRASH.format(root=ROOT))
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-            tmp_path / "crash.py", "--config-file", tmp_path / "config.yaml",
+            patched(tmp_path, CRASH), "--config-file", tmp_path / "config.yaml",
         ],
-        env={
-            **os.environ,
-            "DETECTRON2_DATASETS": str(shapes),
-            "PYTHONPATH": os.path.join(ROOT, "projects"),
-        },
+        env=environment(shapes),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]

@@ -11,7 +11,7 @@ import torch
 
 from skd.engine.preemption import EXIT_REQUEUE
 
-from .conftest import ROOT, distilling, run_script, tiny_config
+from .conftest import ROOT, distilling, environment, run_script, tiny_config
 
 
 def start(config, datasets, output, *flags):
@@ -19,11 +19,7 @@ def start(config, datasets, output, *flags):
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", os.path.join(ROOT, "train_net.py"),
          "--config-file", str(config), *flags],
-        env={
-            **os.environ,
-            "DETECTRON2_DATASETS": str(datasets),
-            "PYTHONPATH": os.path.join(ROOT, "projects"),
-        },
+        env=environment(datasets),
         stdout=output, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

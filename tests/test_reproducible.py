@@ -16,7 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from skd.data.loader import build_train_loader
 from skd.engine import SKDTrainer
 
-from .conftest import ROOT, distilling, run_script, tiny_config
+from .conftest import distilling, environment, patched, run_script, tiny_config
 
 RECORDS = [
     {"width": w, "height": h, "image_id": i}
@@ -175,16 +175,10 @@ def test_kill_9_and_resume_give_the_very_weights(teacher_files, shapes, tmp_path
         )
         config = settled(cfg, tmp_path, name)
         if name == "killed":
-            script = tmp_path / "kill.py"
-            script.write_text(KILL.format(root=ROOT, signal=int(signal.SIGKILL)))
             done = subprocess.run(
-                [sys.executable, "-W", "ignore", script, "--config-file", config],
-                env={
-                    **os.environ,
-                    "DETECTRON2_DATASETS": str(shapes),
-                    "PYTHONPATH": os.path.join(ROOT, "projects"),
-                },
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300,
+                [sys.executable, patched(tmp_path, KILL), "--config-file", config],
+                env=environment(shapes), timeout=300,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             assert done.returncode == -signal.SIGKILL
             assert (tmp_path / name / "last_checkpoint").read_text() == "model_0000007.pth"
@@ -197,9 +191,6 @@ def test_kill_9_and_resume_give_the_very_weights(teacher_files, shapes, tmp_path
 
 
 KILL = """
-import os, sys
-sys.path.insert(0, {root!r})
-import train_net
 from skd import DistillRCNN
 
 forward = DistillRCNN.forward
@@ -210,9 +201,8 @@ def killed(self, inputs):
     calls += 1
     losses = forward(self, inputs)
     if calls == 10:
-        os.kill(os.getpid(), {signal})
+        os.kill(os.getpid(), 9)
     return losses
 
 DistillRCNN.forward = killed
-train_net.launch(train_net.main, train_net.argument_parser().parse_args())
 """

@@ -82,6 +82,7 @@ class FrozenTeacher(nn.Module):
                 f"The teacher's input_format is {input_format!r}; it must be 'BGR' or 'RGB'."
             )
         self.input_format = input_format
+        self.weights = weights
         self.backbone = model.backbone
         self._components = components(model)
         get_feature_module(self, features, "MODEL.TEACHER.FEATURES")  # or an error

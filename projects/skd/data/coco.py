@@ -1,7 +1,7 @@
 """Data sets of one's own in COCO's format, and whether a model fits them."""
 
 import json
-import os
+import logging
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
@@ -11,6 +11,9 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import is_distilling
+from .check import check_coco, masks_missing, summary
+
+logger = logging.getLogger(__name__)
 
 
 def register_coco(name: str, json_file: str, image_root: str) -> None:
@@ -25,7 +28,8 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: the name is taken, or the file is not in COCO's format.
+        ValueError: the name is taken, or training would stop at something in the annotations, or
+            at an image that is not there; lists what. ``tools/check_dataset.py`` looks further.
     """
     if name in DatasetCatalog.list():
         raise ValueError(f"Data set '{name}' is registered already: choose another name.")
@@ -33,30 +37,23 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
         raise FileNotFoundError(f"Data set '{name}': no annotation file '{json_file}'.")
     if not PathManager.isdir(image_root):
         raise FileNotFoundError(f"Data set '{name}': no folder of images '{image_root}'.")
-    content = _read(json_file)
-    images = content["images"]
-    if not images:
-        raise ValueError(f"'{json_file}' lists no images.")
-    first = os.path.join(image_root, images[0]["file_name"])
-    if not PathManager.isfile(first):
-        raise FileNotFoundError(
-            f"Data set '{name}': its first image '{first}' is not there. The folder of images must "
-            "be the one that the file names in the JSON start from."
+    problems = check_coco(json_file, image_root, read_images=False)
+    errors = [p for p in problems if p.level == "error"]
+    if errors:
+        raise ValueError(
+            f"Data set '{name}' cannot be trained or evaluated on. '{json_file}' must be in COCO's "
+            f"format, and its file names must start from '{image_root}':\n{summary(errors)}"
         )
-    register_coco_instances(name, {"thing_classes": _classes(content)}, json_file, image_root)
+    if problems:
+        logger.warning(f"Data set '{name}':\n{summary(problems, 3)}")
+    content = _read(json_file)
+    metadata = {"thing_classes": _classes(content), "masks_missing": masks_missing(content)}
+    register_coco_instances(name, metadata, json_file, image_root)
 
 
 def _read(json_file: str) -> Dict[str, Any]:
-    try:
-        with PathManager.open(json_file) as f:
-            content = json.load(f)
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(content.get(key), list):
-                raise ValueError(f"it has no list '{key}'")
-        _classes(content)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"'{json_file}' is not in COCO's format: {error!r}.") from error
-    return content
+    with PathManager.open(json_file) as f:
+        return json.load(f)
 
 
 def _classes(content: Dict[str, Any]) -> List[str]:
@@ -84,6 +81,8 @@ def check_classes(cfg: CfgNode) -> None:
     else:
         heads = []  # class-agnostic, like RPN alone, or not ours to know
     _check(heads, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    if model.MASK_ON and architecture in ("GeneralizedRCNN", "PanopticFPN"):
+        _check_masks("MODEL.MASK_ON True", cfg.DATASETS.TRAIN)
 
 
 def check_classes_lazy(cfg: DictConfig) -> None:
@@ -98,6 +97,19 @@ def check_classes_lazy(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
         names += [value] if isinstance(value, str) else list(value or ())
     _check(heads, names)
+    if OmegaConf.select(cfg.model, "roi_heads.mask_head") is not None:
+        _check_masks("model.roi_heads.mask_head", names)
+
+
+def _check_masks(key: str, datasets: Sequence[str]) -> None:
+    for dataset in datasets:
+        missing = MetadataCatalog.get(dataset).get("masks_missing", 0)
+        if missing:
+            raise ValueError(
+                f"{missing} annotations of data set '{dataset}' "
+                f"('{MetadataCatalog.get(dataset).json_file}') have no segmentation, which the "
+                f"model needs ({key}). Train a detector of boxes, or complete the data set."
+            )
 
 
 def _check(heads: Sequence[Tuple[str, int]], datasets: Sequence[str]) -> None:

@@ -49,6 +49,10 @@ def seeded(*numbers: int):
         torch.set_rng_state(before[2])
 
 
+class DataError(RuntimeError):
+    """An image or its annotations cannot be read."""
+
+
 class MappedDataset(Dataset):
     """
     Records through the mapper, with the randomness of their place.
@@ -66,12 +70,22 @@ class MappedDataset(Dataset):
         position, index = place
         with seeded(self.seed, position):
             for attempt in itertools.count(1):
-                sample = self.mapper(self.records[index])
+                sample = self._map(self.records[index])
                 if sample is not None:
                     return sample
                 if attempt % 3 == 0:
                     logger.warning(f"The mapper gave nothing for {attempt} images in a row.")
                 index = random.randrange(len(self.records))
+
+    def _map(self, record: Any) -> Any:
+        try:
+            return self.mapper(record)
+        except Exception as error:
+            raise DataError(
+                f"Image '{record.get('file_name')}' (id {record.get('image_id')!r}) cannot be "
+                f"used: {type(error).__name__}: {error}. tools/check_dataset.py lists all that is "
+                "wrong with a data set."
+            ) from error
 
 
 class GroupedBatches(Sampler):

@@ -39,7 +39,12 @@ def _launch_here(main: Callable[[argparse.Namespace], Any], args: argparse.Names
     except multiprocessing.ProcessExitedException as error:
         if error.exit_code == EXIT_REQUEUE:
             sys.exit(EXIT_REQUEUE)
-        raise
+        rank = args.machine_rank * args.num_gpus + error.error_index
+        raise RuntimeError(
+            f"Rank {rank} of {args.num_gpus * args.num_machines} died "
+            f"({error.signal_name or f'exit code {error.exit_code}'}), and the other processes of "
+            "this machine were stopped. The last checkpoint is complete: continue with --resume."
+        ) from error
 
 
 def _pass_on(number: int, frame) -> None:

@@ -1,6 +1,6 @@
 """Training from LazyConfig files, with the steps of Detectron2's lazyconfig_train_net.py."""
 
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
@@ -18,6 +18,7 @@ from ..distillers import StructuredDistiller
 from ..meta_arch import DistillRCNN
 from ..teacher import build_teacher
 from .preemption import PreemptionHook
+from .record import write_record
 from .reproducible import ReproducibleSteps, shared_seed
 from .step import build_trainer, check_accumulate
 from .trainer import check_amp, wrap_data_parallel
@@ -84,6 +85,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
     seed = shared_seed(cfg.train.get("seed", -1))
     data_loader = _train_loader(cfg.dataloader.train, seed)
     model = wrap_data_parallel(model, **cfg.train.ddp)
+    write_record(cfg.train.output_dir, getattr(model, "module", model), _datasets(cfg), seed)
     trainer = build_trainer(
         model, data_loader, optimizer, cfg.train.amp.enabled, accumulate,
         cfg.train.get("skip_non_finite", 0),
@@ -112,6 +114,14 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.train.max_iter)
+
+
+def _datasets(cfg: DictConfig) -> List[str]:
+    names: List[str] = []
+    for loader in ("train", "test"):
+        found = OmegaConf.select(cfg, f"dataloader.{loader}.dataset.names")
+        names += [found] if isinstance(found, str) else list(found or [])
+    return names
 
 
 def _train_loader(cfg: DictConfig, seed: int):

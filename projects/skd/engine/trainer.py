@@ -15,6 +15,7 @@ from ..checkpoint import SafeCheckpointer
 from ..data.loader import build_train_loader
 from ..evaluation import build_evaluator
 from .preemption import PreemptionHook
+from .record import write_record
 from .reproducible import ReproducibleSteps, shared_seed
 from .step import build_trainer, check_accumulate
 
@@ -64,6 +65,8 @@ class SKDTrainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         steps = ReproducibleSteps(data_loader, shared_seed(cfg.SEED))
+        datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+        write_record(cfg.OUTPUT_DIR, getattr(model, "module", model), datasets, steps.seed)
         self.register_hooks([steps, *self.build_hooks(), PreemptionHook(self.checkpointer)])
 
     @classmethod

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""
+All that is wrong with a data set in COCO's format, at once: broken or missing images, boxes and
+masks that cannot be, ids that are there twice or not at all. Ends with 1 if training would stop at
+any of it, with 0 if there are warnings at most.
+
+    python tools/check_dataset.py train.json images/train
+"""
+
+import argparse
+import sys
+
+from skd.data.check import check_coco
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("json_file", help="annotations")
+    parser.add_argument("image_root", help="the folder the file names in it start from")
+    parser.add_argument("--no-images", action="store_true", help="do not read the images, quickly")
+    args = parser.parse_args()
+    problems = check_coco(args.json_file, args.image_root, not args.no_images)
+    for problem in problems:
+        print(f"{problem.level}: {problem}")
+    errors = sum(problem.level == "error" for problem in problems)
+    print(f"{errors} errors, {len(problems) - errors} warnings")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
