@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2
 BIN = "$(VENV)/bin/python"
 CODE = configs projects tools tests train_net.py
 
-.PHONY: setup demo test lint format study bench
+.PHONY: setup demo test lint format study bench lock
 
 setup:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash tools/setup.sh
@@ -33,3 +33,11 @@ study: setup
 
 bench: setup
 	@$(BIN) -W ignore tools/benchmark $(BENCH_ARGS)
+
+# Needs uv ('pip install uv').
+lock:
+	@head -2 requirements.lock >requirements.lock.new
+	@uv pip compile requirements.txt -c constraints.txt --generate-hashes --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-header --no-annotate --quiet \
+	    >>requirements.lock.new
+	@mv requirements.lock.new requirements.lock

@@ -1,13 +1,15 @@
 """tools/setup.sh, as far as it can be tried without the network."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from .conftest import ROOT
+from .conftest import ROOT, read
 
 
 def setup(cwd=ROOT, **environment):
@@ -46,7 +48,7 @@ def test_an_installed_detectron2_is_kept(tmp_path):
     """In a folder with a space, with a stand-in for Python that notes what pip is told."""
     root = tmp_path / "a folder"
     for name in ("tools/setup.sh", "requirements.txt", "requirements-detectron2.txt",
-                 "constraints.txt", "pyproject.toml"):  # fmt: skip
+                 "requirements.lock", "constraints.txt", "pyproject.toml"):  # fmt: skip
         os.makedirs(os.path.dirname(root / name), exist_ok=True)
         shutil.copy(os.path.join(ROOT, name), root / name)
     python = root / "venv" / "bin" / "python"
@@ -64,3 +66,37 @@ def test_an_installed_detectron2_is_kept(tmp_path):
     with open(root / "requirements.txt", "a") as f:
         f.write("another\n")
     assert setup(root, VENV="venv").returncode == 0 and log.exists()
+
+
+def pins(name):
+    """Versions by package, of lines like name==1.2."""
+    found = re.findall(r"^([\w.-]+)==([^ \n]+)", read(name), re.M)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def test_the_lock_has_the_tested_versions_with_hashes():
+    lock = pins("requirements.lock")
+    assert pins("constraints.txt").items() <= lock.items()
+    wanted = re.findall(r"^([\w.-]+)", read("requirements.txt"), re.M)
+    assert {re.sub(r"[-_.]+", "-", name).lower() for name in wanted} <= set(lock)
+    entries = re.split(r"\n(?=\S)", read("requirements.lock"))
+    assert len(entries) > 100
+    for entry in entries:
+        assert entry.startswith("#") or "--hash=sha256:" in entry, entry
+    hosts = re.findall(r"https?://|file:", read("requirements.lock"))
+    assert not hosts
+
+
+@pytest.mark.skipif(
+    (*sys.version_info[:2], sys.platform) != (3, 11, "linux"), reason="the lock is for another"
+)
+def test_the_locked_set_installs():
+    """pip accepts it as a whole; the packages of this environment are those of the lock."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--require-hashes",
+         "--disable-pip-version-check", "--no-deps", "-r", os.path.join(ROOT, "requirements.lock"),
+         "--report", "-"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["install"] == []

@@ -50,10 +50,38 @@ def test_the_same_gradients_and_losses(teacher_files, parts):
         torch.testing.assert_close(ours[name] / scale, value / scale, rtol=1e-4, atol=1e-5)
 
 
-def test_parts_that_do_not_divide_the_batch_are_refused(teacher_files):
+def test_parts_that_do_not_divide_the_batch_are_refused(teacher_files, shapes):
     cfg = distilling(tiny_config(SOLVER__IMS_PER_BATCH=4), teacher_files)
     cfg.SOLVER.ACCUMULATE = 3
     with pytest.raises(ValueError, match="SOLVER.ACCUMULATE is 3, and each process gets 4 images"):
+        SKDTrainer(cfg)
+
+
+@pytest.mark.parametrize(
+    "key,value,expected",
+    [
+        ("SOLVER.MAX_ITER", 0, "a whole number above 0"),
+        ("SOLVER.MAX_ITER", -5, "a whole number above 0"),
+        ("SOLVER.BASE_LR", 0.0, "a number above 0"),
+        ("SOLVER.BASE_LR", float("nan"), "a number above 0"),
+        ("SOLVER.IMS_PER_BATCH", 0, "a multiple of the number of processes, 1"),
+        ("SOLVER.CHECKPOINT_PERIOD", 0, "a whole number above 0"),
+        ("TEST.EVAL_PERIOD", -1, "a whole number, 0 for never"),
+        ("SOLVER.SKIP_NON_FINITE", -1, "a whole number, 0 or above"),
+        ("DATALOADER.NUM_WORKERS", -1, "a whole number, 0 or above"),
+        ("DATASETS.TRAIN", (), "a data set's name"),
+    ],
+)
+def test_values_out_of_range_are_named_before_anything_is_built(key, value, expected):
+    cfg = tiny_config()
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=rf"^{key} is .*; it must be {expected}"):
+        SKDTrainer(cfg)
+
+
+def test_an_unknown_data_set_is_named(shapes):
+    cfg = tiny_config(DATASETS__TRAIN=("mine_trian",))
+    with pytest.raises(ValueError, match="'mine_trian', which nobody has registered"):
         SKDTrainer(cfg)
 
 

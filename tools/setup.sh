@@ -27,7 +27,7 @@ if [ ! -x "$py" ]; then
     die "could not make the environment '$venv': is Python's venv module installed (on Debian: apt-get install python3-venv)?"
 fi
 
-wanted=$(cat requirements.txt requirements-detectron2.txt constraints.txt pyproject.toml tools/setup.sh | cksum)
+wanted=$(cat requirements* constraints.txt pyproject.toml tools/setup.sh | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted $PWD" ]; then
   exit 0
 fi
@@ -40,7 +40,13 @@ if "$py" -W ignore -c 'import detectron2' 2>/dev/null; then
   echo "setup: keeping the Detectron2 and the torch that are there."
   pip -r requirements.txt || die "pip failed; its message is above. Is the network up?"
 else
-  pip -r requirements.txt -c constraints.txt ||
+  platform=$("$py" -c 'import platform, sys; print(*sys.version_info[:2], sys.platform, platform.machine())')
+  if [ "$platform" = "3 11 linux x86_64" ]; then
+    tested=(--require-hashes -r requirements.lock)
+  else
+    tested=(-r requirements.txt -c constraints.txt)
+  fi
+  pip "${tested[@]}" ||
     die "pip failed; its message is above. Are the network up and 6 GB of disk free?"
   packages=$("$py" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   pip --no-deps --require-hashes --only-binary=:all: --python-version 3.10 \

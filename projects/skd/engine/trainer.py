@@ -1,10 +1,12 @@
 """Detectron2's DefaultTrainer, with evaluators and with several processes on CPUs."""
 
 import logging
+import math
 import weakref
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
@@ -37,6 +39,58 @@ def check_amp(enabled: bool, key: str) -> None:
         )
 
 
+def check_solver(cfg: CfgNode) -> None:
+    """Raise ValueError, naming the key, for values that training would stop at later."""
+    solver, world = cfg.SOLVER, comm.get_world_size()
+
+    def whole(value, least):
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    for key, value, good, expected in (
+        ("SOLVER.MAX_ITER", solver.MAX_ITER, whole(solver.MAX_ITER, 1), "a whole number above 0"),
+        ("SOLVER.BASE_LR", solver.BASE_LR, 0 < solver.BASE_LR < math.inf, "a number above 0"),
+        (
+            "SOLVER.IMS_PER_BATCH",
+            solver.IMS_PER_BATCH,
+            whole(solver.IMS_PER_BATCH, 1) and solver.IMS_PER_BATCH % world == 0,
+            f"a multiple of the number of processes, {world}",
+        ),
+        (
+            "SOLVER.CHECKPOINT_PERIOD",
+            solver.CHECKPOINT_PERIOD,
+            whole(solver.CHECKPOINT_PERIOD, 1),
+            "a whole number above 0",
+        ),
+        (
+            "TEST.EVAL_PERIOD",
+            cfg.TEST.EVAL_PERIOD,
+            whole(cfg.TEST.EVAL_PERIOD, 0),
+            "a whole number, 0 for never",
+        ),
+        (
+            "SOLVER.SKIP_NON_FINITE",
+            solver.get("SKIP_NON_FINITE", 0),
+            whole(solver.get("SKIP_NON_FINITE", 0), 0),
+            "a whole number, 0 or above",
+        ),
+        (
+            "DATALOADER.NUM_WORKERS",
+            cfg.DATALOADER.NUM_WORKERS,
+            whole(cfg.DATALOADER.NUM_WORKERS, 0),
+            "a whole number, 0 or above",
+        ),
+        ("DATASETS.TRAIN", cfg.DATASETS.TRAIN, len(cfg.DATASETS.TRAIN) > 0, "a data set's name"),
+    ):
+        if not good:
+            raise ValueError(f"{key} is {value!r}; it must be {expected}.")
+    unknown = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n not in DatasetCatalog]
+    if unknown:
+        raise ValueError(
+            f"DATASETS names {', '.join(map(repr, unknown))}, which nobody has registered; give "
+            "--register-coco NAME JSON IMAGES for data in COCO's format."
+        )
+
+
 class SKDTrainer(DefaultTrainer):
     """
     Trains what the config describes, distilling or not, and evaluates it.
@@ -48,6 +102,7 @@ class SKDTrainer(DefaultTrainer):
         # Stands for DefaultTrainer.__init__, which has no place to wrap the model differently.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        check_solver(cfg)
         check_amp(cfg.SOLVER.AMP.ENABLED, "SOLVER.AMP.ENABLED")
         accumulate = cfg.SOLVER.get("ACCUMULATE", 1)
         check_accumulate(accumulate, cfg.SOLVER.IMS_PER_BATCH, "SOLVER.ACCUMULATE")
