@@ -97,7 +97,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return ([last] if os.path.isfile(last) else []) + others
 
     def _load_file(self, f: str) -> Dict[str, Any]:
-        if _is_trusted(f):
+        if is_trusted(f):
             return super()._load_file(f)
         if f.endswith(".pkl"):
             data = load_pickle(f)
@@ -112,7 +112,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super()._load_file(f)
 
     def _torch_load(self, f: str) -> Dict[str, Any]:
-        return super()._torch_load(f) if _is_trusted(f) else load_tensors(f)
+        return super()._torch_load(f) if is_trusted(f) else load_tensors(f)
 
 
 def _write(path: str, write) -> None:
@@ -135,7 +135,8 @@ def _write(path: str, write) -> None:
         os.close(folder)
 
 
-def _is_trusted(path: str) -> bool:
+def is_trusted(path: str) -> bool:
+    """Whether ``SKD_TRUST_CHECKPOINTS`` names a file."""
     names = os.environ.get(TRUST_VARIABLE, "").split(os.pathsep)
     return os.path.realpath(path) in {os.path.realpath(name) for name in names if name}
 

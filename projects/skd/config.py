@@ -5,6 +5,8 @@ import importlib
 from detectron2.config import CfgNode as CN
 from detectron2.utils.file_io import PathManager
 
+from .yaml_check import check_yaml
+
 META_ARCHITECTURE = "DistillRCNN"
 _NODES = ("STUDENT", "TEACHER", "DISTILLER")
 # what SKDTrainer knows beyond DefaultTrainer, and when it does as DefaultTrainer
@@ -162,7 +164,9 @@ def merge_file(cfg: CN, path: str) -> None:
 
     Raises:
         ImportError: such a file, and a Detectron2 without that project.
+        UnsafeConfigError: it, or one it is based on, would run code.
     """
+    check_yaml(path)
     model = CN.load_yaml_with_base(path, allow_unsafe=True).get("MODEL", {})
     for node, (module, function) in _PROJECTS.items():
         if node not in model or node in cfg.MODEL:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
@@ -31,6 +32,10 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
         ValueError: the name is taken, or training would stop at something in the annotations, or
             at an image that is not there; lists what. ``tools/check_dataset.py`` looks further.
     """
+    if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+        raise ValueError(  # files of results are named after it
+            f"Data set '{name}': a name may have letters, digits and _ - + . in it, nothing else."
+        )
     if name in DatasetCatalog.list():
         raise ValueError(f"Data set '{name}' is registered already: choose another name.")
     if not PathManager.isfile(json_file):
