@@ -1,7 +1,9 @@
 """What tools/compare.py runs: detectors x methods x teachers x seeds, read from a study file."""
 
+import math
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
@@ -36,13 +38,13 @@ class Cell(Run):
             "seed": self.seed,
             "iterations": self.iterations,
             "status": "done" if done else "failed" if self.error else "not run",
-            "command": " ".join(["python", *self.command()[1:]]),
+            "command": shlex.join(["python", *self.command()[1:]]),
         }
         evaluations = [r for r in read_metrics(self.folder) if "bbox/AP" in r]
         if done:
             last = evaluations[-1]
             row["ap"] = {
-                k: round(v, 3)
+                k: None if math.isnan(v) else round(v, 3)  # no object of that size
                 for k, v in last.items()
                 if re.fullmatch(r"(bbox|segm)/AP(50|75|s|m|l)?", k)
             }

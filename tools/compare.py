@@ -14,7 +14,9 @@ Writes results.jsonl (a line per run), README.md (tables) and report.html into -
 
 import argparse
 import json
+import math
 import os
+import shlex
 import statistics
 import sys
 from typing import Any, Dict, List
@@ -149,7 +151,8 @@ def main() -> int:
     study = Study(spec, args.work, flags)
     study.check()
     output = args.output or args.work
-    command = " ".join(["python", "tools/compare.py", *sys.argv[1:]])
+    given = [part for part in sys.argv[1:] if part != "--report-only"]
+    command = shlex.join(["python", "tools/compare.py", *given])
     runs = study.runs()
     waiting = [cell for cell in runs if not cell.finished()]
     if not args.report_only and waiting:
@@ -192,9 +195,10 @@ def _same_commands(cells: List[Cell]) -> None:
 
 
 def mean_ap(cells: List[Cell], key: str) -> float:
-    """Mean over the finished cells; nan if there are none."""
-    values = [c.result()["ap"].get(key, 0.0) for c in cells if c.finished()]
-    return statistics.mean(values) if values else float("nan")
+    """Mean over the finished cells; nan if there is none that has it."""
+    values = [c.result()["ap"].get(key) for c in cells if c.finished()]
+    values = [v for v in values if v is not None]
+    return statistics.mean(values) if values else math.nan
 
 
 if __name__ == "__main__":

@@ -26,17 +26,21 @@ def conv1x1(conv, x):
 
 
 def conv3x3(conv, x):
-    """One channel in, one out, zero padding: x (N, H, W) -> (N, H, W)."""
-    n, h, w = x.shape
-    weight, bias = _np(conv.weight)[0, 0], float(_np(conv.bias)[0])
-    out = np.full((n, h, w), bias)
+    """x (N, C, H, W) -> (N, C', H, W), zero padding."""
+    weight = _np(conv.weight)
+    n, _, h, w = x.shape
+    out = np.zeros((n, len(weight), h, w))
+    if conv.bias is not None:
+        out += _np(conv.bias)[:, None, None]
     for i in range(n):
         for y in range(h):
             for z in range(w):
                 for dy in (-1, 0, 1):
                     for dz in (-1, 0, 1):
                         if 0 <= y + dy < h and 0 <= z + dz < w:
-                            out[i, y, z] += weight[dy + 1, dz + 1] * x[i, y + dy, z + dz]
+                            out[i, :, y, z] += (
+                                weight[:, :, dy + 1, dz + 1] @ x[i, :, y + dy, z + dz]
+                            )
     return out
 
 
@@ -108,7 +112,7 @@ def attention_loss(level, a_s, a_t, settings):
     if settings["adapter"]:
         linear = level.channel_adapter
         c_s = np.stack([_np(linear.weight) @ v + _np(linear.bias) for v in c_s])
-        s_s = conv3x3(level.spatial_adapter, s_s)
+        s_s = conv3x3(level.spatial_adapter, s_s[:, None])[:, 0]
     return norm(c_t - c_s, settings["reduction"], None) + norm(
         s_t - s_s, settings["reduction"], level.stride
     )
