@@ -21,9 +21,10 @@ from detectron2.utils.logger import setup_logger
 from skd import add_skd_config, distill, student_config
 from skd.checkpoint import SafeCheckpointer
 from skd.config import SOLVER_KEYS, is_distilling, is_lazy_file, merge_file
-from skd.data import check_classes, check_classes_lazy, register_coco
+from skd.data import check_classes, check_classes_lazy, lazy_datasets, register_coco
 from skd.engine import SKDTrainer, distill_lazy, do_test, do_train, launch
 from skd.engine.lazy import is_distilling_lazy, student_lazy
+from skd.engine.record import write_record
 from skd.evaluation import write_results
 
 
@@ -91,6 +92,7 @@ def main(args):
     cfg = setup(args)
     if args.eval_only:
         model = SKDTrainer.build_model(cfg)
+        write_record(cfg.OUTPUT_DIR, model, cfg.DATASETS.TEST, cfg.SEED)
         loaded = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
@@ -118,6 +120,7 @@ def main_lazy(args):
     default_setup(cfg, args)
     if args.eval_only:
         model = instantiate(cfg.model).to(cfg.train.device)
+        write_record(cfg.train.output_dir, model, lazy_datasets(cfg), cfg.train.get("seed", -1))
         loaded = SafeCheckpointer(model, save_dir=cfg.train.output_dir).resume_or_load(
             cfg.train.init_checkpoint, resume=args.resume
         )

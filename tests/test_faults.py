@@ -205,8 +205,14 @@ def test_every_run_leaves_a_record(teacher_files, shapes, tmp_path):
     config = write_config(cfg, tmp_path)
     for flags in ([], ["--resume", "SOLVER.MAX_ITER", 2]):
         run_script("train_net.py", "--config-file", config, *flags, datasets=shapes)
+    run_script(
+        "train_net.py", "--config-file", config, "--eval-only", "DATASETS.TEST",
+        "('skd_shapes_val',)", "MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth",
+        datasets=shapes,
+    )  # fmt: skip
     with open(tmp_path / "out" / "runs.jsonl") as f:
-        first, second = map(json.loads, f)
+        first, second, third = map(json.loads, f)
+    assert list(third["datasets"]) == ["skd_shapes_val"]
     assert "--resume" in second["command"] and "--resume" not in first["command"]
     assert first["seed"] == 7 and first["versions"]["torch"] == torch.__version__.split("+")[0]
     assert first["teacher"] == {

@@ -97,13 +97,19 @@ def check_classes_lazy(cfg: DictConfig) -> None:
         for key in ("roi_heads.num_classes", "num_classes")
         if OmegaConf.select(cfg.model, key) is not None
     ]
+    names = lazy_datasets(cfg)
+    _check(heads, names)
+    if OmegaConf.select(cfg.model, "roi_heads.mask_head") is not None:
+        _check_masks("model.roi_heads.mask_head", names)
+
+
+def lazy_datasets(cfg: DictConfig) -> List[str]:
+    """Names of the data sets a LazyConfig trains and tests on."""
     names: List[str] = []
     for split in ("train", "test"):
         value = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
         names += [value] if isinstance(value, str) else list(value or ())
-    _check(heads, names)
-    if OmegaConf.select(cfg.model, "roi_heads.mask_head") is not None:
-        _check_masks("model.roi_heads.mask_head", names)
+    return names
 
 
 def _check_masks(key: str, datasets: Sequence[str]) -> None:

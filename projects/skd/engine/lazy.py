@@ -1,6 +1,6 @@
 """Training from LazyConfig files, with the steps of Detectron2's lazyconfig_train_net.py."""
 
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from ..data.coco import lazy_datasets
 from ..data.loader import build_train_loader
 from ..distillers import StructuredDistiller
 from ..meta_arch import DistillRCNN
@@ -85,7 +86,7 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
     seed = shared_seed(cfg.train.get("seed", -1))
     data_loader = _train_loader(cfg.dataloader.train, seed)
     model = wrap_data_parallel(model, **cfg.train.ddp)
-    write_record(cfg.train.output_dir, getattr(model, "module", model), _datasets(cfg), seed)
+    write_record(cfg.train.output_dir, getattr(model, "module", model), lazy_datasets(cfg), seed)
     trainer = build_trainer(
         model, data_loader, optimizer, cfg.train.amp.enabled, accumulate,
         cfg.train.get("skip_non_finite", 0),
@@ -114,14 +115,6 @@ def do_train(cfg: DictConfig, resume: bool = False) -> Dict[str, Any]:
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.train.max_iter)
-
-
-def _datasets(cfg: DictConfig) -> List[str]:
-    names: List[str] = []
-    for loader in ("train", "test"):
-        found = OmegaConf.select(cfg, f"dataloader.{loader}.dataset.names")
-        names += [found] if isinstance(found, str) else list(found or [])
-    return names
 
 
 def _train_loader(cfg: DictConfig, seed: int):
