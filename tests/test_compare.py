@@ -5,11 +5,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 
 import pytest
 import yaml
 
-from .conftest import ROOT, run_script
+from .conftest import ROOT, environment, run_script
 
 TEACHER = {"config": "configs/shapes/teacher.yaml", "weights": "configs/shapes/teacher.pth"}
 STUDY = {
@@ -96,6 +98,36 @@ def test_finished_runs_are_kept_and_failed_ones_tried_again(study, shapes):
     before = os.path.getmtime(final)
     printed = compare(folder, shapes, ok=False)
     assert "9 of 11 runs are done already" in printed and os.path.getmtime(final) == before
+
+
+def test_an_interrupted_study_stops_its_runs_and_goes_on(shapes, tmp_path):
+    spec = {
+        **STUDY,
+        "iterations": 60,
+        "seeds": [1],
+        "compare": [{"name": "x", "detector": "Mask R-CNN", "methods": ["baseline", "PKD"]}],
+        "teachers": {"good": TEACHER},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    command = ["tools/compare.py", tmp_path / "study.yaml", "--work", tmp_path / "work"]
+    with open(tmp_path / "stdout.txt", "w") as out:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=environment(shapes),
+            stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    folder = tmp_path / "work" / "Mask_R-CNN" / "baseline" / "seed1"
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(timeout=120) != 0
+    state = (folder / "last_checkpoint").read_text()  # the run was told, and has ended
+    assert "Stopped after iteration" in (folder / "stdout.txt").read_text()
+    run_script(*command, "--images", 1, datasets=shapes)
+    printed = (folder / "stdout.txt").read_text()
+    assert f"Starting training from iteration {int(state[6:13]) + 1}" in printed
+    assert (folder / "model_final.pth").exists()
 
 
 def test_another_study_does_not_mix_with_the_runs_of_the_first(study, shapes, tmp_path):

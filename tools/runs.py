@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -119,6 +120,8 @@ def run_all(
     Raises:
         RuntimeError: a run failed, and ``keep_going`` is off; the others are stopped.
     """
+    # as Ctrl-C does: through the `finally` below, or the runs would go on alone
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cores = os.cpu_count() or 1
     jobs = min(jobs or cores, len(runs))
     waiting, running = list(runs), []
@@ -149,10 +152,11 @@ def run_all(
                         running.remove(run)
                         end(run)
         finally:
-            for run in running:
+            for run in running:  # a training then writes a checkpoint to go on from
                 if run.process.poll() is None:
                     run.process.terminate()
-                    run.process.wait()
+            for run in running:
+                run.process.wait()
 
 
 class _Display:
