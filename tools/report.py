@@ -63,10 +63,11 @@ def _groups(comparison: Comparison) -> Dict[str, List[Cell]]:
 
 
 def _by_size(comparison: Comparison) -> List[List[str]]:
-    return [
-        [name, *(f"{mean_ap(cells, f'bbox/{size}'):.1f}" for size in SIZES)]
-        for name, cells in _groups(comparison).items()
-    ]
+    rows = []
+    for name, cells in _groups(comparison).items():
+        means = [mean_ap(cells, f"bbox/{size}") for size in SIZES]
+        rows.append([name, *("-" if np.isnan(mean) else f"{mean:.1f}" for mean in means)])
+    return rows
 
 
 def _curves(comparison: Comparison) -> str:
