@@ -44,17 +44,24 @@ class Cell(Run):
         if done:
             last = evaluations[-1]
             row["ap"] = {
-                k: None if math.isnan(v) else round(v, 3)  # no object of that size
+                k: _number(v, last[f"{k.split('/')[0]}/AP"])
                 for k, v in last.items()
                 if re.fullmatch(r"(bbox|segm)/AP(50|75|s|m|l)?", k)
             }
             row["curve"] = [
-                [min(r["iteration"] + 1, self.iterations), round(r["bbox/AP"], 3)]
+                [min(r["iteration"] + 1, self.iterations), _number(r["bbox/AP"], r["bbox/AP"])]
                 for r in evaluations
             ]
         elif self.error:
             row["error"] = self.error
         return row
+
+
+def _number(value: float, ap: float) -> Optional[float]:
+    """None where there is no object of a size; Detectron2 gives nan for a model without any box."""
+    if math.isnan(ap):
+        return 0.0
+    return None if math.isnan(value) else round(value, 3)
 
 
 @dataclass
