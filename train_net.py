@@ -11,16 +11,16 @@ configs/) or if --teacher is given; otherwise the plain model is trained.
 
 import os
 
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from skd import add_skd_config, distill, student_config
+from skd import distill, student_config
 from skd.checkpoint import SafeCheckpointer
-from skd.config import SOLVER_KEYS, is_distilling, is_lazy_file, merge_file
+from skd.config import SOLVER_KEYS, is_distilling, is_lazy_file, read_config
 from skd.data import check_classes, check_classes_lazy, lazy_datasets, register_coco
 from skd.engine import SKDTrainer, distill_lazy, do_test, do_train, launch
 from skd.engine.lazy import is_distilling_lazy, student_lazy
@@ -56,9 +56,7 @@ def argument_parser():
 
 def setup(args) -> CfgNode:
     """Build the config from a .yaml file, the flags and the options, and start the log."""
-    cfg = get_cfg()
-    add_skd_config(cfg)
-    merge_file(cfg, args.config_file)
+    cfg = read_config(args.config_file)
     if args.teacher:
         distill(cfg, args.teacher, args.teacher_weights)
     cfg.merge_from_list(args.opts)

@@ -10,16 +10,15 @@ import argparse
 import os
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import build_detection_train_loader
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from runs import ROOT, print_table
 
-from skd import add_skd_config, distill
+from skd import distill
 from skd.checkpoint import SafeCheckpointer
-from skd.config import merge_file
+from skd.config import read_config
 from skd.distillers import DISTILLER_REGISTRY
 
 
@@ -34,9 +33,7 @@ def main():
     os.chdir(ROOT)
     rows, inputs = [], None
     for method in args.methods:
-        cfg = get_cfg()
-        add_skd_config(cfg)
-        merge_file(cfg, args.config_file)
+        cfg = read_config(args.config_file)
         distill(cfg, args.teacher, args.teacher_weights)
         cfg.merge_from_list(["MODEL.DISTILLER.NAME", method, "DATALOADER.NUM_WORKERS", 0])
         cfg.merge_from_list(args.opts)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
 import yaml
-from detectron2.config import get_cfg
 from runs import Run, read_metrics
 
-from skd import add_skd_config, distill
-from skd.config import is_lazy_file, merge_file
+from skd import distill
+from skd.config import is_lazy_file, read_config
 from skd.distillers import build_distiller
 
 BASELINE = "baseline"
@@ -114,9 +113,7 @@ class Study:
         for cell in self.cells.values():
             if is_lazy_file(cell.config):
                 continue  # Python: train_net.py tells
-            cfg = get_cfg()
-            add_skd_config(cfg)
-            merge_file(cfg, cell.config)
+            cfg = read_config(cell.config)
             if cell.method not in (BASELINE, "teacher"):
                 distill(cfg, cell.config)
             cfg.merge_from_list(list(cell.opts))

@@ -6,14 +6,14 @@ import os
 from dataclasses import dataclass
 from typing import List
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from skd import add_skd_config, register_coco, student_config
+from skd import register_coco, student_config
 from skd.checkpoint import SafeCheckpointer
-from skd.config import merge_file
+from skd.config import read_config
 
 
 @dataclass
@@ -57,9 +57,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         for path in (config, weights):
             if "://" not in path and not os.path.exists(path):
                 raise ValueError(f"--model {name}: no file '{path}'.")
-        cfg = get_cfg()
-        add_skd_config(cfg)
-        merge_file(cfg, config)
+        cfg = read_config(config)
         cfg.merge_from_list(args.opts)
         cfg = student_config(cfg)
         model = build_model(cfg).eval()

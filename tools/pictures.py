@@ -8,14 +8,15 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.visualizer import Visualizer
 from runs import read_metrics
 from torch import nn
 
-from skd import add_skd_config, student_config
+from skd import student_config
+from skd.config import read_config
 from skd.features import FeatureTap
 from skd.visualization import attention_over_image
 
@@ -35,10 +36,7 @@ TITLES = {
 
 def load_config(folder: str) -> CfgNode:
     """The plain config of a finished run, with its final weights."""
-    cfg = get_cfg()
-    add_skd_config(cfg)
-    cfg.merge_from_file(os.path.join(folder, "config.yaml"))
-    cfg = student_config(cfg)
+    cfg = student_config(read_config(os.path.join(folder, "config.yaml")))
     cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
     return cfg
 

@@ -33,7 +33,6 @@ from skd.features import FeatureTap, get_feature_module
 from skd.visualization import attention_over_image, heat, non_local_blocks, non_local_response
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-Maps = Dict[str, torch.Tensor]
 
 
 def main():
@@ -112,10 +111,8 @@ def find_blocks(args: argparse.Namespace) -> Dict[str, Dict]:
     return blocks
 
 
-def features_of(
-    model: Model, rgb: np.ndarray, features: str
-) -> Dict[str, Tuple[torch.Tensor, int]]:
-    """A model's maps of an image at its test size, cropped to the image: (1, C, H, W), stride."""
+def features_of(model: Model, rgb: np.ndarray, features: str) -> Dict[str, torch.Tensor]:
+    """A model's maps of an image at its test size, cropped to the image: (1, C, H, W) by level."""
     cfg = model.cfg.INPUT
     resize = T.ResizeShortestEdge([cfg.MIN_SIZE_TEST] * 2, cfg.MAX_SIZE_TEST)
     image = resize.get_transform(rgb).apply_image(rgb)
@@ -127,7 +124,7 @@ def features_of(
     out = {}
     for name, shape in module.output_shape().items():
         h, w = (max(-(-side // shape.stride), 1) for side in tensor.shape[1:])
-        out[name] = (tap.features[name][..., :h, :w].float().cpu(), shape.stride)
+        out[name] = tap.features[name][..., :h, :w].float().cpu()
     return out
 
 
@@ -171,7 +168,7 @@ def draw_spatial(rgb: np.ndarray, maps: Dict[str, Dict], levels: List[str]) -> p
         row[0].imshow(rgb)
         for ax, by_level in zip(row[1:], maps.values()):
             # cropped already, so that it covers the whole image: a stride of 1 crops no more
-            ax.imshow(attention_over_image(by_level[level][0], 1, rgb))
+            ax.imshow(attention_over_image(by_level[level], 1, rgb))
     figure.tight_layout()
     return figure
 
@@ -181,7 +178,7 @@ def draw_channels(maps: Dict[str, Dict], levels: List[str]) -> plt.Figure:
     figure, axes = _axes(levels, list(maps), width=3.2, height=1.4)
     for level, row in zip(levels, axes):
         for ax, by_level in zip(row, maps.values()):
-            values = channel_attention(by_level[level][0])[0].numpy()
+            values = channel_attention(by_level[level])[0].numpy()
             ax.bar(np.arange(len(values)), values, width=1.0)
             ax.set_xlim(-0.5, len(values) - 0.5)
             ax.set_yticks([0, float(values.max())], ["0", f"{values.max():.2g}"], fontsize=7)
@@ -196,7 +193,7 @@ def draw_response(
     figure, axes = _axes(levels, list(maps))
     for level, row in zip(levels, axes):
         for ax, (name, by_level) in zip(row, maps.items()):
-            features = by_level[level][0]
+            features = by_level[level]
             h, w = features.shape[-2:]
             position = pixel[1] * h // rgb.shape[0], pixel[0] * w // rgb.shape[1]
             block = blocks.get(name, {}).get(level)

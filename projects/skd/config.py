@@ -3,6 +3,7 @@
 import importlib
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
 from .yaml_check import check_yaml
@@ -180,6 +181,14 @@ def merge_file(cfg: CN, path: str) -> None:
             ) from error
         declare(cfg)
     cfg.merge_from_file(path)
+
+
+def read_config(path: str) -> CN:
+    """A YAML file on Detectron2's defaults and the keys of :func:`add_skd_config`."""
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    merge_file(cfg, path)
+    return cfg
 
 
 def is_lazy_file(path: str) -> bool:

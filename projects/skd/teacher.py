@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, LazyConfig, configurable, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyConfig, configurable, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from .checkpoint import SafeCheckpointer
-from .config import add_skd_config, is_lazy_file, merge_file, student_config
+from .config import is_lazy_file, read_config, student_config
 from .features import FeatureTap, get_feature_module
 from .inherit import State, components
 from .teacher_speed import PRECISIONS, fold_batch_norm
@@ -319,10 +319,8 @@ def _check_exists(weights: str) -> None:
 def _load_config(path: str, opts: List[str]) -> Union[CfgNode, Any]:
     if is_lazy_file(path):
         return LazyConfig.apply_overrides(LazyConfig.load(path), opts)
-    cfg = get_cfg()
-    add_skd_config(cfg)  # a student of this project may be a teacher in turn
     try:
-        merge_file(cfg, path)
+        cfg = read_config(path)  # a student of this project may be a teacher in turn
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         raise ValueError(

@@ -6,14 +6,14 @@ from typing import Any, Callable, Dict, List, Tuple
 import literal
 import torch
 from detectron2 import model_zoo
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from measure import flops
 
-from skd import add_skd_config, build_teacher, distill
+from skd import build_teacher, distill
+from skd.config import read_config
 from skd.distillers import StructuredDistiller
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_{}_FPN_{}x.yaml"
@@ -118,9 +118,7 @@ def inputs(images: int, size: Tuple[int, int]) -> List[Dict[str, Any]]:
 
 def mask_rcnn(device: str, precision: str = "fp32", **teacher):
     """Mask R-CNN R50 <- R101 of the zoo, untrained: speed does not depend on weights."""
-    cfg = get_cfg()
-    add_skd_config(cfg)
-    cfg.merge_from_file(model_zoo.get_config_file(ZOO.format(50, 1)))
+    cfg = read_config(model_zoo.get_config_file(ZOO.format(50, 1)))
     distill(cfg, ZOO.format(101, 3))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import Counter
-from typing import Any, Dict, Iterator, List, NamedTuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -39,14 +39,25 @@ def check_coco(json_file: str, image_root: str, read_images: bool = True) -> Lis
         image_root: the folder the images' ``file_name`` starts from.
         read_images: decode every image as well, which takes long.
     """
+    content, problems = read_coco(json_file)
+    return problems or check_content(content, image_root, read_images)
+
+
+def read_coco(json_file: str) -> Tuple[Any, List[Problem]]:
+    """The content of an annotation file, and what makes it no COCO file."""
     try:
         with PathManager.open(json_file) as f:
             content = json.load(f)
     except (OSError, ValueError, RecursionError) as error:
-        return [Problem("error", json_file, f"cannot be read as JSON: {error}")]
-    problems = list(_structure(content))
-    if problems:
-        return [Problem(p.level, f"{json_file}, {p.where}", p.what) for p in problems]
+        return None, [Problem("error", json_file, f"cannot be read as JSON: {error}")]
+    problems = _structure(content)
+    return content, [Problem(p.level, f"{json_file}, {p.where}", p.what) for p in problems]
+
+
+def check_content(
+    content: Dict[str, Any], image_root: str, read_images: bool = True
+) -> List[Problem]:
+    """As :func:`check_coco`, of what :func:`read_coco` found nothing wrong with."""
     problems = list(_annotations(content)) + list(_files(content, image_root))
     if read_images:
         missing = {p.where for p in problems if p.level == "error"}

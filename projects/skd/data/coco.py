@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import is_distilling
-from .check import check_coco, masks_missing, summary
+from .check import check_content, masks_missing, read_coco, summary
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
         raise FileNotFoundError(f"Data set '{name}': no annotation file '{json_file}'.")
     if not PathManager.isdir(image_root):
         raise FileNotFoundError(f"Data set '{name}': no folder of images '{image_root}'.")
-    problems = check_coco(json_file, image_root, read_images=False)
+    content, problems = read_coco(json_file)
+    problems = problems or check_content(content, image_root, read_images=False)
     errors = [p for p in problems if p.level == "error"]
     if errors:
         raise ValueError(
@@ -51,14 +52,8 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
         )
     if problems:
         logger.warning(f"Data set '{name}':\n{summary(problems, 3)}")
-    content = _read(json_file)
     metadata = {"thing_classes": _classes(content), "masks_missing": masks_missing(content)}
     register_coco_instances(name, metadata, json_file, image_root)
-
-
-def _read(json_file: str) -> Dict[str, Any]:
-    with PathManager.open(json_file) as f:
-        return json.load(f)
 
 
 def _classes(content: Dict[str, Any]) -> List[str]:
@@ -142,5 +137,6 @@ def thing_classes(dataset: str) -> Optional[Sequence[str]]:
         return metadata["thing_classes"]
     json_file = metadata.get("json_file")
     if metadata.get("evaluator_type") == "coco" and json_file and PathManager.isfile(json_file):
-        return _classes(_read(json_file))
+        with PathManager.open(json_file) as f:
+            return _classes(json.load(f))
     return None
