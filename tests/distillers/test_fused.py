@@ -30,7 +30,7 @@ def maps(c_s=6, c_t=6, n=3, h=7, w=11, scale=1.0):
 def plain_non_local(level, student, teacher):
     relation = level.non_local_adapter(level.student_non_local(student))
     difference = relation - level.teacher_non_local(teacher)
-    return difference_norm(difference, level.reduction, level.stride)
+    return level.weight_nl * difference_norm(difference, level.reduction, level.stride)
 
 
 def plain_masked_feature(level, student, teacher):
@@ -42,7 +42,7 @@ def plain_masked_feature(level, student, teacher):
     )  # fmt: skip
     difference = level.feature_adapter(student) - teacher
     root = mask.sqrt().view(len(teacher), 1, *teacher.shape[-2:])
-    return difference_norm(difference * root, level.reduction, level.stride)
+    return level.weight_am * difference_norm(difference * root, level.reduction, level.stride)
 
 
 def results(level, term, *inputs):
@@ -98,13 +98,16 @@ def test_attention_equals_plain_autograd(pool):
     torch.testing.assert_close(ours, torch.autograd.grad(plain, x)[0])
 
 
-def test_images_may_be_taken_in_any_portions(monkeypatch):
+def test_maps_may_be_taken_in_any_portions(monkeypatch):
     net, inputs = level(), maps(n=5)
     expected = net(*inputs)
-    for elements in (1, 2 * 6 * 77):
-        monkeypatch.setattr(fused, "CHUNK_ELEMENTS", elements)
-        for name, value in net(*inputs).items():
-            torch.testing.assert_close(value, expected[name])
+    whole = torch.autograd.grad(sum(expected.values()), inputs[0])[0]
+    for elements in (1, 6 * 10, 6 * 77, 2 * 6 * 77):
+        monkeypatch.setitem(fused.CHUNK_ELEMENTS, "cpu", elements)
+        terms = net(*inputs)
+        torch.testing.assert_close(terms, expected)
+        gradient = torch.autograd.grad(sum(terms.values()), inputs[0])[0]
+        torch.testing.assert_close(gradient, whole)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "cropped"])
@@ -135,6 +138,22 @@ def test_terms_may_be_weighted_apart_and_led_back_twice():
     total = sum(factors[name] * value for name, value in terms.items())
     (whole,) = torch.autograd.grad(total, student)
     torch.testing.assert_close(whole, sum(factors[n] * g for n, g in parts.items()))
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+def test_a_second_backward_gives_the_same_again(leaf):
+    net, (student, teacher) = level(), maps()
+    total = sum(net(student if leaf else 1.0 * student, teacher).values())
+    (expected,) = torch.autograd.grad(total, student, retain_graph=True)
+    expected = expected.clone()
+    for retain in (True, True, False):
+        total.backward(retain_graph=retain)
+    torch.testing.assert_close(student.grad, 3 * expected)
+    once = {name: p.grad / 3 for name, p in net.named_parameters()}
+    net.zero_grad()
+    sum(net(student, teacher).values()).backward()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(parameter.grad, once[name], msg=name)
 
 
 def test_nothing_is_made_for_backward_where_nobody_asks():

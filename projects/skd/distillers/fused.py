@@ -9,6 +9,7 @@ what is kept until backward is the student's gradient itself. Gradients of the s
 Shape legend: N images, C channels, P = H W positions of a feature map, k channels of an embedding.
 """
 
+import itertools
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -18,23 +19,23 @@ from torch.autograd.function import once_differentiable
 
 from .attention import channel_attention, reduce_squares, spatial_attention
 
-# of a residual in memory at one time; images are taken together up to that
-CHUNK_ELEMENTS = 2**24
+# of a residual in memory at one time: as much as stays in a CPU's cache; a GPU's is small beside it
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
 
 
 class Residual(NamedTuple):
     """
     squares: (N,), squared norm of each image's residual.
-    matrices: d squares / d W_i, for each image, (N, C, C_i).
+    products: d squares / d W for the matrix W of each map asked for, for each image, (N, C, C_j).
     bias: d squares / d b, for each image, (N, C).
-    maps: d squares / d X_i, (N, C_i, P).
-    All gradients are halved.
+    map: d squares / d X_0, (N, C_0, P).
+    All gradients are halved. Without gradients the last three are None.
     """
 
     squares: torch.Tensor
-    matrices: List[torch.Tensor]
-    bias: torch.Tensor
-    maps: List[torch.Tensor]
+    products: Optional[List[torch.Tensor]] = None
+    bias: Optional[torch.Tensor] = None
+    map: Optional[torch.Tensor] = None
 
 
 def residual(
@@ -42,44 +43,58 @@ def residual(
     bias: torch.Tensor,
     target: torch.Tensor,
     root: Optional[torch.Tensor] = None,
-    gradients: bool = True,
+    products: Optional[Sequence[torch.Tensor]] = None,
 ) -> Residual:
     """
-    Squared norm of ``root * (sum_i W_i X_i + b - T)`` and its gradients, of a few images at a time.
+    Squared norm of ``root * (sum_i W_i X_i + b - T)`` and its gradients, portion by portion.
 
     Args:
         terms: (W_i, X_i): (C, C_i) or (N, C, C_i), and (N, C_i, P).
-        bias: b, (C,).
+        bias: b, (C,) or (N, C).
         target: T, (N, C, P).
-        root: square root of a mask, that broadcasts to (N, C, P).
-        gradients: whether to make them.
+        root: square root of a mask, (N, 1 or C, P).
+        products: maps (N, C_j, P) whose matrices' gradients are made; None for no gradients.
     """
     n, c, p = target.shape
     terms = [(w.expand(n, *w.shape[-2:]), x) for w, x in terms]
-    squares = target.new_empty(n)
-    matrices = [x.new_empty(n, c, x.shape[1]) for _, x in terms] if gradients else []
-    maps = [torch.empty_like(x) for _, x in terms] if gradients else []
-    d_bias = target.new_empty(n, c)
-    step = max(1, CHUNK_ELEMENTS // (c * p))
-    for i in range(0, n, step):
-        chunk = slice(i, i + step)
-        e = torch.baddbmm(bias[:, None], *(t[chunk] for t in terms[0]))
+    bias = bias.expand(n, c)[:, :, None]
+    elements = CHUNK_ELEMENTS.get(target.device.type, CHUNK_ELEMENTS["cuda"])
+    images, positions = min(n, max(1, elements // (c * p))), min(p, max(1, elements // c))
+    buffer = target.new_empty(images * c * positions)  # fresh memory is slow on a CPU
+    squares = target.new_zeros(n)
+    out = Residual(squares)
+    if products is not None:
+        out = Residual(
+            squares,
+            [target.new_zeros(n, c, y.shape[1]) for y in products],
+            target.new_zeros(n, c),
+            torch.empty_like(terms[0][1]),
+        )
+    for i, j in itertools.product(range(0, n, images), range(0, p, positions)):
+        rows, columns = slice(i, i + images), slice(j, j + positions)
+
+        def portion(x):
+            return x[rows, :, columns]
+
+        part = portion(target)
+        e = buffer[: part.numel()].view(part.shape)
+        torch.baddbmm(bias[rows], terms[0][0][rows], portion(terms[0][1]), out=e)
         for w, x in terms[1:]:
-            e.baddbmm_(w[chunk], x[chunk])
-        e.sub_(target[chunk])
+            e.baddbmm_(w[rows], portion(x))
+        e.sub_(part)
         if root is not None:
-            e.mul_(root[chunk])
+            e.mul_(portion(root))
         # norms of rows first: one fp32 sum over millions of squares loses digits
-        torch.sum(torch.linalg.vector_norm(e, dim=2).square_(), dim=1, out=squares[chunk])
-        if not gradients:
+        squares[rows] += torch.linalg.vector_norm(e, dim=2).square_().sum(1)
+        if products is None:
             continue
         if root is not None:
-            e.mul_(root[chunk])
-        torch.sum(e, dim=2, out=d_bias[chunk])
-        for (w, x), d_w, d_x in zip(terms, matrices, maps):
-            torch.bmm(e, x[chunk].transpose(1, 2), out=d_w[chunk])
-            torch.bmm(w[chunk].transpose(1, 2), e, out=d_x[chunk])
-    return Residual(squares, matrices, d_bias, maps)
+            e.mul_(portion(root))
+        out.bias[rows] += e.sum(2)
+        torch.bmm(terms[0][0][rows].transpose(1, 2), e, out=portion(out.map))
+        for y, product in zip(products, out.products):
+            product[rows].baddbmm_(e, portion(y).transpose(1, 2))
+    return out
 
 
 class Attention(torch.autograd.Function):
@@ -107,23 +122,27 @@ class MaskedFeatureNorm(torch.autograd.Function):
     """Norm of ``root * (A_T - W A_S - b)``: L_AM."""
 
     @staticmethod
-    def forward(ctx, student, teacher, weight, bias, root, reduction, stride):
+    def forward(ctx, student, teacher, weight, bias, root, reduction, stride, loss_weight):
         """
         Args:
             student, teacher: (N, C_s, H, W) and (N, C_t, H, W); no gradient to the teacher.
             weight, bias: of the 1x1 convolution, (C_t, C_s, 1, 1) and (C_t,).
             root: square root of the mask, (N, 1 or C_t, H, W).
             reduction, stride: see ``difference_norm``.
+            loss_weight: the norm is multiplied with.
         """
-        wanted = any(ctx.needs_input_grad)
-        terms = [(weight.flatten(1), student.flatten(2))]
-        result = residual(terms, bias, teacher.flatten(2), root.flatten(2), wanted)
+        wanted, ctx.is_leaf = any(ctx.needs_input_grad), student.is_leaf
+        x = student.flatten(2)
+        result = residual(
+            [(weight.flatten(1), x)], bias, teacher.flatten(2), root.flatten(2),
+            [x] if wanted else None,
+        )  # fmt: skip
         value, factor = reduce_squares(result.squares, reduction, stride, student.shape[-2:])
+        value, factor = loss_weight * value, loss_weight * factor
         if wanted:
-            (d_weight,), (d_student,) = result.matrices, result.maps
             ctx.save_for_backward(
-                d_student.mul_(factor[:, None, None]).view_as(student),
-                (d_weight * factor[:, None, None]).sum(0).view_as(weight),
+                result.map.mul_(factor[:, None, None]).view_as(student),
+                (result.products[0] * factor[:, None, None]).sum(0).view_as(weight),
                 (result.bias * factor[:, None]).sum(0),
             )
         return value
@@ -131,8 +150,8 @@ class MaskedFeatureNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        d_student, d_weight, d_bias = ctx.saved_tensors
-        return d_student * grad, None, d_weight * grad, d_bias * grad, None, None, None
+        d_student, d_weight, d_bias = _times(grad, ctx)
+        return d_student, None, d_weight, d_bias, None, None, None, None
 
 
 class Block(NamedTuple):
@@ -146,8 +165,22 @@ class Block(NamedTuple):
     beta: Optional[torch.Tensor]
 
 
+class Moments(NamedTuple):
+    """
+    All that a block's output depends on besides its parameters and the map itself.
+
+    keys: phi and g after pooling, (N, 2 k, n).
+    mean: of the map, (N, C).
+    cov: covariance of theta, (N, k, k); None where batch norm takes no statistics.
+    """
+
+    keys: torch.Tensor
+    mean: torch.Tensor
+    cov: Optional[torch.Tensor]
+
+
 def mixing(
-    q: torch.Tensor, block: Block, norm: Optional[nn.BatchNorm2d], key_stride: int, size
+    moments: Moments, block: Block, norm: Optional[nn.BatchNorm2d], positions: int
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """
     The block as a matrix: ``r = x + V theta + c``.
@@ -157,35 +190,33 @@ def mixing(
     covariance of theta, so neither y nor W y is made.
 
     Args:
-        q: theta, phi and g of the map, (N, 3 k, P).
-        block, norm, key_stride: of the block.
-        size: H and W.
+        moments, block, norm: of the block.
+        positions: P.
 
     Returns:
-        V (N, C, k) and c (C,).
+        V (N, C, k) and c (N, C).
     """
-    theta, phi, g = q.chunk(3, dim=1)
-    window = (min(key_stride, size[0]), min(key_stride, size[1]))  # a map may be smaller
-    phi, g = (F.max_pool2d(x.unflatten(2, tuple(size)), window).flatten(2) for x in (phi, g))
+    phi, g = moments.keys.chunk(2, dim=1)
     v = block.out @ (g @ phi.transpose(1, 2) / phi.shape[2])
     if norm is None:
-        return v, block.out_bias
+        return v, block.out_bias.expand_as(moments.mean)
     if not norm.training:
         scale = block.gamma * torch.rsqrt(norm.running_var + norm.eps)
-        return v * scale[:, None], (block.out_bias - norm.running_mean) * scale + block.beta
+        constant = (block.out_bias - norm.running_mean) * scale + block.beta
+        return v * scale[:, None], constant.expand_as(moments.mean)
     # variances of large maps overflow: take them of V divided by a power of two, which is exact
     largest = v.detach().abs().amax().clamp_min(1.0)
     unit = largest / torch.frexp(largest).mantissa
     w = v / unit
-    mean_theta = theta.mean(2, keepdim=True)
-    centred = theta - mean_theta
-    covariance = centred @ centred.transpose(1, 2) / theta.shape[2]
-    means = (w @ mean_theta).squeeze(2)  # of each image's W y
-    var = ((w @ covariance) * w).sum(2).mean(0) + means.var(0, unbiased=False)
+    k = phi.shape[1]
+    mean_theta = moments.mean @ block.project[:k].t() + block.project_bias[:k]
+    means = (w @ mean_theta[:, :, None]).squeeze(2)  # of each image's W y
+    var = ((w @ moments.cov) * w).sum(2).mean(0) + means.var(0, unbiased=False)
     mean = means.mean(0) * unit + block.out_bias
     scale = block.gamma * torch.rsqrt(var + norm.eps / unit**2) / unit
-    _track(norm, mean.detach(), var.detach() * unit**2, theta.shape[0] * theta.shape[2])
-    return v * scale[:, None], (block.out_bias - mean) * scale + block.beta
+    _track(norm, mean.detach(), var.detach() * unit**2, len(v) * positions)
+    constant = (block.out_bias - mean) * scale + block.beta
+    return v * scale[:, None], constant.expand_as(moments.mean)
 
 
 def _track(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
@@ -197,78 +228,148 @@ def _track(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor, count: i
 
 
 class NonLocalNorm(torch.autograd.Function):
-    """Norm of ``conv(r_S) - r_T`` for the outputs r of two non-local blocks: L_NL."""
+    """
+    Norm of ``conv(r_S) - r_T`` for the outputs r of two non-local blocks: L_NL.
+
+    A block is linear in its map, given its moments: ``r = (1 + V Theta) x + V b + c``. Of the
+    student's the convolution makes one matrix more.
+    """
 
     @staticmethod
-    def forward(ctx, student, teacher, weight, bias, settings, reduction, stride, *parameters):
+    def forward(
+        ctx, student, teacher, weight, bias, settings, reduction, stride, loss_weight, *parameters
+    ):
         """
         Args:
             student, teacher: (N, C_s, H, W) and (N, C_t, H, W); no gradient to the teacher.
             weight, bias: of the 1x1 convolution, (C_t, C_s, 1, 1) and (C_t,).
             settings: (norm, key_stride) of the student's block, then of the teacher's.
             reduction, stride: see ``difference_norm``.
+            loss_weight: the norm is multiplied with.
             parameters: the fields of the student's :class:`Block`, then of the teacher's.
         """
-        wanted = any(ctx.needs_input_grad)
+        wanted, ctx.is_leaf = any(ctx.needs_input_grad), student.is_leaf
         size = student.shape[-2:]
-        maps = student.flatten(2), teacher.flatten(2)
+        x, t = student.flatten(2), teacher.flatten(2)
         half = len(Block._fields)
-        blocks = Block(*parameters[:half]), Block(*parameters[half:])
-        # the projections read each map once; from here to the residual all is small but q
-        q = [
-            torch.baddbmm(b.project_bias[:, None], b.project.expand(len(x), -1, -1), x)
-            for b, x in zip(blocks, maps)
-        ]
+        student_side = _Side(x, Block(*parameters[:half]), *settings[0], size, wanted)
+        teacher_side = _Side(t, Block(*parameters[half:]), *settings[1], size, wanted)
         with torch.set_grad_enabled(wanted):
-
-            def leaf(t):
-                return None if t is None else t.detach().requires_grad_(wanted)
-
-            q = [leaf(x) for x in q]
-            small = [Block(*map(leaf, b)) for b in blocks]
-            a, a_bias = leaf(weight.flatten(1)), leaf(bias)
-            (v_s, c_s), (v_t, c_t) = (
-                mixing(x, b, *setting, size) for x, b, setting in zip(q, small, settings)
-            )
-            u, constant = a @ v_s, a_bias + a @ c_s
-        theta = [x.detach()[:, : b.out.shape[1]] for x, b in zip(q, blocks)]
+            a, a_bias = _leaf(weight.flatten(1), wanted), _leaf(bias, wanted)
+            v, theta, b, c = student_side.output()
+            w_s, constant_s = a + (a @ v) @ theta, a_bias + (c + v @ b) @ a.t()
+            v, theta, b, c = teacher_side.output()
+            w_t, constant_t = v @ theta, c + v @ b
+        # w_t t = V (Theta t - Theta mean) + w_t mean, and the bracket is there already
+        mean = (w_t.detach() @ teacher_side.moments.mean.detach()[:, :, None]).squeeze(2)
         result = residual(
-            [(a.detach(), maps[0]), (u.detach(), theta[0]), (-v_t.detach(), theta[1])],
-            (constant - c_t).detach(), maps[1], None, wanted,
+            [(w_s.detach(), x), (-v.detach(), teacher_side.centred)],
+            (constant_s - constant_t).detach() - mean, t, None, [x, t] if wanted else None,
         )  # fmt: skip
         value, factor = reduce_squares(result.squares, reduction, stride, size)
+        value, factor = loss_weight * value, loss_weight * factor
         if not wanted:
             return value
-        d_a, d_u, d_v = (m.mul_(factor[:, None, None]) for m in result.matrices)
-        d_student, *d_theta = (m.mul_(factor[:, None, None]) for m in result.maps)
-        d_constant = (result.bias * factor[:, None]).sum(0)
-        del result
-
-        def gradients(i, outputs, d_outputs, *more):
-            """Of q and of what is small, the teacher's and the student's one after the other."""
-            inputs = [q[i], *(t for t in small[i][2:] if t is not None), *more]
-            d_q, *d_small = torch.autograd.grad(outputs, inputs, d_outputs)
-            d_q[:, : theta[i].shape[1]] += d_theta.pop()
-            d_project = torch.bmm(d_q, maps[i].transpose(1, 2)).sum(0)
-            d_small = iter(d_small)
-            rest = [None if t is None else next(d_small) for t in small[i][2:]]
-            return d_q, [d_project, d_q.sum((0, 2)), *rest], list(d_small)
-
-        _, d_teacher, _ = gradients(1, [v_t, c_t], [-d_v, -d_constant])
-        q.pop()
-        d_q, d_block, (d_weight, d_bias) = gradients(
-            0, [u, constant, a], [d_u, d_constant, d_a.sum(0)], a, a_bias
+        d_w_s, d_w_t = (m.mul_(factor[:, None, None]) for m in result.products)
+        d_constant = result.bias.mul_(factor[:, None])
+        d_block_t, _ = teacher_side.backward([w_t, constant_t], [-d_w_t, -d_constant])
+        d_block_s, (d_weight, d_bias) = student_side.backward(
+            [w_s, constant_s], [d_w_s, d_constant], a, a_bias
         )
-        d_student.baddbmm_(blocks[0].project.t().expand(len(d_q), -1, -1), d_q)
+        d_student = student_side.add_map_gradient(result.map, factor)
         ctx.save_for_backward(
-            d_student.view_as(student), d_weight.view_as(weight), d_bias, *d_block, *d_teacher
+            d_student.view_as(student), d_weight.view_as(weight), d_bias, *d_block_s, *d_block_t
         )
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        d_student, d_weight, d_bias, *rest = (
-            None if d is None else d * grad for d in ctx.saved_tensors
+        d_student, d_weight, d_bias, *rest = _times(grad, ctx)
+        return (d_student, None, d_weight, d_bias, None, None, None, None, *rest)
+
+
+def _times(grad: torch.Tensor, ctx) -> List[Optional[torch.Tensor]]:
+    """
+    The saved gradients, the map's first, times that of the loss. That is 1 as a rule, and a CPU is
+    then spared a map; a GPU would have to wait to see it, and a leaf would keep the saved one.
+    """
+    d_map, *rest = ctx.saved_tensors
+    if ctx.is_leaf or grad.device.type != "cpu" or grad != 1:
+        d_map = d_map * grad
+    return [d_map, *(None if d is None else d * grad for d in rest)]
+
+
+def _leaf(t: Optional[torch.Tensor], wanted: bool) -> Optional[torch.Tensor]:
+    return None if t is None else t.detach().requires_grad_(wanted)
+
+
+class _Side:
+    """
+    The student's or the teacher's non-local block on its map: what is large is computed here, and
+    led back here; what lies between is small and left to autograd.
+    """
+
+    def __init__(self, x, block, norm, key_stride, size, wanted):
+        self.x, self.norm = x, norm
+        n, _, positions = x.shape
+        k = self.k = block.out.shape[1]
+        self.block = Block(*(_leaf(p, wanted) for p in block))
+        mean = x.mean(2)
+        # theta without its mean, phi and g
+        shift = torch.cat(
+            [-(mean @ block.project[:k].t()), block.project_bias[k:].expand(n, -1)], dim=1
         )
-        return (d_student, None, d_weight, d_bias, None, None, None, *rest)
+        self.q = torch.baddbmm(shift[:, :, None], block.project.expand(n, -1, -1), x)
+        window = (min(key_stride, size[0]), min(key_stride, size[1]))  # a map may be smaller
+        pooled = [
+            F.max_pool2d(image.unflatten(1, tuple(size)), window, return_indices=True)
+            for image in self.q[:, k:]
+        ]
+        keys, self.chosen = (torch.stack(part).flatten(2) for part in zip(*pooled))
+        self.cross = cov = None
+        if norm is not None and norm.training:
+            self.cross = (self.centred @ x.transpose(1, 2)).div_(positions)
+            cov = self.cross @ block.project[:k].t()
+        self.moments = Moments(*(_leaf(m, wanted) for m in (keys, mean, cov)))
+
+    @property
+    def centred(self) -> torch.Tensor:
+        """Theta x - Theta mean, (N, k, P)."""
+        return self.q[:, : self.k]
+
+    def output(self) -> Tuple[torch.Tensor, ...]:
+        """V, Theta, b and c of ``r = x + V (Theta x + b) + c``."""
+        v, constant = mixing(self.moments, self.block, self.norm, self.x.shape[2])
+        return v, self.block.project[: self.k], self.block.project_bias[: self.k], constant
+
+    def backward(self, outputs, d_outputs, *more):
+        """Gradients of the block's parameters, and of ``more``. Overwrites phi and g."""
+        leaves = [*self.moments, *self.block, *more]
+        present = [leaf for leaf in leaves if leaf is not None]
+        found = iter(torch.autograd.grad(outputs, present, d_outputs, allow_unused=True))
+        gradients = [None if leaf is None else next(found) for leaf in leaves]
+        d_keys, self.d_mean, d_cov, d_project, d_project_bias, *rest = gradients
+        k = self.k
+        keys = self.q[:, k:]
+        keys.zero_().scatter_(2, self.chosen, d_keys)
+        d_project[k:] += torch.bmm(keys, self.x.transpose(1, 2)).sum(0)
+        d_project_bias[k:] += d_keys.sum((0, 2))
+        self.d_theta = None
+        if d_cov is not None:  # cov = theta theta^T / P, of theta without its mean
+            self.d_theta = d_cov + d_cov.transpose(1, 2)
+            d_project[:k] += (self.d_theta @ self.cross).sum(0)
+        fields = len(Block._fields) - 2
+        return [d_project, d_project_bias, *rest[:fields]], rest[fields:]
+
+    def add_map_gradient(self, d_map: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """The whole gradient of the map, given the residual's; in place, after ``backward``."""
+        n, k, project = len(d_map), self.k, self.block.project.detach()
+        d_map.mul_(factor[:, None, None])
+        if self.d_mean is not None:
+            d_map += (self.d_mean / self.x.shape[2])[:, :, None]
+        back = project[k:].t().expand(n, -1, -1)
+        if self.d_theta is None:
+            return d_map.baddbmm_(back, self.q[:, k:])
+        d_theta = project[:k].t() @ self.d_theta / self.x.shape[2]
+        return d_map.baddbmm_(torch.cat([d_theta, back], dim=2), self.q)

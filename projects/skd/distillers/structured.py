@@ -231,15 +231,15 @@ class StructuredLevel(nn.Module):
         """
         losses = {}
         if self.weight_nl:  # first: it takes most memory
-            losses["loss_distill_nl"] = self.weight_nl * self.non_local(student, teacher)
+            losses["loss_distill_nl"] = self.non_local(student, teacher)
         if self.weight_am:
-            losses["loss_distill_am"] = self.weight_am * self.masked_feature(student, teacher)
+            losses["loss_distill_am"] = self.masked_feature(student, teacher)
         if self.weight_at:
-            losses["loss_distill_at"] = self.weight_at * self.attention(student, teacher)
+            losses["loss_distill_at"] = self.attention(student, teacher)
         return dict(sorted(losses.items()))
 
     def masked_feature(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """L_AM = sqrt(sum (A_T - conv(A_S))^2 M_s M_c)."""
+        """alpha L_AM, L_AM = sqrt(sum (A_T - conv(A_S))^2 M_s M_c)."""
         n, _, h, w = student.shape
         conv = self.feature_adapter
         with torch.no_grad():
@@ -261,34 +261,36 @@ class StructuredLevel(nn.Module):
                 )
                 mask = mask * channels[:, :, None, None]
         return MaskedFeatureNorm.apply(
-            student, teacher, conv.weight, conv.bias, mask.sqrt(), self.reduction, self.stride
-        )
+            student, teacher, conv.weight, conv.bias, mask.sqrt(), self.reduction, self.stride,
+            self.weight_am,
+        )  # fmt: skip
 
     def attention(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """L_AT = |g_c(A_T) - lin(g_c(A_S))| + |g_s(A_T) - conv(g_s(A_S))|."""
+        """beta L_AT, L_AT = |g_c(A_T) - lin(g_c(A_S))| + |g_s(A_T) - conv(g_s(A_S))|."""
         space, channels = Attention.apply(student, self.pool)
         channels = self.channel_adapter(channels)
         space = self.spatial_adapter(space.unsqueeze(1)).squeeze(1)
-        return difference_norm(
-            channel_attention(teacher, self.pool) - channels, self.reduction
-        ) + difference_norm(
-            spatial_attention(teacher, self.pool) - space, self.reduction, self.stride
+        return self.weight_at * (
+            difference_norm(channel_attention(teacher, self.pool) - channels, self.reduction)
+            + difference_norm(
+                spatial_attention(teacher, self.pool) - space, self.reduction, self.stride
+            )
         )
 
     def non_local(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """
-        L_NL = |conv(r_S) - r_T|. The teacher's block learns too, and its output is not detached:
-        the teacher's features within it hold it in place.
+        gamma L_NL, L_NL = |conv(r_S) - r_T|. The teacher's block learns too, and its output is not
+        detached: the teacher's features within it hold it in place.
         """
         conv, blocks = self.non_local_adapter, (self.student_non_local, self.teacher_non_local)
         fused = [block.fused() for block in blocks]
         if None in fused:
             difference = conv(blocks[0](student)) - blocks[1](teacher)
-            return difference_norm(difference, self.reduction, self.stride)
+            return self.weight_nl * difference_norm(difference, self.reduction, self.stride)
         settings = [(block.norm, block.key_stride) for block in blocks]
         return NonLocalNorm.apply(
             student, teacher, conv.weight, conv.bias, settings, self.reduction, self.stride,
-            *fused[0], *fused[1],
+            self.weight_nl, *fused[0], *fused[1],
         )  # fmt: skip
 
 
