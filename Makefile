@@ -28,8 +28,7 @@ format: setup
 	@$(BIN) -m isort --quiet $(CODE)
 
 study: setup
-	@mkdir -p docs/results/shapes_mask_rcnn
-	@$(BIN) -W ignore tools/study.py | tee docs/results/shapes_mask_rcnn/log.txt
+	@$(BIN) -W ignore tools/compare.py configs/shapes/study.yaml --work output/compare --output docs/results/study
 
 bench: setup
 	@$(BIN) -W ignore tools/benchmark $(BENCH_ARGS)

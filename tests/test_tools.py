@@ -53,39 +53,6 @@ def test_demo_students_start_equal(shapes, tmp_path):
     assert first[1]["loss_distill_am"] > 0
 
 
-def test_study_resumes_and_reports_intervals(shapes, tmp_path):
-    args = ["--seeds", 1, 2, "--iterations", 2, "--work", tmp_path / "work", "--output", tmp_path]
-    tool("study.py", *args, datasets=shapes)
-    runs = sorted(os.listdir(tmp_path / "work"))
-    assert runs == ["baseline_1", "baseline_2", "distilled_1", "distilled_2", "teacher"]
-    stamps = {r: os.path.getmtime(tmp_path / "work" / r / "model_final.pth") for r in runs[:4]}
-    os.remove(tmp_path / "work" / "distilled_2" / "model_final.pth")
-    printed = tool("study.py", *args, datasets=shapes)
-    for run in runs[:3]:
-        assert os.path.getmtime(tmp_path / "work" / run / "model_final.pth") == stamps[run]
-    assert os.path.exists(tmp_path / "work" / "distilled_2" / "model_final.pth")
-    assert "difference, paired" in printed and "±" in printed
-    results = json.load(open(tmp_path / "results.json"))
-    assert len(results["baseline"]) == len(results["distilled"]) == 2
-    rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
-    assert {row["run"] for row in rows} >= {"baseline 1", "distilled 2", "teacher"}
-    assert "python tools/study.py --seeds 1 2" in (tmp_path / "README.md").read_text()
-
-
-def test_the_study_pairs_by_seed(monkeypatch):
-    monkeypatch.syspath_prepend(os.path.join(ROOT, "tools"))
-    import study
-
-    rows = study.summary(
-        {"bbox": 50.0, "segm": 40.0},
-        {
-            "baseline": [{"bbox": 10.0, "segm": 10.0}, {"bbox": 20.0, "segm": 20.0}],
-            "distilled": [{"bbox": 12.0, "segm": 11.0}, {"bbox": 22.0, "segm": 21.0}],
-        },
-    )
-    assert rows[-1] == ["difference, paired", "2.0 ± 0.0", "1.0 ± 0.0"]
-
-
 def test_slim_checkpoint(tmp_path, shapes):
     state = {"a.weight": torch.randn(3), "a.n": torch.tensor(7), "distiller.x": torch.zeros(9)}
     torch.save({"model": state, "trainer": {}, "iteration": 9}, tmp_path / "in.pth")

@@ -74,7 +74,7 @@ def write_report(args, runs, table: str) -> None:
 {table}
 The two students are the same network with the same first weights, {args.iterations} iterations,
 and order of images (seed {args.seed}); the distilled one learned from the teacher's feature maps as
-well. One seed says little: `make study` repeats this for several.
+well. One seed says little: `make study` compares several, and other methods.
 
 ![Predictions of the teacher and of both students](predictions.png)
 

@@ -1,9 +1,9 @@
 """
 The two losses that compare whole feature maps, without keeping a map for backward.
 
-Each is the norm of a residual that is linear in a few maps, ``sum_i W_i X_i + b - T``. The residual
-of a few images is made, measured, turned into the gradients and thrown away, in the forward pass:
-what is kept until backward is the student's gradient itself. Gradients of the small matrices
+Each is the norm of a residual that is linear in a few maps, ``sum_i W_i X_i + b - T``. Portion by
+portion, the residual is made, measured, turned into the gradients and thrown away, in the forward
+pass: what is kept until backward is the student's gradient itself. Gradients of the matrices
 ``W_i`` are then led further by autograd, because these are small.
 
 Shape legend: N images, C channels, P = H W positions of a feature map, k channels of an embedding.
@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from .attention import channel_attention, reduce_squares, spatial_attention
 
-# of a residual in memory at one time: as much as stays in a CPU's cache; a GPU's is small beside it
-CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**25}
+# Of a residual in memory at one time: as much as stays in a CPU's cache; for a GPU, large products.
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
 
 
 class Residual(NamedTuple):
@@ -252,18 +252,18 @@ class NonLocalNorm(torch.autograd.Function):
         size = student.shape[-2:]
         x, t = student.flatten(2), teacher.flatten(2)
         half = len(Block._fields)
-        student_side = _Side(x, Block(*parameters[:half]), *settings[0], size, wanted)
-        teacher_side = _Side(t, Block(*parameters[half:]), *settings[1], size, wanted)
+        student_block = _FusedBlock(x, Block(*parameters[:half]), *settings[0], size, wanted)
+        teacher_block = _FusedBlock(t, Block(*parameters[half:]), *settings[1], size, wanted)
         with torch.set_grad_enabled(wanted):
             a, a_bias = _leaf(weight.flatten(1), wanted), _leaf(bias, wanted)
-            v, theta, b, c = student_side.output()
+            v, theta, b, c = student_block.output()
             w_s, constant_s = a + (a @ v) @ theta, a_bias + (c + v @ b) @ a.t()
-            v, theta, b, c = teacher_side.output()
+            v, theta, b, c = teacher_block.output()
             w_t, constant_t = v @ theta, c + v @ b
         # w_t t = V (Theta t - Theta mean) + w_t mean, and the bracket is there already
-        mean = (w_t.detach() @ teacher_side.moments.mean.detach()[:, :, None]).squeeze(2)
+        mean = (w_t.detach() @ teacher_block.moments.mean.detach()[:, :, None]).squeeze(2)
         result = residual(
-            [(w_s.detach(), x), (-v.detach(), teacher_side.centred)],
+            [(w_s.detach(), x), (-v.detach(), teacher_block.centred)],
             (constant_s - constant_t).detach() - mean, t, None, [x, t] if wanted else None,
         )  # fmt: skip
         value, factor = reduce_squares(result.squares, reduction, stride, size)
@@ -272,11 +272,11 @@ class NonLocalNorm(torch.autograd.Function):
             return value
         d_w_s, d_w_t = (m.mul_(factor[:, None, None]) for m in result.products)
         d_constant = result.bias.mul_(factor[:, None])
-        d_block_t, _ = teacher_side.backward([w_t, constant_t], [-d_w_t, -d_constant])
-        d_block_s, (d_weight, d_bias) = student_side.backward(
+        d_block_t, _ = teacher_block.backward([w_t, constant_t], [-d_w_t, -d_constant])
+        d_block_s, (d_weight, d_bias) = student_block.backward(
             [w_s, constant_s], [d_w_s, d_constant], a, a_bias
         )
-        d_student = student_side.add_map_gradient(result.map, factor)
+        d_student = student_block.add_map_gradient(result.map, factor)
         ctx.save_for_backward(
             d_student.view_as(student), d_weight.view_as(weight), d_bias, *d_block_s, *d_block_t
         )
@@ -304,10 +304,10 @@ def _leaf(t: Optional[torch.Tensor], wanted: bool) -> Optional[torch.Tensor]:
     return None if t is None else t.detach().requires_grad_(wanted)
 
 
-class _Side:
+class _FusedBlock:
     """
-    The student's or the teacher's non-local block on its map: what is large is computed here, and
-    led back here; what lies between is small and left to autograd.
+    The student's or the teacher's non-local block on its map. What is large is computed here, and
+    its gradient too; what lies between is small and left to autograd.
     """
 
     def __init__(self, x, block, norm, key_stride, size, wanted):
