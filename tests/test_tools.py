@@ -6,7 +6,7 @@ import os
 import cv2
 import torch
 
-from .conftest import ROOT, run_script
+from .conftest import run_script
 
 
 def tool(name, *args, **kwargs):
