@@ -76,25 +76,26 @@ def difference_norm(difference: torch.Tensor, reduction: str, stride: int = 0) -
 
 
 def reduce_squares(
-    squares: torch.Tensor, reduction: str, stride: int, size: Sequence[int]
+    squares: torch.Tensor, reduction: str, stride: int, size: Sequence[int], weight: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """
-    :func:`difference_norm` from the images' squared norms, and how to lead a gradient back.
+    :func:`difference_norm` times a weight, from squared norms, and how to lead a gradient back.
 
     Args:
         squares: (N,).
         reduction, stride: as there.
         size: H and W.
+        weight: of the loss.
 
     Returns:
-        The norm, and its derivative for each image's squared norm times two, (N,).
+        The weighted norm, and its derivative for each image's squared norm times two, (N,).
     """
     if reduction == "sum":
         norms = squares.sum().sqrt()
-        value, scale = norms, 1.0
+        value, scale = weight * norms, weight
     else:
         norms = squares.sqrt()
-        scale = _mean_scale(stride, size)
+        scale = weight * _mean_scale(stride, size)
         value, scale = norms.mean() * scale, scale / len(squares)
     factor = torch.where(norms > 0, scale / norms, 0.0)
     return value, factor.expand_as(squares)

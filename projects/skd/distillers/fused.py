@@ -137,8 +137,9 @@ class MaskedFeatureNorm(torch.autograd.Function):
             [(weight.flatten(1), x)], bias, teacher.flatten(2), root.flatten(2),
             [x] if wanted else None,
         )  # fmt: skip
-        value, factor = reduce_squares(result.squares, reduction, stride, student.shape[-2:])
-        value, factor = loss_weight * value, loss_weight * factor
+        value, factor = reduce_squares(
+            result.squares, reduction, stride, student.shape[-2:], loss_weight
+        )
         if wanted:
             ctx.save_for_backward(
                 result.map.mul_(factor[:, None, None]).view_as(student),
@@ -266,8 +267,7 @@ class NonLocalNorm(torch.autograd.Function):
             [(w_s.detach(), x), (-v.detach(), teacher_block.centred)],
             (constant_s - constant_t).detach() - mean, t, None, [x, t] if wanted else None,
         )  # fmt: skip
-        value, factor = reduce_squares(result.squares, reduction, stride, size)
-        value, factor = loss_weight * value, loss_weight * factor
+        value, factor = reduce_squares(result.squares, reduction, stride, size, loss_weight)
         if not wanted:
             return value
         d_w_s, d_w_t = (m.mul_(factor[:, None, None]) for m in result.products)
@@ -364,7 +364,7 @@ class _FusedBlock:
 
     def add_map_gradient(self, d_map: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The whole gradient of the map, given the residual's; in place, after ``backward``."""
-        n, k, project = len(d_map), self.k, self.block.project.detach()
+        n, k, project = len(d_map), self.k, self.block.project
         d_map.mul_(factor[:, None, None])
         if self.d_mean is not None:
             d_map += (self.d_mean / self.x.shape[2])[:, :, None]
