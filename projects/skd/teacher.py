@@ -177,13 +177,15 @@ class FrozenTeacher(nn.Module):
     ) -> Callable[[], Dict[str, torch.Tensor]]:
         """
         Begin :meth:`forward` on a CUDA stream of the teacher's own; without ``side_stream`` or
-        without a GPU it begins when the result is asked for.
+        without a GPU run it at once: its working memory is then free again before the student's
+        activations are there.
 
         Returns:
             A function that waits for the feature maps and returns them.
         """
         if not self.side_stream or self.pixel_mean.device.type != "cuda":
-            return lambda: self(batched_inputs, image_format)
+            features = self(batched_inputs, image_format)
+            return lambda: features
         current = torch.cuda.current_stream(self.pixel_mean.device)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.pixel_mean.device)
