@@ -91,7 +91,7 @@ def test_masked_feature_equals_plain_autograd(reduction):
 def test_attention_equals_plain_autograd(pool):
     x = maps()[0]
     weights = torch.randn(3, 7, 11).double(), torch.randn(3, 6).double()
-    space, channels = fused.Attention.apply(x, pool)
+    space, channels = fused.Attention.apply(x, x, pool)
     (ours,) = torch.autograd.grad((space * weights[0]).sum() + (channels * weights[1]).sum(), x)
     y = x.abs() if pool == "abs" else x
     plain = (y.mean(1) * weights[0]).sum() + (y.mean((2, 3)) * weights[1]).sum()
@@ -100,14 +100,14 @@ def test_attention_equals_plain_autograd(pool):
 
 def test_maps_may_be_taken_in_any_portions(monkeypatch):
     net, inputs = level(), maps(n=5)
+    leaves = [inputs[0], *net.parameters()]
     expected = net(*inputs)
-    whole = torch.autograd.grad(sum(expected.values()), inputs[0])[0]
+    whole = torch.autograd.grad(sum(expected.values()), leaves)
     for elements in (1, 6 * 10, 6 * 77, 2 * 6 * 77):
         monkeypatch.setitem(fused.CHUNK_ELEMENTS, "cpu", elements)
         terms = net(*inputs)
         torch.testing.assert_close(terms, expected)
-        gradient = torch.autograd.grad(sum(terms.values()), inputs[0])[0]
-        torch.testing.assert_close(gradient, whole)
+        torch.testing.assert_close(torch.autograd.grad(sum(terms.values()), leaves), whole)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "cropped"])
@@ -174,6 +174,17 @@ def test_large_and_small_maps_are_computed_in_fp32(scale):
     ours = net(student.detach().float().requires_grad_(), teacher.float())
     for name, value in expected.items():
         assert ours[name].item() == pytest.approx(value.item(), rel=1e-3)
+
+
+def test_maps_without_variance_have_finite_losses_and_gradients():
+    """What rounding leaves of the variance may be below zero."""
+    net = level(c_s=64, c_t=64).float()
+    for _ in range(20):
+        student, teacher = (torch.randn(1, 64, 1, 1).expand(1, 64, 3, 2) for _ in range(2))
+        loss = net.non_local(student.requires_grad_(), teacher)
+        loss.backward()
+        for x in (loss, *(p.grad for p in net.parameters() if p.grad is not None)):
+            assert x.isfinite().all()
 
 
 def test_sums_of_many_squares_keep_their_digits():

@@ -10,7 +10,7 @@ Shape legend: N images, C channels, P = H W positions of a feature map, k channe
 """
 
 import itertools
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,23 @@ from torch.autograd.function import once_differentiable
 from .attention import channel_attention, reduce_squares, spatial_attention
 
 # Of a residual in memory at one time: as much as stays in a CPU's cache; for a GPU, large products.
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
+
+
+def portions(x: torch.Tensor, unit: int = 1) -> Iterator[Tuple[slice, slice]]:
+    """
+    Images and positions of (N, C, P), such that a portion has about ``CHUNK_ELEMENTS``.
+
+    Args:
+        x: the map.
+        unit: positions that stay together; what is left at the end goes with the last of them.
+    """
+    n, c, p = x.shape
+    elements = CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS["cuda"])
+    images = max(1, elements // (c * p))
+    starts = range(0, max(p - unit + 1, 1), max(1, elements // (c * unit)) * unit)
+    for i, j in itertools.product(range(0, n, images), starts):
+        yield slice(i, i + images), slice(j, p if j == starts[-1] else j + starts.step)
 
 
 class Residual(NamedTuple):
@@ -58,9 +74,6 @@ def residual(
     n, c, p = target.shape
     terms = [(w.expand(n, *w.shape[-2:]), x) for w, x in terms]
     bias = bias.expand(n, c)[:, :, None]
-    elements = CHUNK_ELEMENTS.get(target.device.type, CHUNK_ELEMENTS["cuda"])
-    images, positions = min(n, max(1, elements // (c * p))), min(p, max(1, elements // c))
-    buffer = target.new_empty(images * c * positions)  # fresh memory is slow on a CPU
     squares = target.new_zeros(n)
     out = Residual(squares)
     if products is not None:
@@ -70,18 +83,16 @@ def residual(
             target.new_zeros(n, c),
             torch.empty_like(terms[0][1]),
         )
-    for i, j in itertools.product(range(0, n, images), range(0, p, positions)):
-        rows, columns = slice(i, i + images), slice(j, j + positions)
+    for rows, columns in portions(target):
 
         def portion(x):
             return x[rows, :, columns]
 
         part = portion(target)
-        e = buffer[: part.numel()].view(part.shape)
-        torch.baddbmm(bias[rows], terms[0][0][rows], portion(terms[0][1]), out=e)
-        for w, x in terms[1:]:
+        # of its own, whatever the target's memory format
+        e = torch.sub(bias[rows], part, out=part.new_empty(part.shape))
+        for w, x in terms:
             e.baddbmm_(w[rows], portion(x))
-        e.sub_(part)
         if root is not None:
             e.mul_(portion(root))
         # norms of rows first: one fp32 sum over millions of squares loses digits
@@ -99,23 +110,26 @@ def residual(
 
 class Attention(torch.autograd.Function):
     """
-    Spatial and channel attention of a map, whose gradient is made as one map instead of four.
+    Spatial and channel attention of a map. Their gradients are no maps of their own: autograd adds
+    views of (N, H, W) and (N, C) to the gradient it has.
     """
 
     @staticmethod
-    def forward(ctx, x, pool):
-        """(N, C, H, W) and a name in ``POOLS`` -> (N, H, W) and (N, C)."""
-        ctx.pool = pool
-        ctx.save_for_backward(x)
-        return spatial_attention(x, pool), channel_attention(x, pool)
+    def forward(ctx, x, same, pool):
+        """(N, C, H, W), the same again, and a name in ``POOLS`` -> (N, H, W) and (N, C)."""
+        ctx.shape = x.shape
+        ctx.save_for_backward(x if pool == "abs" else None)
+        return spatial_attention(x, pool), channel_attention(same, pool)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_space, d_channels):
         (x,) = ctx.saved_tensors
-        _, c, h, w = x.shape
-        d = (d_space / c)[:, None] + (d_channels / (h * w))[:, :, None, None]
-        return d.mul_(x.sign()) if ctx.pool == "abs" else d, None
+        _, c, h, w = ctx.shape
+        d_space, d_channels = (d_space / c)[:, None], (d_channels / (h * w))[:, :, None, None]
+        if x is not None:
+            return (d_space + d_channels).mul_(x.sign()), None, None
+        return d_space.expand(ctx.shape), d_channels.expand(ctx.shape), None
 
 
 class MaskedFeatureNorm(torch.autograd.Function):
@@ -142,7 +156,7 @@ class MaskedFeatureNorm(torch.autograd.Function):
         )
         if wanted:
             ctx.save_for_backward(
-                result.map.mul_(factor[:, None, None]).view_as(student),
+                _own(result.map.mul_(factor[:, None, None]), student),
                 (result.products[0] * factor[:, None, None]).sum(0).view_as(weight),
                 (result.bias * factor[:, None]).sum(0),
             )
@@ -212,7 +226,9 @@ def mixing(
     k = phi.shape[1]
     mean_theta = moments.mean @ block.project[:k].t() + block.project_bias[:k]
     means = (w @ mean_theta[:, :, None]).squeeze(2)  # of each image's W y
-    var = ((w @ moments.cov) * w).sum(2).mean(0) + means.var(0, unbiased=False)
+    # of positions that are all alike, rounding may leave less than nothing
+    within = ((w @ moments.cov) * w).sum(2).clamp_min(0)
+    var = within.mean(0) + means.var(0, unbiased=False)
     mean = means.mean(0) * unit + block.out_bias
     scale = block.gamma * torch.rsqrt(var + norm.eps / unit**2) / unit
     _track(norm, mean.detach(), var.detach() * unit**2, len(v) * positions)
@@ -273,12 +289,12 @@ class NonLocalNorm(torch.autograd.Function):
         d_w_s, d_w_t = (m.mul_(factor[:, None, None]) for m in result.products)
         d_constant = result.bias.mul_(factor[:, None])
         d_block_t, _ = teacher_block.backward([w_t, constant_t], [-d_w_t, -d_constant])
+        d_student = result.map.mul_(factor[:, None, None])
         d_block_s, (d_weight, d_bias) = student_block.backward(
-            [w_s, constant_s], [d_w_s, d_constant], a, a_bias
+            [w_s, constant_s], [d_w_s, d_constant], (a, a_bias), d_student
         )
-        d_student = student_block.add_map_gradient(result.map, factor)
         ctx.save_for_backward(
-            d_student.view_as(student), d_weight.view_as(weight), d_bias, *d_block_s, *d_block_t
+            _own(d_student, student), d_weight.view_as(weight), d_bias, *d_block_s, *d_block_t
         )
         return value
 
@@ -300,6 +316,11 @@ def _times(grad: torch.Tensor, ctx) -> List[Optional[torch.Tensor]]:
     return [d_map, *(None if d is None else d * grad for d in rest)]
 
 
+def _own(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """In another's shape, and no view: to what nobody else has, autograd adds in place."""
+    return gradient.view_as(like).detach()
+
+
 def _leaf(t: Optional[torch.Tensor], wanted: bool) -> Optional[torch.Tensor]:
     return None if t is None else t.detach().requires_grad_(wanted)
 
@@ -307,7 +328,7 @@ def _leaf(t: Optional[torch.Tensor], wanted: bool) -> Optional[torch.Tensor]:
 class _FusedBlock:
     """
     The student's or the teacher's non-local block on its map. What is large is computed here, and
-    its gradient too; what lies between is small and left to autograd.
+    its gradient too, portion by portion; what lies between is small and left to autograd.
     """
 
     def __init__(self, x, block, norm, key_stride, size, wanted):
@@ -316,60 +337,72 @@ class _FusedBlock:
         k = self.k = block.out.shape[1]
         self.block = Block(*(_leaf(p, wanted) for p in block))
         mean = x.mean(2)
-        # theta without its mean, phi and g
-        shift = torch.cat(
-            [-(mean @ block.project[:k].t()), block.project_bias[k:].expand(n, -1)], dim=1
-        )
-        self.q = torch.baddbmm(shift[:, :, None], block.project.expand(n, -1, -1), x)
-        window = (min(key_stride, size[0]), min(key_stride, size[1]))  # a map may be smaller
-        pooled = [
-            F.max_pool2d(image.unflatten(1, tuple(size)), window, return_indices=True)
-            for image in self.q[:, k:]
-        ]
-        keys, self.chosen = (torch.stack(part).flatten(2) for part in zip(*pooled))
-        self.cross = cov = None
-        if norm is not None and norm.training:
-            self.cross = (self.centred @ x.transpose(1, 2)).div_(positions)
-            cov = self.cross @ block.project[:k].t()
+        mean_theta = (mean @ block.project[:k].t())[:, :, None]
+        height, width = size
+        window = (min(key_stride, height), min(key_stride, width))  # a map may be smaller
+        self.row, self.row_keys = window[0] * width, width // window[1]  # of windows
+        keys = x.new_empty(n, 2 * k, height // window[0] * self.row_keys)
+        self.chosen = torch.empty_like(keys, dtype=torch.int64)  # within their portion
+        self.centred = x.new_empty(n, k, positions)  # Theta x - Theta mean
+        takes_statistics = norm is not None and norm.training
+        self.cross = x.new_zeros(n, k, x.shape[1]) if takes_statistics else None
+        for rows, columns, of_keys in self._portions():
+            part = x[rows, :, columns]
+            q = block.project.expand(len(part), -1, -1) @ part
+            theta = self.centred[rows, :, columns]
+            torch.sub(q[:, :k], mean_theta[rows], out=theta)
+            if takes_statistics:
+                self.cross[rows].baddbmm_(theta, part.transpose(1, 2), alpha=1 / positions)
+            for image, *found in zip(
+                q[:, k:], keys[rows, :, of_keys], self.chosen[rows, :, of_keys]
+            ):
+                pooled = F.max_pool2d(image.unflatten(1, (-1, width)), window, return_indices=True)
+                for into, values in zip(found, pooled):
+                    into.copy_(values.flatten(1))
+        keys += block.project_bias[k:, None]
+        cov = self.cross @ block.project[:k].t() if takes_statistics else None
         self.moments = Moments(*(_leaf(m, wanted) for m in (keys, mean, cov)))
 
-    @property
-    def centred(self) -> torch.Tensor:
-        """Theta x - Theta mean, (N, k, P)."""
-        return self.q[:, : self.k]
+    def _portions(self) -> Iterator[Tuple[slice, slice, slice]]:
+        """Images, positions, and the keys found there. No window is cut."""
+        for rows, columns in portions(self.x, self.row):
+            first, last = columns.start // self.row, columns.stop // self.row
+            yield rows, columns, slice(first * self.row_keys, last * self.row_keys)
 
     def output(self) -> Tuple[torch.Tensor, ...]:
         """V, Theta, b and c of ``r = x + V (Theta x + b) + c``."""
         v, constant = mixing(self.moments, self.block, self.norm, self.x.shape[2])
         return v, self.block.project[: self.k], self.block.project_bias[: self.k], constant
 
-    def backward(self, outputs, d_outputs, *more):
-        """Gradients of the block's parameters, and of ``more``. Overwrites phi and g."""
+    def backward(self, outputs, d_outputs, more=(), d_map=None):
+        """Gradients of the block's parameters, and of ``more``; the map's is added to ``d_map``."""
         leaves = [*self.moments, *self.block, *more]
         present = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(outputs, present, d_outputs, allow_unused=True))
         gradients = [None if leaf is None else next(found) for leaf in leaves]
-        d_keys, self.d_mean, d_cov, d_project, d_project_bias, *rest = gradients
-        k = self.k
-        keys = self.q[:, k:]
-        keys.zero_().scatter_(2, self.chosen, d_keys)
-        d_project[k:] += torch.bmm(keys, self.x.transpose(1, 2)).sum(0)
+        d_keys, d_mean, d_cov, d_project, d_project_bias, *rest = gradients
+        n, c, positions = self.x.shape
+        k, project = self.k, self.block.project.detach()
         d_project_bias[k:] += d_keys.sum((0, 2))
-        self.d_theta = None
+        back = project[k:].t().expand(n, -1, -1)
         if d_cov is not None:  # cov = theta theta^T / P, of theta without its mean
-            self.d_theta = d_cov + d_cov.transpose(1, 2)
-            d_project[:k] += (self.d_theta @ self.cross).sum(0)
+            d_theta = d_cov + d_cov.transpose(1, 2)
+            d_project[:k] += (d_theta @ self.cross).sum(0)
+            back = torch.cat([project[:k].t() @ d_theta / positions, back], dim=2)
+        for rows, columns, of_keys in self._portions():
+            part = self.x[rows, :, columns]
+            q = part.new_zeros(len(part), 3 * k, part.shape[2])
+            keys = q[:, k:]
+            keys.scatter_(2, self.chosen[rows, :, of_keys], d_keys[rows, :, of_keys])
+            d_project[k:] += torch.bmm(keys, part.transpose(1, 2)).sum(0)
+            if d_map is None:
+                continue
+            into = d_map[rows, :, columns]
+            if d_mean is not None:
+                into += (d_mean[rows] / positions)[:, :, None]
+            if d_cov is not None:
+                q[:, :k] = self.centred[rows, :, columns]
+                keys = q
+            into.baddbmm_(back[rows], keys)
         fields = len(Block._fields) - 2
         return [d_project, d_project_bias, *rest[:fields]], rest[fields:]
-
-    def add_map_gradient(self, d_map: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """The whole gradient of the map, given the residual's; in place, after ``backward``."""
-        n, k, project = len(d_map), self.k, self.block.project
-        d_map.mul_(factor[:, None, None])
-        if self.d_mean is not None:
-            d_map += (self.d_mean / self.x.shape[2])[:, :, None]
-        back = project[k:].t().expand(n, -1, -1)
-        if self.d_theta is None:
-            return d_map.baddbmm_(back, self.q[:, k:])
-        d_theta = project[:k].t() @ self.d_theta / self.x.shape[2]
-        return d_map.baddbmm_(torch.cat([d_theta, back], dim=2), self.q)

@@ -230,12 +230,12 @@ class StructuredLevel(nn.Module):
             Weighted scalars.
         """
         losses = {}
-        if self.weight_nl:  # first: it takes most memory
+        if self.weight_at:  # first, so that it is last in backward and adds to the others' map
+            losses["loss_distill_at"] = self.attention(student, teacher)
+        if self.weight_nl:
             losses["loss_distill_nl"] = self.non_local(student, teacher)
         if self.weight_am:
             losses["loss_distill_am"] = self.masked_feature(student, teacher)
-        if self.weight_at:
-            losses["loss_distill_at"] = self.attention(student, teacher)
         return dict(sorted(losses.items()))
 
     def masked_feature(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -267,7 +267,7 @@ class StructuredLevel(nn.Module):
 
     def attention(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """beta L_AT, L_AT = |g_c(A_T) - lin(g_c(A_S))| + |g_s(A_T) - conv(g_s(A_S))|."""
-        space, channels = Attention.apply(student, self.pool)
+        space, channels = Attention.apply(student, student, self.pool)
         channels = self.channel_adapter(channels)
         space = self.spatial_adapter(space.unsqueeze(1)).squeeze(1)
         return self.weight_at * (
