@@ -79,7 +79,7 @@ def test_benchmark_writes_its_rows(tmp_path):
     *rows, machine = json.loads((tmp_path / "results.json").read_text())
     assert machine["name"] == "machine" and machine["gemm_gflops"] > 0
     names = ["loss_time", "loss_memory", "full_resolution_keys_memory", "step_mask_rcnn"]
-    assert [r["name"] for r in rows] == [*names, "eval_overhead"]
+    assert [r["name"] for r in rows] == [*names, "step_over_same_teacher", "eval_overhead"]
     for r in rows:
         assert {"name", "ours", "reference", "ratio", "min", "max", "target"} <= set(r)
         assert r["ours"] > 0 and r["min"] <= r["max"]

@@ -12,7 +12,7 @@ import sys
 from typing import Any, Dict, List
 
 import torch
-from cases import LEVELS, Loss, inputs, mask_rcnn, teacher_forwards, training_steps
+from cases import LEVELS, Loss, inputs, mask_rcnn, teacher_forward, training_step
 from measure import MB, Function, alternate, flops, machine, peak_memory, row
 from rich.console import Console
 from scaling import scaling_rows
@@ -29,7 +29,7 @@ def count(ours: Function, reference: Function) -> Dict[str, int]:
 def loss_rows(args) -> List[Dict[str, Any]]:
     case = Loss(args.device, args.images, args.size)
     counts = case.check()
-    pairs = alternate(case.ours, case.literal, args.repeats, args.device)
+    pairs = alternate((case.ours, case.literal), args.repeats, args.device)
     return [row("loss_time", pairs, 0.5, unit="s", bytes=case.map_bytes(), **counts)]
 
 
@@ -73,25 +73,39 @@ def growth_rows(args) -> List[Dict[str, Any]]:
     rows = []
     for name, (large, small) in cases.items():
         counts = count(large.ours, small.ours)
-        pairs = alternate(large.ours, small.ours, args.repeats, args.device)
+        pairs = alternate((large.ours, small.ours), args.repeats, args.device)
         expected = large.map_bytes() / small.map_bytes()
         rows.append(row(name, pairs, unit="s", linear=expected, bytes=large.map_bytes(), **counts))
     return rows
 
 
 def step_rows(args) -> List[Dict[str, Any]]:
+    """A step against the student's and a forward of the teacher, plain or with our options."""
     gpu = args.device == "cuda"
-    model = mask_rcnn(args.device, "fp16" if gpu else "fp32", SIDE_STREAM=False)
+    precision = "fp16" if gpu else "fp32"
+    model = mask_rcnn(args.device, precision)
     batch = inputs(args.images if gpu or args.full else 1, args.size)
-    ours, reference = training_steps(model, batch, gpu)
-    counts = count(ours, reference)
-    pairs = alternate(ours, reference, args.repeats, args.device)
+    sides = (
+        training_step(model, batch, gpu),
+        training_step(model.student, batch, gpu),
+        teacher_forward(args.device, batch, precision=precision),
+        lambda: model.teacher(batch, model.input_format),
+    )
+    ours, student, plain, _ = (flops(side)[0] for side in sides)
+    counts = {"flops": ours, "flops_reference": student + plain}
+    times = alternate(sides, args.repeats, args.device)
     reduced = {
         "reduced_bytes_student": 4 * sum(p.numel() for p in model.student.parameters()),
         "reduced_bytes_distiller": 4 * sum(p.numel() for p in model.distiller.parameters()),
     }
-    target = 1.05 if gpu else 1.1
-    return [row("step_mask_rcnn", pairs, target, unit="s", **counts, **reduced)]
+    rows = []
+    for name, teacher, target in (
+        ("step_mask_rcnn", 2, 1.05 if gpu else 1.1),
+        ("step_over_same_teacher", 3, None),
+    ):
+        pairs = [(time[0], time[1] + time[teacher]) for time in times]
+        rows.append(row(name, pairs, target, unit="s", **counts, **reduced))
+    return rows
 
 
 def eval_rows(args) -> List[Dict[str, Any]]:
@@ -101,22 +115,27 @@ def eval_rows(args) -> List[Dict[str, Any]]:
     sides = (lambda: model(batch)), (lambda: model.student(batch))
     with torch.no_grad():
         counts = count(*sides)
-        pairs = alternate(*sides, 4 * args.repeats + 3, args.device)
+        pairs = alternate(sides, 4 * args.repeats + 3, args.device)
     return [row("eval_overhead", pairs, 1.01, unit="s", **counts)]
 
 
 def teacher_rows(args) -> List[Dict[str, Any]]:
     gpu = args.device == "cuda"
     batch = inputs(2 if gpu else 1, args.size)
-    options = {"teacher_folded": {}, "teacher_channels_last": {"channels_last": True}}
+    options = {
+        "teacher_folded": {"fold_bn": True},
+        "teacher_channels_last": {"channels_last": True},
+    }
+    options["teacher_default"] = {**options["teacher_folded"], **options["teacher_channels_last"]}
     if gpu:
-        options["teacher_fast"] = {"precision": "fp16", "channels_last": True}
+        options["teacher_fast"] = {**options["teacher_default"], "precision": "fp16"}
         options["teacher_compiled"] = {**options["teacher_fast"], "compile": True}
+    plain = teacher_forward(args.device, batch)
     rows = []
     for name, fast in options.items():
-        sides = teacher_forwards(args.device, batch, fast)
+        sides = teacher_forward(args.device, batch, **fast), plain
         counts = count(*sides)
-        pairs = alternate(*sides, args.repeats, args.device)
+        pairs = alternate(sides, args.repeats, args.device)
         target = 0.4 if name == "teacher_fast" else None
         rows.append(row(name, pairs, target, unit="s", **counts))
     return rows

@@ -129,33 +129,23 @@ def mask_rcnn(device: str, precision: str = "fp32", **teacher):
     return build_model(cfg)
 
 
-def training_steps(
-    model, batch: List[Dict[str, Any]], amp: bool
-) -> Tuple[Callable[[], None], Callable[[], None]]:
-    """The distilling step, and the student's step plus the teacher's forward."""
+def training_step(model, batch: List[Dict[str, Any]], amp: bool = False) -> Callable[[], None]:
+    """A step of SGD."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-6, momentum=0.9)
     model.train()
 
-    def step(losses_of):
+    def step():
         with EventStorage(), torch.autocast("cuda", dtype=torch.float16, enabled=amp):
-            losses = losses_of(batch)
+            losses = model(batch)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
 
-    def ours():
-        step(model)
-
-    def reference():
-        step(model.student)
-        model.teacher(batch, model.input_format)
-
-    return ours, reference
+    return step
 
 
-def teacher_forwards(device: str, batch: List[Dict[str, Any]], fast: Dict[str, Any]):
-    """The teacher's forward with the fast options, and the plain fp32 one."""
-    name = ZOO.format(101, 3)
-    quick = build_teacher(name, random_weights=True, **fast).to(device)
-    plain = build_teacher(name, random_weights=True, fold_bn=False).to(device)
-    return lambda: quick(batch, "BGR"), lambda: plain(batch, "BGR")
+def teacher_forward(device: str, batch: List[Dict[str, Any]], **options) -> Callable[[], Any]:
+    """R101 of the zoo, plain but for these options."""
+    options = {"fold_bn": False, "channels_last": False, **options}
+    teacher = build_teacher(ZOO.format(101, 3), random_weights=True, **options).to(device)
+    return lambda: teacher(batch, "BGR")

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import threading
 import time
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
@@ -29,11 +29,9 @@ def seconds(function: Function, device: str) -> float:
     return time.perf_counter() - start
 
 
-def alternate(
-    ours: Function, reference: Function, repeats: int, device: str
-) -> List[Tuple[float, float]]:
-    """Seconds of both, in turns, so that what else the machine does falls on both."""
-    return [(seconds(ours, device), seconds(reference, device)) for _ in range(repeats)]
+def alternate(functions: Sequence[Function], repeats: int, device: str) -> List[Tuple[float, ...]]:
+    """Seconds of each, in turns, so that what else the machine does falls on all."""
+    return [tuple(seconds(f, device) for f in functions) for _ in range(repeats)]
 
 
 def row(name: str, pairs: List[Tuple[float, float]], target: float = None, **more) -> Dict:

@@ -5,10 +5,9 @@ import tempfile
 from typing import Any, Dict, List
 
 import torch
-from cases import inputs, mask_rcnn
+from cases import inputs, mask_rcnn, training_step
 from detectron2.engine import launch
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
 from measure import alternate, row
 
 from skd.engine import wrap_data_parallel
@@ -16,29 +15,20 @@ from skd.engine import wrap_data_parallel
 
 def _worker(device: str, size, repeats: int, path: str) -> None:
     torch.set_num_threads(1)
-    model = mask_rcnn(device).train()
+    model = mask_rcnn(device)
     batch = inputs(1, size)
-    sides = []
     # two wrappers of the same parameters would both reduce them: the student gets its own
-    for net in (model, mask_rcnn(device).train().student):
-        net = wrap_data_parallel(net, broadcast_buffers=False)
-        optimizer = torch.optim.SGD(net.parameters(), 1e-6, momentum=0.9)
+    step, student_step = (
+        training_step(wrap_data_parallel(net.train(), broadcast_buffers=False), batch)
+        for net in (model, mask_rcnn(device).student)
+    )
 
-        def step(net=net, optimizer=optimizer):
-            with EventStorage():
-                losses = net(batch)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
-
-        sides.append(step)
-
-    def with_teacher():
-        sides[1]()
+    def reference():
+        student_step()
         model.teacher(batch, model.input_format)
 
-    sides[0](), with_teacher()  # warm-up
-    pairs = alternate(sides[0], with_teacher, repeats, device)
+    step(), reference()  # warm-up
+    pairs = alternate((step, reference), repeats, device)
     if comm.is_main_process():
         torch.save(pairs, path)
 
