@@ -63,7 +63,7 @@ def add_skd_config(cfg: CN) -> None:
     # Fold its batch norms, which are fixed, into the convolutions before them.
     cfg.MODEL.TEACHER.FOLD_BN = True
     # Lay its maps out with channels last.
-    cfg.MODEL.TEACHER.CHANNELS_LAST = False
+    cfg.MODEL.TEACHER.CHANNELS_LAST = True
     # Compile its backbone with torch.compile, which takes minutes at the start.
     cfg.MODEL.TEACHER.COMPILE = False
     # Run it on a CUDA stream of its own, beside the student's forward.

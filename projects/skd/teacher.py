@@ -45,7 +45,7 @@ class FrozenTeacher(nn.Module):
         random_weights: bool = False,
         precision: str = "fp32",
         fold_bn: bool = True,
-        channels_last: bool = False,
+        channels_last: bool = True,
         compile: bool = False,
         side_stream: bool = False,
     ):
