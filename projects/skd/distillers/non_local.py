@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from detectron2.layers import NaiveSyncBatchNorm, get_norm
 from torch import nn
 
-from .fused import Block
+from .fused_non_local import Block
 
 AFFINITIES = ("dot_product", "embedded_gaussian")
 NORMS = ("BN", "SyncBN", "naiveSyncBN", "GN", "")

@@ -23,7 +23,8 @@ from .attention import (
 )
 from .build import DISTILLER_REGISTRY, Boxes, LevelwiseDistiller, Shapes, Terms, is_two_stage
 from .checks import check_choice, check_flag, check_number
-from .fused import Attention, MaskedFeatureNorm, NonLocalNorm
+from .fused import Attention, MaskedFeatureNorm
+from .fused_non_local import NonLocalNorm
 from .non_local import AFFINITIES, NORMS, NonLocalBlock
 
 _NON_LOCAL_TWO_STAGE = {"non_local_width": {4: 64, 8: 64}, "key_stride": {4: 8, 8: 4}}
