@@ -116,15 +116,13 @@ def inputs(images: int, size: Tuple[int, int]) -> List[Dict[str, Any]]:
     return batch
 
 
-def mask_rcnn(device: str, precision: str = "fp32", **teacher):
+def mask_rcnn(device: str, precision: str = "fp32"):
     """Mask R-CNN R50 <- R101 of the zoo, untrained: speed does not depend on weights."""
     cfg = read_config(model_zoo.get_config_file(ZOO.format(50, 1)))
     distill(cfg, ZOO.format(101, 3))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
     cfg.MODEL.TEACHER.PRECISION = precision
-    for key, value in teacher.items():
-        cfg.MODEL.TEACHER[key] = value
     torch.manual_seed(0)
     return build_model(cfg)
 

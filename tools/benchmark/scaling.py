@@ -19,7 +19,7 @@ def _worker(device: str, size, repeats: int, path: str) -> None:
     batch = inputs(1, size)
     # two wrappers of the same parameters would both reduce them: the student gets its own
     step, student_step = (
-        training_step(wrap_data_parallel(net.train(), broadcast_buffers=False), batch)
+        training_step(wrap_data_parallel(net, broadcast_buffers=False), batch)
         for net in (model, mask_rcnn(device).student)
     )
 

@@ -209,7 +209,7 @@ class _FusedBlock:
         found = iter(torch.autograd.grad(outputs, present, d_outputs, allow_unused=True))
         gradients = [None if leaf is None else next(found) for leaf in leaves]
         d_keys, d_mean, d_cov, d_project, d_project_bias, *rest = gradients
-        n, c, positions = self.x.shape
+        n, _, positions = self.x.shape
         k, project = self.k, self.block.project.detach()
         d_project_bias[k:] += d_keys.sum((0, 2))
         back = project[k:].t().expand(n, -1, -1)
@@ -219,8 +219,7 @@ class _FusedBlock:
             back = torch.cat([project[:k].t() @ d_theta / positions, back], dim=2)
         for rows, columns, of_keys in self._portions():
             part = self.x[rows, :, columns]
-            q = part.new_zeros(len(part), 3 * k, part.shape[2])
-            keys = q[:, k:]
+            keys = part.new_zeros(len(part), 2 * k, part.shape[2])
             keys.scatter_(2, self.chosen[rows, :, of_keys], d_keys[rows, :, of_keys])
             d_project[k:] += torch.bmm(keys, part.transpose(1, 2)).sum(0)
             if d_map is None:
@@ -229,8 +228,7 @@ class _FusedBlock:
             if d_mean is not None:
                 into += (d_mean[rows] / positions)[:, :, None]
             if d_cov is not None:
-                q[:, :k] = self.centred[rows, :, columns]
-                keys = q
+                keys = torch.cat([self.centred[rows, :, columns], keys], dim=1)
             into.baddbmm_(back[rows], keys)
         fields = len(Block._fields) - 2
         return [d_project, d_project_bias, *rest[:fields]], rest[fields:]
