@@ -19,13 +19,13 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from skd import distill, student_config
-from skd.checkpoint import SafeCheckpointer
 from skd.config import SOLVER_KEYS, is_distilling, is_lazy_file, read_config
 from skd.data import check_classes, check_classes_lazy, lazy_datasets, register_coco
 from skd.engine import SKDTrainer, distill_lazy, do_test, do_train, launch
 from skd.engine.lazy import is_distilling_lazy, student_lazy
-from skd.engine.record import write_record
 from skd.evaluation import write_results
+from skd.runtime.checkpoint import SafeCheckpointer
+from skd.runtime.record import write_record
 
 
 def argument_parser():

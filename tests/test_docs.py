@@ -10,8 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from skd.distillers import DISTILLER_REGISTRY, PRESETS
-
-from .conftest import ROOT, batch, distilling, python_blocks, read, tiny_config
+from tests.helpers import ROOT, batch, distilling, python_blocks, read, tiny_config
 
 
 def test_the_example_method_trains(teacher_files):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from .conftest import ROOT, read
+from tests.helpers import ROOT, read
 
 
 def setup(cwd=ROOT, **environment):

@@ -14,12 +14,12 @@ from detectron2.data import build_detection_train_loader
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from runs import ROOT, print_table
 
 from skd import distill
-from skd.checkpoint import SafeCheckpointer
 from skd.config import read_config
 from skd.distillers import DISTILLER_REGISTRY
+from skd.runtime.checkpoint import SafeCheckpointer
+from skd.study.runs import ROOT, print_table
 
 
 def main():

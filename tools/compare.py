@@ -14,19 +14,16 @@ Writes results.jsonl (a line per run), README.md (tables) and report.html into -
 
 import argparse
 import json
-import math
 import os
 import shlex
-import statistics
 import sys
 from typing import Any, Dict, List
 
-from cells import BASELINE, Cell, Comparison, Study, load_study
-from intervals import interval
-from runs import ROOT, TASKS, markdown_table, print_table, run_all
-
 from skd import register_coco
 from skd.distillers import DISTILLER_REGISTRY
+from skd.study.design import BASELINE, Cell, Study, load_study
+from skd.study.runs import ROOT, print_table, run_all
+from skd.study.tables import HEADER, table, write_results
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -74,73 +71,6 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
     }
 
 
-def table(comparison: Comparison) -> List[List[str]]:
-    """Rows of method, runs, AP and their paired differences to the baseline of the same seed."""
-    results: Dict[str, Dict[int, Dict[str, float]]] = {}
-    teachers = {cell.teacher for cell in comparison.cells if cell.teacher}
-    for cell in comparison.cells:
-        name = cell.method
-        if len(teachers) > 1 and cell.teacher:
-            name += f", teacher {cell.teacher}"
-        seeds = results.setdefault(name, {})
-        row = cell.result()
-        if row["status"] == "done":
-            seeds[cell.seed] = row["ap"]
-    plain = results.get(BASELINE, {})
-    rows = []
-    for name, seeds in results.items():
-        row = [name, str(len(seeds))]
-        for task in TASKS:
-            key = f"{task}/AP"
-            row.append(interval([ap[key] for ap in seeds.values() if key in ap]))
-        for task in TASKS:
-            key = f"{task}/AP"
-            pairs = [(ap, plain[s]) for s, ap in seeds.items() if s in plain and key in ap]
-            row.append(
-                "" if name == BASELINE else interval([a[key] - b[key] for a, b in pairs], "+")
-            )
-        rows.append(row)
-    return [rows[0], *sorted(rows[1:], key=_first_number, reverse=True)] if plain else rows
-
-
-def _first_number(row: List[str]) -> float:
-    return float(row[2].split()[0]) if row[2] != "-" else -1.0
-
-
-HEADER = ["method", "seeds", *TASKS.values(), *(f"{t} - baseline's" for t in TASKS.values())]
-
-
-def write_results(study: Study, output: str, command: str) -> None:
-    """results.jsonl and README.md, from what is finished."""
-    os.makedirs(output, exist_ok=True)
-    rows = [cell.result() for cell in study.runs()]
-    with open(os.path.join(output, "results.jsonl"), "w") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
-    done = [row for row in rows if row["status"] == "done"]
-    lines = [
-        "# Comparison of methods\n",
-        f"{len(done)} of {len(rows)} runs are done. AP of the last iteration: mean and 95% "
-        "confidence interval (Student's t) over the seeds, and the same of the differences to the "
-        "baseline of the same seed.\n",
-    ]
-    teachers = [row for row in done if row["method"] == "teacher"]
-    if teachers:
-        cells = [
-            [r["teacher"], *(f"{r['ap'].get(f'{t}/AP', 0):.1f}" for t in TASKS)] for r in teachers
-        ]
-        lines += ["## Teachers\n", markdown_table(["teacher", *TASKS.values()], cells)]
-    for comparison in study.comparisons:
-        lines += [f"## {comparison.name}\n", markdown_table(HEADER, table(comparison))]
-    failed = [row for row in rows if row["status"] == "failed"]
-    if failed:
-        lines.append("## Failed\n")
-        lines += [f"- `{row['command']}`" for row in failed]
-        lines.append("")
-    lines.append(f"Made by\n\n```\n{command}\n```")
-    with open(os.path.join(output, "README.md"), "w") as f:
-        f.write("\n".join(lines) + "\n")
-
-
 def main() -> int:
     args = arguments().parse_args()
     os.chdir(ROOT)
@@ -165,7 +95,7 @@ def main() -> int:
     write_results(study, output, command)
     for comparison in study.comparisons:
         print_table(comparison.name, HEADER, table(comparison))
-    from report import write_report  # with matplotlib and the models
+    from skd.study.report import write_report  # with matplotlib and the models
 
     write_report(study, output, command, args.images)
     print(f"{output}/report.html holds all of it.")
@@ -192,13 +122,6 @@ def _same_commands(cells: List[Cell]) -> None:
             os.makedirs(cell.folder, exist_ok=True)
             with open(path, "w") as f:
                 json.dump(command, f)
-
-
-def mean_ap(cells: List[Cell], key: str) -> float:
-    """Mean over the finished cells; nan if there is none that has it."""
-    values = [c.result()["ap"].get(key) for c in cells if c.finished()]
-    values = [v for v in values if v is not None]
-    return statistics.mean(values) if values else math.nan
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import json
 import os
 import shutil
 
-import pictures
-from runs import CONFIGS, ROOT, TASKS, Run, markdown_table, print_table, read_ap, run_all
+from skd.study import pictures
+from skd.study.runs import CONFIGS, ROOT, TASKS, Run, markdown_table, print_table, read_ap, run_all
 
 TEACHER = os.path.join(CONFIGS, "teacher.pth")
 ITERATIONS = 800

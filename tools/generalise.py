@@ -18,11 +18,11 @@ from typing import Dict, List
 import yaml
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
-from models import Model, add_arguments, load_models
-from runs import TASKS, markdown_table, print_table
 
 from skd.data import thing_classes
 from skd.evaluation import match_classes, register_as
+from skd.study.models import Model, add_arguments, load_models
+from skd.study.runs import TASKS, markdown_table, print_table
 
 
 def main():

@@ -17,12 +17,12 @@ from typing import Any, Dict, List, Optional
 import matplotlib
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
-from models import Model, add_arguments, load_models
 from rich.progress import track
-from runs import TASKS, markdown_table, print_table
 
 from skd.evaluation import CORRUPTIONS, CorruptedMapper, build_evaluator, mean_performance
 from skd.evaluation.robustness import SEVERITIES
+from skd.study.models import Model, add_arguments, load_models
+from skd.study.runs import TASKS, markdown_table, print_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

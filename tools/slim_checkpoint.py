@@ -11,8 +11,8 @@ import os
 
 import torch
 
-from skd.checkpoint import load_tensors
-from skd.teacher import DISTILLER_PREFIX
+from skd.modeling.teacher import DISTILLER_PREFIX
+from skd.runtime.checkpoint import load_tensors
 
 
 def main():

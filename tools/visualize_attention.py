@@ -24,13 +24,18 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from matplotlib import pyplot as plt
-from models import Model, add_arguments, load_models
 from torch.utils.tensorboard import SummaryWriter
 
-from skd.checkpoint import load_tensors
 from skd.distillers.attention import channel_attention
-from skd.features import FeatureTap, get_feature_module
-from skd.visualization import attention_over_image, heat, non_local_blocks, non_local_response
+from skd.modeling.features import FeatureTap, get_feature_module
+from skd.runtime.checkpoint import load_tensors
+from skd.study.models import Model, add_arguments, load_models
+from skd.visualization.attention import (
+    attention_over_image,
+    heat,
+    non_local_blocks,
+    non_local_response,
+)
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 

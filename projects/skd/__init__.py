@@ -1,11 +1,11 @@
 """Structured knowledge distillation for Detectron2."""
 
-from .config import add_skd_config, distill, student_config
+from .config.yaml import add_skd_config, distill, student_config
 from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, StructuredDistiller
-from .meta_arch import DistillRCNN
-from .teacher import FrozenTeacher, build_teacher
-from .timm_backbone import TimmBackbone
+from .modeling.meta_arch import DistillRCNN
+from .modeling.teacher import FrozenTeacher, build_teacher
+from .modeling.timm_backbone import TimmBackbone
 
 register_shapes()
 

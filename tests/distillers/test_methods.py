@@ -6,8 +6,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, build_distiller
+from tests.helpers import batch, distilling, tiny_config
 
-from ..conftest import batch, distilling, tiny_config
 from . import reference_methods as reference
 
 METHODS = [

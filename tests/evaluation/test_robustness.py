@@ -4,8 +4,7 @@ import torch
 from detectron2.data import build_detection_test_loader
 
 from skd.evaluation import CORRUPTIONS, CorruptedMapper, corrupt, mean_performance
-
-from ..conftest import tiny_config
+from tests.helpers import tiny_config
 
 pytest.importorskip("imagecorruptions")
 

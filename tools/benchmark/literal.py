@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from skd.distillers.structured import StructuredDistiller, StructuredLevel
+from skd.distillers.structured.distiller import StructuredDistiller, StructuredLevel
 
 
 def non_local_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -1,23 +1,23 @@
-from .attention_transfer import AT
-from .build import (
+from .at import AT
+from .base import (
     DISTILLER_REGISTRY,
     CombinedDistiller,
     Distiller,
     LevelwiseDistiller,
     build_distiller,
 )
-from .channel_wise import CWD
+from .cwd import CWD
 from .defeat import DeFeat
 from .fgd import FGD
-from .fine_grained import FGFI
+from .fgfi import FGFI
 from .fitnets import FitNets
 from .mgd import MGD
-from .overhaul import OFD
+from .ofd import OFD
 from .pkd import PKD
-from .review import ReviewKD
-from .similarity_preserving import SP
+from .reviewkd import ReviewKD
+from .sp import SP
 from .ssim import SSIM
-from .structured import PRESETS, StructuredDistiller
+from .structured.distiller import PRESETS, StructuredDistiller
 
 __all__ = [
     "AT",

@@ -11,8 +11,8 @@ from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import nn
 
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller
 from .boxes import fill_boxes
-from .build import DISTILLER_REGISTRY, LevelwiseDistiller
 from .checks import check_number
 
 

@@ -11,8 +11,8 @@ from detectron2.config import configurable
 from torch import nn
 
 from .attention import channel_attention, spatial_attention
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
 from .boxes import fill_boxes, grid
-from .build import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
 from .checks import check_number
 
 # alpha, beta, gamma, lambda of the authors' configs

@@ -5,7 +5,7 @@ FitNets: A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv
 import torch.nn.functional as F
 from detectron2.config import configurable
 
-from .build import DISTILLER_REGISTRY, LevelwiseDistiller, adapter
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter
 from .checks import check_number
 
 

@@ -8,7 +8,7 @@ import torch
 from detectron2.config import configurable
 from torch import nn
 
-from .build import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
 from .checks import check_number
 
 # alpha and lambda of the paper, section 4.2

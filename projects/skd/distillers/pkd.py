@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 
-from .build import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
 from .checks import check_number
 
 TWO_STAGE, ONE_STAGE = 6.0, 10.0  # the authors' configs

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 
-from .build import DISTILLER_REGISTRY, LevelwiseDistiller, adapter
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter
 from .checks import check_number
 
 WINDOW, SIGMA = 11, 1.5

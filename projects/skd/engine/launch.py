@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.distributed.rendezvous import rendezvous
 
-from .preemption import EXIT_REQUEUE, SIGNALS
+from ..runtime.preemption import EXIT_REQUEUE, SIGNALS
 
 
 def under_torchrun() -> bool:

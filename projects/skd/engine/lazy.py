@@ -12,16 +12,16 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer
 from ..data.coco import lazy_datasets
-from ..data.loader import build_train_loader
 from ..distillers import StructuredDistiller
-from ..meta_arch import DistillRCNN
-from ..teacher import build_teacher
-from .preemption import PreemptionHook
-from .record import write_record
-from .reproducible import ReproducibleSteps, shared_seed
-from .step import build_trainer, check_accumulate
+from ..modeling.meta_arch import DistillRCNN
+from ..modeling.teacher import build_teacher
+from ..runtime.checkpoint import SafeCheckpointer
+from ..runtime.loader import build_train_loader
+from ..runtime.preemption import PreemptionHook
+from ..runtime.record import write_record
+from ..runtime.reproducible import ReproducibleSteps, shared_seed
+from ..runtime.step import build_trainer, check_accumulate
 from .trainer import check_amp, wrap_data_parallel
 
 

@@ -13,13 +13,13 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer
-from ..data.loader import build_train_loader
 from ..evaluation import build_evaluator
-from .preemption import PreemptionHook
-from .record import write_record
-from .reproducible import ReproducibleSteps, shared_seed
-from .step import build_trainer, check_accumulate
+from ..runtime.checkpoint import SafeCheckpointer
+from ..runtime.loader import build_train_loader
+from ..runtime.preemption import PreemptionHook
+from ..runtime.record import write_record
+from ..runtime.reproducible import ReproducibleSteps, shared_seed
+from ..runtime.step import build_trainer, check_accumulate
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,39 @@
+"""
+Attention transfer: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017,
+arXiv 1612.03928.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from torch import nn
+
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller
+from .checks import check_number
+
+
+@DISTILLER_REGISTRY.register()
+class AT(LevelwiseDistiller):
+    """
+    Equal activation-based attention: with Q = vec(mean of A^2 over channels), the mean over N and
+    positions of (Q_S/|Q_S| - Q_T/|Q_T|)^2 (equation 2, as the authors' code reduces it). Has no
+    learnt layer, and any numbers of channels.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float = 1000.0):
+        super().__init__()
+        check_number("AT.WEIGHT", weight)
+        self.weight = weight
+
+    def make_layers(self, student, teacher):
+        return nn.Identity()
+
+    def level_loss(self, level, student, teacher, boxes):
+        difference = _attention(student) - _attention(teacher)
+        return {"loss_distill_attention": self.weight * difference.square().mean()}
+
+
+def _attention(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N, H*W), of unit length."""
+    return F.normalize(x.square().mean(1).flatten(1))

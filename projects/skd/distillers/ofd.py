@@ -1,0 +1,48 @@
+"""
+OFD: B. Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866.
+"""
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller
+from .checks import check_number
+
+
+@DISTILLER_REGISTRY.register()
+class OFD(LevelwiseDistiller):
+    """
+    Partial L2 distance (equation 3) between the teacher's map through a margin ReLU, max(A_T, m),
+    and the student's through a 1x1 convolution and batch norm: where the teacher is not positive
+    and the student is below it already, there is no loss. The mean over N, C, H and W.
+
+    The margin m of a channel is the expectation of the teacher's negative values (equation 2). An
+    FPN has no batch norm to derive it from, so it is averaged over the images seen so far.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float = 1.0):
+        super().__init__()
+        check_number("OFD.WEIGHT", weight)
+        self.weight = weight
+
+    def make_layers(self, student, teacher):
+        layers = nn.Sequential(
+            nn.Conv2d(student.channels, teacher.channels, 1, bias=False),
+            nn.BatchNorm2d(teacher.channels),
+        )
+        layers.register_buffer("negative_sum", torch.zeros(teacher.channels))
+        layers.register_buffer("negative_count", torch.zeros(teacher.channels))
+        return layers
+
+    def level_loss(self, level, student, teacher, boxes):
+        layers = self.levels[level]
+        layers.negative_sum += teacher.clamp(max=0).sum((0, 2, 3))
+        layers.negative_count += (teacher < 0).sum((0, 2, 3))
+        margin = layers.negative_sum / layers.negative_count.clamp(min=1)
+        target = torch.maximum(teacher, margin[:, None, None].to(teacher.dtype))
+        student = layers(student)
+        active = (student > target) | (target > 0)
+        loss = ((student - target).square() * active).mean()
+        return {"loss_distill_ofd": self.weight * loss}

@@ -1,0 +1,99 @@
+"""
+ReviewKD: P. Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044.
+"""
+
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from torch import nn
+
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller
+from .checks import check_number
+
+
+@DISTILLER_REGISTRY.register()
+class ReviewKD(LevelwiseDistiller):
+    """
+    From the coarsest level to the finest the student's maps are fused one into the next
+    (attention-based fusion), and what comes out at each level imitates the teacher's map there at
+    several scales (hierarchical context loss); section 3 of the paper.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float = 1.0):
+        super().__init__()
+        check_number("REVIEWKD.WEIGHT", weight)
+        self.weight = weight
+
+    def bind(self, shapes):
+        widths = sorted({teacher.channels for _, teacher in shapes.values()})
+        if len(widths) > 1:
+            raise ValueError(
+                f"The teacher's levels have {widths} channels. ReviewKD fuses each into the next "
+                "and needs as many at all of them, as an FPN has."
+            )
+        super().bind(dict(reversed(shapes.items())))  # coarsest first
+
+    def make_layers(self, student, teacher):
+        return Fusion(student.channels, teacher.channels, fuse=len(self.levels) > 0)
+
+    def forward(self, student, teacher, boxes=None):
+        self._above = None
+        try:
+            return super().forward(student, teacher, boxes)
+        finally:
+            self._above = None
+
+    def level_loss(self, level, student, teacher, boxes):
+        student, self._above = self.levels[level](student, self._above)
+        loss = hierarchical_context_loss(student, teacher)
+        return {"loss_distill_reviewkd": self.weight * loss}
+
+
+def hierarchical_context_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of the maps and of their averages over 4x4, 2x2 and 1x1 fields."""
+    loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
+    for size in (4, 2, 1):
+        if size >= student.shape[2]:
+            continue
+        weight /= 2
+        pooled = (F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
+        loss = loss + weight * F.mse_loss(*pooled)
+        total += weight
+    return loss / total
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion of a level with the one above it (coarser)."""
+
+    def __init__(self, student: int, teacher: int, fuse: bool):
+        super().__init__()
+        self.embed = nn.Sequential(
+            nn.Conv2d(student, teacher, 1, bias=False), nn.BatchNorm2d(teacher)
+        )
+        self.attention = nn.Conv2d(2 * teacher, 2, 1) if fuse else None
+        self.out = nn.Sequential(
+            nn.Conv2d(teacher, teacher, 3, padding=1, bias=False), nn.BatchNorm2d(teacher)
+        )
+        for conv in (self.embed[0], self.out[0]):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+
+    def forward(
+        self, x: torch.Tensor, above: Optional[torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            x: the student's map (N, C_s, H, W).
+            above: the fused map of the coarser level, (N, C_t, h, w).
+
+        Returns:
+            What imitates the teacher, and the fused map for the next finer level, (N, C_t, H, W).
+        """
+        x = self.embed(x)
+        if self.attention is not None:
+            above = F.interpolate(above, x.shape[-2:], mode="nearest")
+            share = self.attention(torch.cat([x, above], 1)).sigmoid()
+            x = x * share[:, :1] + above * share[:, 1:]
+        return self.out(x), x

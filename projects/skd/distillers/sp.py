@@ -1,0 +1,40 @@
+"""
+Similarity preserving: F. Tung, G. Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019,
+arXiv 1907.09682.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from torch import nn
+
+from .base import DISTILLER_REGISTRY, LevelwiseDistiller
+from .checks import check_number
+
+
+@DISTILLER_REGISTRY.register()
+class SP(LevelwiseDistiller):
+    """
+    Images alike to the teacher are alike to the student: with Q the maps as a matrix (N, C*H*W) and
+    G = Q Q^T with rows of unit length, |G_T - G_S|_F^2 / N^2 (equations 1 to 4). Of a single image
+    per process there is nothing to learn.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float = 3000.0):
+        super().__init__()
+        check_number("SP.WEIGHT", weight)
+        self.weight = weight
+
+    def make_layers(self, student, teacher):
+        return nn.Identity()
+
+    def level_loss(self, level, student, teacher, boxes):
+        difference = _similarity(teacher) - _similarity(student)
+        return {"loss_distill_sp": self.weight * difference.square().mean()}
+
+
+def _similarity(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N, N)."""
+    x = x.flatten(1)
+    return F.normalize(x @ x.t())

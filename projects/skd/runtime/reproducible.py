@@ -1,0 +1,44 @@
+"""The same random numbers, and the same images, whether a run was interrupted or not."""
+
+from typing import Any, Dict
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from .loader import TrainLoader, seed_everything
+
+
+class ReproducibleSteps(HookBase):
+    """
+    Seeds the global generators before each step by seed, process and iteration, so that a step's
+    random numbers do not depend on what ran before. Its state in checkpoints is the seed and how
+    many images were taken, from which the loader goes on.
+    """
+
+    def __init__(self, loader: Any, seed: int):
+        """
+        Args:
+            loader: a :class:`TrainLoader`; another one starts anew when training resumes.
+            seed: the same in all processes.
+        """
+        self.loader = loader
+        self.seed = seed
+
+    def before_step(self) -> None:
+        seed_everything(self.seed, comm.get_rank(), self.trainer.iter)
+
+    def state_dict(self) -> Dict[str, int]:
+        if not isinstance(self.loader, TrainLoader):
+            return {"seed": self.seed}
+        images = (self.trainer.iter + 1) * self.loader.images_per_batch
+        return {"seed": self.seed, "order": self.loader.seed, "images": images}
+
+    def load_state_dict(self, state: Dict[str, int]) -> None:
+        self.seed = state["seed"]
+        if isinstance(self.loader, TrainLoader) and "images" in state:
+            self.loader.resume(state["order"], state["images"])
+
+
+def shared_seed(seed: int) -> int:
+    """A config's seed, or for a negative one a number that all processes draw together."""
+    return seed if seed >= 0 else comm.shared_random_seed()

@@ -1,0 +1,66 @@
+"""Trained models on the command line of the tools: --model NAME CONFIG WEIGHTS."""
+
+import argparse
+import logging
+import os
+from dataclasses import dataclass
+from typing import List
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from skd import register_coco, student_config
+from skd.config import read_config
+from skd.runtime.checkpoint import SafeCheckpointer
+
+
+@dataclass
+class Model:
+    name: str
+    cfg: CfgNode
+    model: nn.Module
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("NAME", "CONFIG", "WEIGHTS"),
+        help="a trained model: a name for the tables, its .yaml, its checkpoint (several times)",
+    )
+    parser.add_argument(
+        "--register-coco", nargs=3, action="append", default=[], metavar=("NAME", "JSON", "IMAGES")
+    )
+    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... for every model")
+
+
+def load_models(args: argparse.Namespace) -> List[Model]:
+    """
+    Build and load all of them, in eval mode.
+
+    Raises:
+        ValueError: a name is given twice, or a file is not there.
+    """
+    setup_logger(name="skd")
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # that stock models ignore "distiller."
+    for data_set in args.register_coco:
+        register_coco(*data_set)
+    names = [name for name, _, _ in args.model]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--model has a name twice: {names}.")
+    models = []
+    for name, config, weights in args.model:
+        for path in (config, weights):
+            if "://" not in path and not os.path.exists(path):
+                raise ValueError(f"--model {name}: no file '{path}'.")
+        cfg = read_config(config)
+        cfg.merge_from_list(args.opts)
+        cfg = student_config(cfg)
+        model = build_model(cfg).eval()
+        SafeCheckpointer(model).load(weights)
+        models.append(Model(name, cfg, model))
+    return models

@@ -1,0 +1,153 @@
+"""Pictures of finished runs: predictions, attention, curves."""
+
+import logging
+import os
+from typing import Dict, List
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.utils.visualizer import Visualizer
+from torch import nn
+
+from skd import student_config
+from skd.config import read_config
+from skd.modeling.features import FeatureTap
+from skd.visualization.attention import attention_over_image
+
+from .runs import read_metrics
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+IMAGES = 4  # of the validation set
+LEVEL = "p3"
+SCALE = 3  # enlargement of the small images
+MIN_SCORE = 0.4  # of predictions shown
+TITLES = {
+    "teacher": "teacher",
+    "baseline": "student before\n(alone)",
+    "distilled": "student after\n(distilled)",
+}
+
+
+def load_config(folder: str) -> CfgNode:
+    """The plain config of a finished run, with its final weights."""
+    cfg = student_config(read_config(os.path.join(folder, "config.yaml")))
+    cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
+    return cfg
+
+
+def draw_all(output: str, folders: Dict[str, str]) -> None:
+    """
+    Write predictions.png, attention.png and curves.png.
+
+    Args:
+        output: folder to write to.
+        folders: of the runs "teacher", "baseline" and "distilled".
+    """
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # that stock models ignore "distiller."
+    configs = {name: load_config(folder) for name, folder in folders.items()}
+    dataset = configs["baseline"].DATASETS.TEST[0]
+    records = DatasetCatalog.get(dataset)[:IMAGES]
+    predictors = {name: DefaultPredictor(cfg) for name, cfg in configs.items()}
+    draw_predictions(os.path.join(output, "predictions.png"), predictors, records, dataset)
+    models = {name: predictor.model for name, predictor in predictors.items()}
+    draw_attention(os.path.join(output, "attention.png"), models, records)
+    students = {n: f for n, f in folders.items() if n != "teacher"}
+    draw_curves(os.path.join(output, "curves.png"), students)
+
+
+def _grid(path: str, columns: List[str], rows: List[List[np.ndarray]]) -> None:
+    fig, axes = plt.subplots(
+        len(rows), len(columns), figsize=(2.4 * len(columns), 2.4 * len(rows) + 0.5), squeeze=False
+    )
+    for line, images in zip(axes, rows):
+        for ax, image in zip(line, images):
+            ax.imshow(image)
+            ax.axis("off")
+    for ax, title in zip(axes[0], columns):
+        ax.set_title(title, fontsize=11)
+    fig.tight_layout(pad=0.4)
+    fig.savefig(path, dpi=80)
+    plt.close(fig)
+
+
+def ground_truth(record: Dict, rgb: np.ndarray, metadata) -> np.ndarray:
+    return Visualizer(rgb, metadata, scale=SCALE).draw_dataset_dict(record).get_image()
+
+
+def predictions(predictor: DefaultPredictor, bgr: np.ndarray, metadata) -> np.ndarray:
+    """What a model finds in an image, drawn over it, RGB, ``SCALE`` times as large."""
+    found = predictor(bgr)["instances"].to("cpu")
+    found = found[found.scores > MIN_SCORE]
+    visualizer = Visualizer(to_rgb(bgr), metadata, scale=SCALE)
+    return visualizer.draw_instance_predictions(found).get_image()
+
+
+def attention(model: nn.Module, bgr: np.ndarray) -> np.ndarray:
+    """Spatial attention at ``LEVEL`` over an image, RGB, ``SCALE`` times as large."""
+    image = torch.as_tensor(np.ascontiguousarray(bgr.transpose(2, 0, 1)))
+    with torch.no_grad(), FeatureTap(model.backbone) as tap:
+        model([{"image": image}])
+    stride = model.backbone.output_shape()[LEVEL].stride
+    over = attention_over_image(tap.features[LEVEL], stride, to_rgb(bgr))
+    return cv2.resize(over, None, fx=SCALE, fy=SCALE)
+
+
+def to_rgb(bgr: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(bgr[:, :, ::-1])
+
+
+def draw_predictions(
+    path: str, predictors: Dict[str, DefaultPredictor], records, dataset: str
+) -> None:
+    metadata = MetadataCatalog.get(dataset)
+    rows = []
+    for record in records:
+        bgr = cv2.imread(record["file_name"])
+        row = [ground_truth(record, to_rgb(bgr), metadata)]
+        rows.append(row + [predictions(p, bgr, metadata) for p in predictors.values()])
+    _grid(path, ["ground truth", *(TITLES[name] for name in predictors)], rows)
+
+
+def draw_attention(path: str, models: Dict[str, nn.Module], records) -> None:
+    rows = []
+    for record in records:
+        bgr = cv2.imread(record["file_name"])
+        row = [cv2.resize(to_rgb(bgr), None, fx=SCALE, fy=SCALE)]
+        rows.append(row + [attention(model, bgr) for model in models.values()])
+    _grid(path, ["input", *(f"{TITLES[n]}, {LEVEL.upper()}" for n in models)], rows)
+
+
+def draw_curves(path: str, folders: Dict[str, str]) -> None:
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    for name, folder in folders.items():
+        rows = read_metrics(folder)
+        steps = [row for row in rows if "loss_mask" in row]
+        detection = [
+            sum(v for k, v in row.items() if k.startswith("loss_") and "distill" not in k)
+            for row in steps
+        ]
+        left.plot([row["iteration"] + 1 for row in steps], detection, label=name)
+        evaluated = [row for row in rows if "bbox/AP" in row]
+        iterations = [row["iteration"] + 1 for row in evaluated]
+        (line,) = right.plot(
+            iterations, [row["bbox/AP"] for row in evaluated], "o-", label=f"{name}, boxes"
+        )
+        right.plot(
+            iterations, [row["segm/AP"] for row in evaluated], "s--",
+            color=line.get_color(), label=f"{name}, masks",
+        )  # fmt: skip
+    left.set(xlabel="iteration", ylabel="detector's own loss", yscale="log")
+    right.set(xlabel="iteration", ylabel="AP on the validation split", ylim=(0, None))
+    for ax in (left, right):
+        ax.legend(fontsize=8)
+        ax.grid(alpha=0.3)
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)

@@ -1,0 +1,123 @@
+import glob
+import os
+
+import pytest
+from detectron2 import model_zoo
+from detectron2.config import LazyConfig, get_cfg
+from detectron2.modeling import build_model
+
+from skd import add_skd_config, distill, student_config
+from skd.config import is_distilling, is_lazy_file
+from skd.engine.lazy import student_lazy
+from skd.modeling.teacher import find_config, zoo_names
+from tests.helpers import ROOT, read_config, tiny_config
+
+LEAVES = sorted(glob.glob(os.path.join(ROOT, "configs", "COCO-*", "*.yaml")))
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=os.path.basename)
+def test_every_coco_leaf_builds(path):
+    """With a teacher from the zoo whose checkpoint exists there, though it is not fetched here."""
+    cfg = read_config(path)
+    assert is_distilling(cfg)
+    assert model_zoo.get_checkpoint_url(cfg.MODEL.TEACHER.CONFIG_FILE).startswith("https://")
+    cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
+    if "MobileNet" in path:
+        pytest.importorskip("timm")
+        cfg.MODEL.TIMM.PRETRAINED = False
+    model = build_model(cfg)
+    levels = ["p2", "p3", "p4", "p5", "p6"]
+    if "retinanet" in path:
+        levels = ["p3", "p4", "p5", "p6", "p7"]
+    elif "_C4_" in path or "_DC5_" in path:
+        levels = ["res4" if "_C4_" in path else "res5"]
+    assert list(model.pairs) == levels
+    assert cfg.SOLVER.MAX_ITER == (180000 if path.endswith("_2x.yaml") else 90000)
+    preset = "one_stage" if "retinanet" in path else "two_stage"
+    assert model.distiller.preset == preset
+
+
+def test_there_is_a_leaf_for_each_detector_student_and_schedule():
+    names = {os.path.basename(p) for p in LEAVES}
+    for detector in ("faster_rcnn", "mask_rcnn", "retinanet"):
+        for student in ("R_50", "R_18"):
+            for schedule in ("1x", "2x"):
+                assert f"skd_{detector}_{student}_FPN_{schedule}.yaml" in names
+
+
+@pytest.mark.parametrize("path", [p for p in LEAVES if "R_50" in p], ids=os.path.basename)
+def test_the_student_is_detectron2_s_own(path):
+    task, name = path.split(os.sep)[-2:]
+    name = name.replace("skd_", "").replace("2x", "1x")
+    if "pointrend" in name:
+        pytest.skip("Detectron2's package has no config of PointRend to compare with")
+    ours = student_config(read_config(path))
+    theirs = get_cfg()
+    if "cascade" in name:
+        theirs.merge_from_file(find_config("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"))
+        theirs.MODEL.MASK_ON = "mask" in name
+    else:
+        theirs.merge_from_file(find_config(f"{task}/{name}"))
+    if path.endswith("2x.yaml"):
+        theirs.SOLVER.STEPS, theirs.SOLVER.MAX_ITER = (120000, 160000), 180000
+    theirs.MODEL.DEVICE = "cpu"
+    assert ours.dump() == theirs.dump()
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        "COCO-Detection/skd_fcos_R_50_FPN_1x.py",
+        "COCO-InstanceSegmentation/skd_mask_rcnn_regnety_4gf_dds_FPN_1x.py",
+    ],
+)
+def test_the_lazy_student_is_detectron2_s_own(leaf):
+    ours = LazyConfig.load(os.path.join(ROOT, "configs", leaf))
+    names = {n.lower(): n for n in zoo_names()}
+    theirs = LazyConfig.load(find_config(names[leaf.replace("skd_", "").lower()]))
+    assert LazyConfig.to_py(student_lazy(ours)) == LazyConfig.to_py(theirs)
+    assert model_zoo.get_checkpoint_url(ours.model.teacher.config_file).startswith("https://")
+
+
+@pytest.mark.parametrize("name", ["student", "teacher", "skd_student"])
+def test_shapes_configs_build(name):
+    cfg = read_config(os.path.join(ROOT, "configs", "shapes", f"{name}.yaml"))
+    if is_distilling(cfg):
+        cfg.MODEL.TEACHER.CONFIG_FILE = os.path.join(ROOT, cfg.MODEL.TEACHER.CONFIG_FILE)
+        cfg.MODEL.TEACHER.WEIGHTS = os.path.join(ROOT, cfg.MODEL.TEACHER.WEIGHTS)
+    parameters = sum(p.numel() for p in build_model(cfg).parameters())
+    assert parameters < 4.5e6
+
+
+def test_distill_and_back():
+    plain = student_config(tiny_config("retinanet"))
+    cfg = plain.clone()
+    add_skd_config(cfg)
+    add_skd_config(cfg)
+    distill(cfg, "teacher.yaml", "teacher.pth")
+    distill(cfg, "teacher2.yaml", "teacher2.pth")  # another teacher for the same student
+    assert cfg.MODEL.META_ARCHITECTURE == "DistillRCNN"
+    assert cfg.MODEL.STUDENT.META_ARCHITECTURE == "RetinaNet"
+    assert cfg.MODEL.TEACHER.CONFIG_FILE == "teacher2.yaml"
+    assert student_config(cfg).dump() == plain.dump()
+    cfg.freeze()
+    assert student_config(cfg).is_frozen()
+
+
+def test_none_keys_take_values_from_the_command_line():
+    cfg = tiny_config()
+    cfg.merge_from_list(["MODEL.DISTILLER.STRUCTURED.TEMPERATURE", "0.3"])
+    cfg.merge_from_list(["MODEL.DISTILLER.STRUCTURED.NON_LOCAL.WIDTHS", "[[4, 8]]"])
+    assert cfg.MODEL.DISTILLER.STRUCTURED.TEMPERATURE == 0.3
+    assert cfg.MODEL.DISTILLER.STRUCTURED.NON_LOCAL.WIDTHS == [[4, 8]]
+    with pytest.raises(AssertionError, match="Non-existent key.*TEMPRATURE"):
+        cfg.merge_from_list(["MODEL.DISTILLER.STRUCTURED.TEMPRATURE", "0.3"])
+
+
+def test_lazy_files_are_told_from_yaml(tmp_path):
+    assert is_lazy_file("anything.py")
+    (tmp_path / "lazy.yaml").write_text("train:\n  x: 1\nmodel:\n  _target_: x\n")
+    (tmp_path / "cfg.yaml").write_text("MODEL:\n  model: 1\n")
+    assert is_lazy_file(str(tmp_path / "lazy.yaml")) and not is_lazy_file(
+        str(tmp_path / "cfg.yaml")
+    )

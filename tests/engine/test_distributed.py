@@ -1,0 +1,76 @@
+"""Several real processes on this machine's CPU, over gloo."""
+
+import os
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from skd.engine import wrap_data_parallel
+from tests.helpers import batch, distilling, tiny_config
+
+IMAGES = 4
+
+
+def build(teacher_files, norm):
+    cfg = distilling(
+        tiny_config(fpn=32), teacher_files, "mean",
+        MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="",
+        MODEL__DISTILLER__STRUCTURED__NON_LOCAL__NORM=norm,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for name, parameter in model.distiller.named_parameters():
+        if "non_local" in name and "norm" in name:  # it starts at zero, which would hide the block
+            torch.nn.init.ones_(parameter)
+    return model
+
+
+def step(model, inputs):
+    """One forward and backward of the distillation losses alone: losses, gradients by name."""
+    with EventStorage():
+        torch.manual_seed(3)
+        losses = model(inputs)
+    # the detector's losses sample at random, so they get weight 0; their gradients stay, as
+    # data-parallel training waits for every parameter's
+    sum(v if "distill" in k else 0 * v for k, v in losses.items()).backward()
+    module = getattr(model, "module", model)
+    grads = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    return {k: v.detach() for k, v in losses.items() if "distill" in k}, grads
+
+
+def worker(teacher_files, norm, out):
+    torch.set_num_threads(1)
+    torch.manual_seed(100 + comm.get_rank())  # to be overruled by rank 0's parameters
+    model = wrap_data_parallel(build(teacher_files, norm), broadcast_buffers=False)
+    assert not model.find_unused_parameters
+    mine = IMAGES // comm.get_world_size()
+    inputs = batch(IMAGES)[comm.get_rank() * mine :][:mine]
+    teacher = [p.data_ptr() for p in model.module.teacher.parameters()]
+    reduced = [p.data_ptr() for p in model.parameters()]
+    assert not set(teacher) & set(reduced)
+    losses, grads = step(model, inputs)
+    everyone = comm.gather(losses)
+    step(model, inputs)  # a second step: the first has left no bucket unfinished
+    if comm.is_main_process():
+        mean = {k: torch.stack([x[k] for x in everyone]).mean(0) for k in losses}
+        torch.save((mean, grads), out)
+
+
+@pytest.mark.parametrize("processes,norm", [(2, "GN"), (2, ""), (2, "naiveSyncBN"), (4, "")])
+def test_processes_equal_one_with_the_joint_batch(teacher_files, processes, norm, tmp_path):
+    out = str(tmp_path / "out.pth")
+    port = 20000 + os.getpid() % 20000
+    launch(worker, processes, dist_url=f"tcp://127.0.0.1:{port}", args=(teacher_files, norm, out))
+    losses, grads = torch.load(out)
+    expected_losses, expected_grads = step(build(teacher_files, norm), batch(IMAGES))
+    assert losses.keys() == expected_losses.keys() and grads.keys() == expected_grads.keys()
+    for name, value in expected_losses.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-7)
+    assert any("teacher_non_local" in n for n in grads)
+    for name, value in expected_grads.items():
+        scale = max(value.abs().max().item(), 1e-6)
+        torch.testing.assert_close(grads[name] / scale, value / scale, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,231 @@
+"""Detectron2's own trainer and checkpointer, on a few images of the built-in data set."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultPredictor, DefaultTrainer
+from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
+
+from skd import student_config
+from skd.engine import SKDTrainer
+from tests.helpers import batch, distilling, save_detector, tiny_config
+
+
+def train(cfg, folder, resume=False, trainer=SKDTrainer, until=None):
+    """``until``: be killed after so many iterations."""
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(folder)
+    os.makedirs(folder, exist_ok=True)
+    cfg.freeze()
+    seed_all_rng(cfg.SEED)
+    trainer = trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if until is not None:
+        trainer.max_iter = until
+    trainer.train()
+    return trainer
+
+
+def weights(folder, name="model_final.pth"):
+    return torch.load(os.path.join(folder, name))["model"]
+
+
+@pytest.fixture(scope="module")
+def trained(teacher_files, shapes, tmp_path_factory):
+    """One distillation with everything on: its config and folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    cfg = distilling(
+        tiny_config(VIS_PERIOD=2, SOLVER__MAX_ITER=5, SOLVER__CHECKPOINT_PERIOD=2), teacher_files
+    )
+    trainer = train(cfg, folder)
+    return cfg, folder, trainer
+
+
+def test_model_final_is_a_plain_detectron2_checkpoint(trained):
+    cfg, folder, trainer = trained
+    plain = student_config(cfg)
+    plain.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    assert not {"STUDENT", "TEACHER", "DISTILLER"} & set(plain.MODEL)
+    model = build_model(plain).eval()
+    extra = [k for k in weights(folder) if k not in model.state_dict()]
+    assert extra and all(k.startswith("distiller.") for k in extra)
+    assert not [k for k in model.state_dict() if k not in weights(folder)]
+    DetectionCheckpointer(model).load(plain.MODEL.WEIGHTS)
+    for inputs in build_detection_test_loader(plain, "tiny_val"):
+        with torch.no_grad():
+            ours, stock = trainer.model.eval()(inputs), model(inputs)
+        for a, b in zip(ours, stock):
+            for field in ("scores", "pred_classes", "pred_masks"):
+                assert torch.equal(a["instances"].get(field), b["instances"].get(field))
+    trainer.model.train()
+
+
+def test_stock_predictor_needs_no_skd_keys(trained):
+    cfg, folder, _ = trained
+    stock = get_cfg()
+    path = folder / "student.yaml"
+    path.write_text(student_config(cfg).dump())
+    stock.merge_from_file(str(path))
+    stock.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    image = batch(1)[0]["image"].permute(1, 2, 0).numpy()
+    assert "instances" in DefaultPredictor(stock)(image)
+
+
+def test_metrics_evaluation_and_events_are_written(trained):
+    _, folder, _ = trained
+    rows = [json.loads(line) for line in open(folder / "metrics.json")]
+    for key in ("loss_distill_am", "loss_distill_at", "loss_distill_nl", "distill/am_p2",
+                "distill/nl_p6", "total_loss", "bbox/AP", "segm/AP"):  # fmt: skip
+        assert any(key in row for row in rows), key
+    assert max(row["iteration"] for row in rows) >= 4
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert {"loss_distill_am", "distill/at_p4", "lr"} <= set(events.Tags()["scalars"])
+    assert "attention: input, student, teacher" in events.Tags()["images"]
+
+
+def test_resume_continues_as_if_never_stopped(trained, teacher_files, tmp_path):
+    cfg, _, _ = trained
+    train(cfg, tmp_path, until=4)  # a checkpoint after 2 and 4 iterations
+    first = train(cfg, tmp_path, resume=True)
+    assert first.start_iter == 4
+    state = torch.load(tmp_path / "model_final.pth")
+    assert state["iteration"] == 4
+    momenta = state["trainer"]["_trainer"]["optimizer"]["state"]
+    trainable = [p for p in first.model.parameters() if p.requires_grad]
+    assert len(momenta) == len(trainable)  # the adapters' included
+    before = weights(tmp_path, "model_0000003.pth")
+    after = weights(tmp_path)
+    name = "distiller.levels.p3.feature_adapter.weight"
+    assert before.keys() == after.keys() and not torch.equal(before[name], after[name])
+
+
+def test_resume_restores_adapters_and_optimizer(trained, tmp_path):
+    cfg, folder, _ = trained
+    fresh = cfg.clone()
+    fresh.OUTPUT_DIR = str(folder)
+    trainer = SKDTrainer(fresh)
+    trainer.resume_or_load(resume=True)
+    saved = torch.load(folder / "model_final.pth")
+    for key, value in trainer.model.state_dict().items():
+        assert torch.equal(value, saved["model"][key]), key
+    ours = trainer._trainer.optimizer.state_dict()["state"]
+    theirs = saved["trainer"]["_trainer"]["optimizer"]["state"]
+    assert ours.keys() == theirs.keys() and len(ours)
+    for i in ours:
+        assert torch.equal(ours[i]["momentum_buffer"], theirs[i]["momentum_buffer"])
+
+
+def test_without_weight_the_student_is_trained_as_if_alone(teacher_files, shapes, tmp_path):
+    """Same first weights, same data, same sampling: distillation changes nothing but the loss."""
+    plain = tiny_config()
+    train(student_config(plain), tmp_path / "plain")
+    zero = {f"MODEL__DISTILLER__STRUCTURED__WEIGHT_{t}": 1e-30 for t in ("AM", "AT", "NL")}
+    train(distilling(plain, teacher_files, **zero), tmp_path / "distilled")
+    alone, beside = weights(tmp_path / "plain"), weights(tmp_path / "distilled")
+    assert all(torch.equal(beside[k], v) for k, v in alone.items())
+
+
+def test_any_default_trainer_will_do(teacher_files, shapes, tmp_path):
+    class Theirs(DefaultTrainer):
+        @classmethod
+        def test(cls, cfg, model):
+            return {}
+
+    train(distilling(tiny_config(), teacher_files), tmp_path, trainer=Theirs)
+    assert any(k.startswith("distiller.") for k in weights(tmp_path))
+
+
+def test_clipping_and_frozen_layers(teacher_files, shapes, tmp_path):
+    cfg = distilling(tiny_config(), teacher_files, MODEL__BACKBONE__FREEZE_AT=2)
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1e-3
+    trainer = train(cfg, tmp_path)
+    frozen = [n for n, p in trainer.model.named_parameters() if not p.requires_grad]
+    assert frozen and all(n.startswith("backbone.bottom_up.") for n in frozen)
+    clipped = [p.grad.abs().max().item() for p in trainer.model.parameters() if p.grad is not None]
+    assert max(clipped) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("form", ["imagenet_pkl", "zoo_pkl", "plain_pth"])
+def test_the_student_starts_from_any_weights(teacher_files, tmp_path, form):
+    """Through MODEL.WEIGHTS and the stock checkpointer, the student's keys and no others."""
+    cfg = tiny_config()
+    _, path = save_detector(cfg, tmp_path, seed=23)
+    state = torch.load(path)["model"]
+    arrays = {k: v.numpy() for k, v in state.items()}
+    if form == "imagenet_pkl":  # a bare backbone, matched by the ends of the names
+        prefix = "backbone.bottom_up."
+        content = {
+            "model": {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)},
+            "__author__": "torchvision",
+            "matching_heuristics": True,
+        }
+        expected = [k for k in state if k.startswith(prefix)]
+    else:
+        content, expected = {"model": arrays, "__author__": "Detectron2 Model Zoo"}, list(state)
+    if form != "plain_pth":
+        path = str(tmp_path / "weights.pkl")
+        with open(path, "wb") as f:
+            pickle.dump(content, f)
+    model = build_model(distilling(cfg, teacher_files))
+    adapters = {k: v.clone() for k, v in model.distiller.state_dict().items()}
+    DetectionCheckpointer(model).load(path)
+    loaded = model.state_dict()
+    assert expected and all(torch.equal(loaded[k], state[k]) for k in expected)
+    assert all(torch.equal(v, adapters[k]) for k, v in model.distiller.state_dict().items())
+
+
+def test_another_number_of_classes_only_skips_the_predictors(teacher_files, tmp_path):
+    _, path = save_detector(tiny_config(MODEL__ROI_HEADS__NUM_CLASSES=3), tmp_path, seed=23)
+    model = build_model(distilling(tiny_config(), teacher_files))
+    DetectionCheckpointer(model).load(path)
+    state = torch.load(path)["model"]
+    key = "backbone.fpn_output2.weight"
+    assert torch.equal(model.state_dict()[key], state[key])
+
+
+def test_amp_without_a_gpu_is_refused(teacher_files, shapes):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="SOLVER.AMP.ENABLED needs a GPU"):
+        SKDTrainer(distilling(tiny_config(SOLVER__AMP__ENABLED=True), teacher_files))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_amp_trains_and_resumes_on_a_gpu(teacher_files, shapes, tmp_path):
+    cfg = distilling(
+        tiny_config(SOLVER__AMP__ENABLED=True, MODEL__DEVICE="cuda", SOLVER__MAX_ITER=3),
+        teacher_files,
+    )
+    trainer = train(cfg, tmp_path)
+    assert trainer.model.teacher.pixel_mean.device.type == "cuda"
+    cfg.SOLVER.MAX_ITER = 5
+    assert train(cfg, tmp_path, resume=True).start_iter == 3
+    assert "grad_scaler" in torch.load(tmp_path / "model_final.pth")["trainer"]["_trainer"]
+
+
+def test_autocast_trains(teacher_files):
+    """What AMPTrainer does in its step, on the CPU's half precision."""
+    from detectron2.utils.events import EventStorage
+
+    model = build_model(distilling(tiny_config(), teacher_files))
+    seen = []
+    model.backbone.fpn_output2.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        features = model.backbone(torch.randn(2, 3, 96, 128))
+        targets = model.teacher(batch(), "BGR")
+        terms = model.distiller(features, {k: targets[k] for k in features})
+    total = sum(sum(levels.values()) for levels in terms.values())
+    total.backward()
+    assert seen == [torch.bfloat16] and total.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.distiller.parameters())

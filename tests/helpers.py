@@ -1,0 +1,182 @@
+"""Small real detectors, their checkpoints, batches and processes, for all tests."""
+
+import os
+import re
+import subprocess
+import sys
+
+# before torch and the data sets' registration read them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import logging  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
+from detectron2.config import get_cfg  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # noqa: E402
+
+from skd import add_skd_config, distill, student_config  # noqa: E402
+from skd.config import merge_file  # noqa: E402
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SHAPES_BASE = os.path.join(ROOT, "configs", "shapes", "Base-Shapes-Mask-RCNN.yaml")
+
+torch.set_num_threads(1)
+logging.getLogger("detectron2").setLevel(logging.WARNING)
+
+
+def tiny_config(kind="mask_rcnn", width=4, fpn=16, **changes):
+    """
+    A plain config of a tiny detector on the built-in data set.
+
+    Args:
+        kind: "mask_rcnn", "faster_rcnn" or "retinanet".
+        width: of the ResNet's bottlenecks.
+        fpn: the FPN's channels.
+        changes: further keys, with "__" for dots.
+    """
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    cfg.merge_from_file(SHAPES_BASE)
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = width
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 4 * width
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.FPN.OUT_CHANNELS = fpn
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+    cfg.MODEL.ROI_MASK_HEAD.NUM_CONV = 1
+    cfg.MODEL.MASK_ON = kind == "mask_rcnn"
+    if kind == "retinanet":
+        cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+        cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+        cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+        cfg.MODEL.RETINANET.NUM_CLASSES = 6
+        cfg.MODEL.RETINANET.NUM_CONVS = 1
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SOLVER.BASE_LR = 0.01
+    cfg.SOLVER.MAX_ITER = 4
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("tiny_train",), ("tiny_val",)
+    for key, value in changes.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+def read_config(path, opts=()):
+    """A YAML config of the repository, and options as on the command line."""
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    merge_file(cfg, str(path))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
+    return cfg
+
+
+def distilling(student_cfg, teacher_files, reduction="sum", **changes):
+    """The student's config, with a teacher from :func:`save_detector`."""
+    cfg = student_cfg.clone()
+    distill(cfg, *teacher_files)
+    cfg.MODEL.DISTILLER.STRUCTURED.REDUCTION = reduction
+    for key, value in changes.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
+
+
+def save_detector(cfg, folder, seed=0):
+    """Build an untrained detector and save it: its config file and its checkpoint."""
+    folder = str(folder)
+    os.makedirs(folder, exist_ok=True)
+    cfg = student_config(cfg)
+    torch.manual_seed(seed)
+    model = build_model(cfg)
+    # running statistics of an untrained net are far from its activations: take real ones
+    model.backbone.train()
+    with torch.no_grad():
+        model.backbone(torch.randn(4, 3, 128, 128))
+    DetectionCheckpointer(model, folder).save("model_final")
+    path = os.path.join(folder, "config.yaml")
+    with open(path, "w") as f:
+        f.write(cfg.dump())
+    return path, os.path.join(folder, "model_final.pth")
+
+
+def batch(n=2, height=96, width=128, seed=0, classes=6):
+    """A training batch of random images with two objects each, for any kind of detector."""
+    rng = np.random.default_rng(seed)
+    inputs = []
+    for _ in range(n):
+        boxes, masks = [], torch.zeros(2, height, width, dtype=torch.bool)
+        for i in range(2):
+            x, y = (int(v) for v in rng.integers(0, 40, 2))
+            w, h = (int(v) for v in rng.integers(16, 48, 2))
+            boxes.append([x, y, x + w, y + h])
+            masks[i, y : y + h, x : x + w] = True
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+        instances.gt_classes = torch.as_tensor(rng.integers(0, classes, 2))
+        instances.gt_masks = BitMasks(masks)
+        corners = torch.tensor([(b[0], b[1], 2) for b in boxes], dtype=torch.float32)
+        instances.gt_keypoints = Keypoints(corners[:, None].repeat(1, 17, 1) + 1)
+        pixels = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
+        image = {"image": torch.as_tensor(pixels), "instances": instances}
+        image["sem_seg"] = masks.any(0).long()
+        inputs.append({**image, "height": height, "width": width})
+    return inputs
+
+
+def read(name):
+    """The text of one of the repository's files."""
+    with open(os.path.join(ROOT, name)) as f:
+        return f.read()
+
+
+def python_blocks(name):
+    """The blocks of Python in one of the documents."""
+    return re.findall(r"```python\n(.*?)```", read(name), re.S)
+
+
+def environment(datasets):
+    """For a process of its own, with DETECTRON2_DATASETS as given."""
+    paths = [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(datasets),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def patched(folder, code):
+    """Write a train_net.py that first runs some code, in every process: its path."""
+    path = os.path.join(str(folder), "patched_train_net.py")
+    with open(path, "w") as f:
+        f.write(
+            f"import os, sys\nsys.path.insert(0, {ROOT!r})\nimport train_net\n{code}\n"
+            "if __name__ == '__main__':\n"
+            "    train_net.launch(train_net.main, train_net.argument_parser().parse_args())\n"
+        )
+    return path
+
+
+def run_script(script, *args, datasets, ok=True, timeout=600):
+    """
+    Run a script of the repository in a process of its own.
+
+    Args:
+        script: its path from the root.
+        args: of its command line.
+        datasets: DETECTRON2_DATASETS of that process.
+        ok: whether it has to succeed, or has to fail.
+
+    Returns:
+        What it printed.
+    """
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, script), *map(str, args)],
+        env=environment(datasets), cwd=ROOT, timeout=timeout, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert (done.returncode == 0) == ok, done.stdout[-4000:]
+    return done.stdout

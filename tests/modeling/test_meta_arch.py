@@ -1,0 +1,232 @@
+import copy
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.utils.events import EventStorage
+
+from skd import Distiller, student_config
+from tests.helpers import batch, distilling, save_detector, tiny_config
+
+TERMS = ["loss_distill_am", "loss_distill_at", "loss_distill_nl"]
+
+
+@pytest.fixture
+def cfg(teacher_files):
+    return distilling(tiny_config(), teacher_files)
+
+
+def losses_of(model, inputs, iteration=0):
+    with EventStorage(iteration) as storage:
+        torch.manual_seed(3)  # for the sampling of proposals
+        return model(inputs), storage
+
+
+def test_the_student_s_losses_come_with_the_distiller_s(cfg):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.manual_seed(0)
+    plain = build_model(student_config(cfg))
+    inputs = batch()
+    losses, storage = losses_of(model, inputs)
+    alone, _ = losses_of(plain, inputs)
+    assert list(losses) == list(alone) + TERMS
+    assert all(torch.equal(losses[k], v) for k, v in alone.items())
+    for term in TERMS:
+        levels = [
+            storage.latest()[f"distill/{term[-2:]}_{level}"][0]
+            for level in ("p2", "p3", "p4", "p5", "p6")
+        ]
+        assert losses[term].item() == pytest.approx(sum(levels), rel=1e-6)
+        assert losses[term].shape == ()
+
+
+def test_names_are_the_student_s_own(cfg):
+    model, plain = build_model(cfg), build_model(student_config(cfg))
+    for names in ("named_parameters", "named_buffers", "state_dict", "named_modules"):
+        ours, expected = (list(dict(getattr(m, names)())) for m in (model, plain))
+        assert [n for n in ours if not n.startswith("distiller")] == expected, names
+        assert any(n.startswith("distiller.") for n in ours), names
+
+
+def test_teacher_is_outside_of_everything(cfg):
+    model = build_model(cfg)
+    teacher = {id(t) for t in (*model.teacher.parameters(), *model.teacher.buffers())}
+    assert teacher
+    assert not teacher & {id(t) for t in (*model.parameters(), *model.buffers())}
+    optimizer = build_optimizer(cfg, model)
+    assert not teacher & {id(p) for g in optimizer.param_groups for p in g["params"]}
+    assert not teacher & {id(t) for t in model.state_dict(keep_vars=True).values()}
+    model.train()
+    assert not any(m.training for m in model.teacher.modules())
+    assert all(m.training for m in model.modules())
+    model.eval()
+    assert not any(m.training for m in (*model.modules(), model.student))
+
+
+def test_everything_moves_together(cfg):
+    model = build_model(cfg).to(torch.float64)
+    assert model.teacher.pixel_mean.dtype == torch.float64
+    assert next(model.teacher.parameters()).dtype == torch.float64
+    assert model.student.pixel_mean.dtype == torch.float64
+    assert model.pixel_mean is model.student.pixel_mean
+
+
+def test_deepcopy_is_a_whole_of_its_own(cfg):
+    model = build_model(cfg)
+    twin = copy.deepcopy(model)
+    assert twin.student.backbone is twin.backbone is not model.backbone
+    losses_of(twin, batch())[0]["loss_distill_nl"].backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_eval_is_the_student(cfg):
+    model = build_model(cfg).eval()
+    inputs = batch()
+    calls = []
+    model.teacher.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        ours, expected = model(inputs), model.student(inputs)
+    assert not calls
+    for a, b in zip(ours, expected):
+        assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+        assert torch.equal(a["instances"].scores, b["instances"].scores)
+
+
+PAIRS = [
+    ("mask_rcnn", "mask_rcnn", ["p2", "p3", "p4", "p5", "p6"]),
+    ("faster_rcnn", "mask_rcnn", ["p2", "p3", "p4", "p5", "p6"]),
+    ("retinanet", "retinanet", ["p3", "p4", "p5", "p6", "p7"]),
+    ("retinanet", "mask_rcnn", ["p3", "p4", "p5", "p6"]),
+    ("faster_rcnn", "retinanet", ["p3", "p4", "p5", "p6"]),
+]
+
+
+@pytest.mark.parametrize("student,teacher,levels", PAIRS)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_pairs_train_every_parameter_and_come_closer(student, teacher, levels, reduction, tmp_path):
+    files = save_detector(tiny_config(teacher, width=6, fpn=24), tmp_path)
+    cfg = distilling(tiny_config(student), files, reduction)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    assert list(model.pairs) == levels
+    inputs = batch(height=100, width=120)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    history = []
+    for i in range(15):
+        losses, _ = losses_of(model, inputs, i)
+        optimizer.zero_grad()
+        if i == 0:  # data-parallel training does not look for unused parameters
+            sum(losses.values()).backward(retain_graph=True)
+            assert [n for n, p in model.named_parameters() if p.grad is None] == []
+            optimizer.zero_grad()
+        total = sum(losses[t] for t in TERMS)
+        history.append(total.item())
+        total.backward()
+        optimizer.step()
+    assert history[-1] < 0.9 * history[0]
+
+
+def test_colour_orders_may_differ(teacher_files):
+    """The same picture, told to the student as BGR and as RGB, is the same to the teacher."""
+    inputs = batch()
+    seen = []
+    for order in ("BGR", "RGB"):
+        model = build_model(distilling(tiny_config(), teacher_files, INPUT__FORMAT=order))
+        model.distiller = Recorder()
+        given = [
+            {**x, "image": x["image"].flip(0) if order == "RGB" else x["image"]} for x in inputs
+        ]
+        losses_of(model, given)
+        seen.append(model.distiller.teacher["p3"])
+    assert torch.equal(*seen)
+
+
+class Recorder(Distiller):
+    def forward(self, student, teacher, boxes):
+        self.student, self.teacher = student, teacher
+        return {"loss_distill_x": {k: (v * self.scale).sum() for k, v in student.items()}}
+
+    scale = 1.0
+
+
+def test_maps_padded_differently_are_cropped(teacher_files):
+    model = build_model(distilling(tiny_config(), teacher_files))
+    model.teacher.backbone._square_pad = 128
+    model.distiller = Recorder()
+    losses_of(model, batch(height=96, width=128))
+    assert model.distiller.student["p3"].shape[-2:] == (12, 16)
+    assert model.distiller.teacher["p3"].shape[-2:] == (12, 16)
+
+
+def test_a_loss_that_is_not_finite_is_named(cfg):
+    model = build_model(cfg)
+    with torch.no_grad():
+        model.distiller.levels["p4"].feature_adapter.bias.fill_(float("nan"))
+    with pytest.raises(
+        FloatingPointError, match="iteration 17, images .*: loss_distill_am at level p4 is nan"
+    ) as error:
+        losses_of(model, batch(), iteration=17)
+    assert "p3" not in str(error.value)
+
+
+def test_a_detector_loss_that_is_not_finite_is_named(cfg):
+    model = build_model(cfg)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.bbox_pred.bias.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="loss_box_reg is (inf|nan)"):
+        losses_of(model, batch(), iteration=2)
+
+
+def test_needs_no_event_storage(teacher_files):
+    # the detectors of these tests do, so the student's own part is replaced
+    model = build_model(distilling(tiny_config(), teacher_files, VIS_PERIOD=1))
+    image = torch.randn(2, 3, 96, 128)
+    model.student.forward = lambda _: {"loss": model.backbone(image)["p2"].sum()}
+    assert set(model(batch())) == {"loss", *TERMS}
+    image.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="not finite at this step, images .*: loss is nan"):
+        model(batch())
+
+
+def test_pictures_of_attention_at_vis_period(cfg):
+    cfg.VIS_PERIOD = 5
+    model = build_model(cfg)
+    inputs = batch(height=96, width=128)
+    _, storage = losses_of(model, inputs, iteration=4)
+    assert not [v for v in storage._vis_data if v[0].startswith("attention")]
+    _, storage = losses_of(model, inputs, iteration=10)
+    pictures = [v for v in storage._vis_data if v[0].startswith("attention")]
+    assert len(pictures) == 1 and pictures[0][1].shape == (3, 5 * 96, 3 * 128)
+
+
+def test_levels_and_modules_can_be_chosen(teacher_files):
+    chosen = distilling(tiny_config(), teacher_files, MODEL__DISTILLER__LEVELS=["p3", "p5"])
+    assert list(build_model(chosen).pairs) == ["p3", "p5"]
+    body = distilling(
+        tiny_config(), teacher_files, MODEL__STUDENT__FEATURES="backbone.bottom_up",
+        MODEL__TEACHER__FEATURES="backbone.bottom_up",
+    )  # fmt: skip
+    model = build_model(body)
+    assert list(model.pairs) == ["res2", "res3", "res4", "res5"]
+    assert set(TERMS) < set(losses_of(model, batch())[0])
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("MODEL.DISTILLER.NAME", "Structured", "Unknown method 'Structured'.*StructuredDistiller"),
+        ("MODEL.DISTILLER.LEVELS", ["p7"], "'p7'.*'p2', 'p3', 'p4', 'p5', 'p6'"),
+        ("MODEL.DISTILLER.STRUCTURED.PRESET", "best", "PRESET is 'best'.*'two_stage'"),
+        ("MODEL.STUDENT.META_ARCHITECTURE", "MaskRCNN", "'MaskRCNN'; it must be one of.*RetinaNet"),
+        ("MODEL.STUDENT.META_ARCHITECTURE", "DistillRCNN", "it must be one of"),
+        ("MODEL.STUDENT.FEATURES", "neck", "STUDENT.FEATURES is 'neck'.*backbone.bottom_up"),
+        ("MODEL.TEACHER.FEATURES", "neck", "TEACHER.FEATURES is 'neck'.*backbone.bottom_up"),
+        ("MODEL.TEACHER.CONFIG_FILE", "", "CONFIG_FILE is empty"),
+    ],
+)
+def test_bad_configs_are_refused_when_the_model_is_built(cfg, key, value, message):
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=message):
+        build_model(cfg)

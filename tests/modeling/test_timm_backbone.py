@@ -1,0 +1,76 @@
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from skd import TimmBackbone, add_skd_config, student_config
+from tests.helpers import batch, distilling, tiny_config
+
+timm = pytest.importorskip("timm")
+
+NETWORKS = ["mobilenetv3_small_100", "mobilenetv2_100", "efficientnet_b0", "convnext_atto"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shapes_are_as_declared(name):
+    model = TimmBackbone(name).eval()
+    shapes = model.output_shape()
+    assert list(shapes) == ["res2", "res3", "res4", "res5"]
+    with torch.no_grad():
+        maps = model(torch.randn(2, 3, 64, 96))
+    assert list(maps) == list(shapes)
+    for name, x in maps.items():
+        spec = shapes[name]
+        assert x.shape == (2, spec.channels, 64 // spec.stride, 96 // spec.stride)
+
+
+def test_frozen_norms_have_nothing_to_train_and_keep_the_activation():
+    torch.manual_seed(0)
+    trained = TimmBackbone("mobilenetv3_small_100").eval()
+    frozen = TimmBackbone("mobilenetv3_small_100", norm="FrozenBN").train()
+    frozen.load_state_dict(trained.state_dict(), strict=False)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(trained(image).values(), frozen(image).values()):
+            assert torch.allclose(a, b, atol=1e-4)
+    assert not any("bn" in n for n, _ in frozen.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
+def test_under_an_fpn_as_a_student(kind, teacher_files):
+    student = tiny_config(kind, MODEL__TIMM__NAME="mobilenetv3_small_100")
+    middle = "retinanet_" if kind == "retinanet" else ""
+    student.MODEL.BACKBONE.NAME = f"build_{middle}timm_fpn_backbone"
+    model = build_model(distilling(student, teacher_files))
+    with EventStorage():
+        losses = model(batch())
+    sum(losses.values()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    # its config needs this project, and says what for; that of other students does not
+    plain = student_config(student)
+    assert plain.MODEL.TIMM.NAME == "mobilenetv3_small_100" and "TEACHER" not in plain.MODEL
+    assert "TIMM" not in student_config(tiny_config(kind)).MODEL
+    again = get_cfg()
+    add_skd_config(again)
+    again.merge_from_other_cfg(plain)
+    build_model(again).load_state_dict(model.student.state_dict())
+
+
+def test_channels_and_strides_as_specified():
+    shapes = TimmBackbone("mobilenetv3_large_100").output_shape()
+    assert shapes["res5"] == ShapeSpec(channels=960, stride=32)
+
+
+@pytest.mark.parametrize(
+    "args,message",
+    [
+        (("mobilenet_v9",), "TIMM.NAME is 'mobilenet_v9', which timm .* does not have. Similar: "),
+        (("mobilenetv3_small_100", False, "LN"), "TIMM.NORM is 'LN'.*'BN', 'SyncBN', 'FrozenBN'"),
+        (("vit_tiny_patch16_224",), "'vit_tiny_patch16_224'.*strides .*16.*needs those of 8"),
+    ],
+)
+def test_bad_settings_are_named(args, message):
+    with pytest.raises(ValueError, match=message):
+        TimmBackbone(*args)

@@ -1,0 +1,207 @@
+"""Interrupted or not, and with any number of workers: the same batches, the same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+
+from skd.engine import SKDTrainer
+from skd.runtime.loader import build_train_loader
+from tests.helpers import distilling, environment, patched, run_script, tiny_config
+
+RECORDS = [
+    {"width": w, "height": h, "image_id": i}
+    for i, (w, h) in enumerate([(9, 6), (6, 9), (8, 8), (7, 3), (3, 7)] * 5)
+]
+
+
+def noisy(record):
+    """A mapper that draws from every generator there is."""
+    import random
+
+    numbers = [random.random(), np.random.rand(), torch.rand(1).item()]
+    return {**record, "numbers": numbers}
+
+
+def take(loader, n):
+    iterator = iter(loader)
+    return [next(iterator) for _ in range(n)]
+
+
+def loader(workers=0, seed=5, batch=4, grouping=True, records=RECORDS):
+    return build_train_loader(
+        records, mapper=noisy, total_batch_size=batch, num_workers=workers, seed=seed,
+        aspect_ratio_grouping=grouping,
+    )  # fmt: skip
+
+
+def test_batches_are_detectron2s_and_do_not_depend_on_workers():
+    from detectron2.data.samplers import TrainingSampler
+
+    ours = take(loader(), 9)
+    stock = build_detection_train_loader(
+        RECORDS, mapper=noisy, total_batch_size=4, sampler=TrainingSampler(len(RECORDS), seed=5)
+    )
+    ids = [[x["image_id"] for x in batch] for batch in ours]
+    assert ids == [[x["image_id"] for x in batch] for batch in take(stock, 9)]
+    for batch in ours:
+        assert len({x["width"] > x["height"] for x in batch}) == 1
+    assert take(loader(workers=2), 9) == ours
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_goes_on_where_it_was(workers, grouping):
+    whole = take(loader(grouping=grouping), 10)
+    rest = loader(workers, seed=77, grouping=grouping)
+    rest.resume(5, 4 * 6)
+    assert take(rest, 4) == whole[6:]
+
+
+def test_another_seed_is_another_order_and_the_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    first, second = take(loader(), 5), take(loader(seed=6), 5)
+    assert first != second and torch.equal(before, torch.get_rng_state())
+
+
+def test_records_without_an_image_are_replaced():
+    def mapper(record):
+        return None if record["image_id"] % 2 else record
+
+    loader = build_train_loader(RECORDS, mapper=mapper, total_batch_size=5, seed=1)
+    assert all(x["image_id"] % 2 == 0 for batch in take(loader, 5) for x in batch)
+
+
+def test_a_batch_size_of_zero_is_an_error():
+    with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH is 0; it must be a multiple"):
+        loader(batch=0)
+
+
+class Stop(HookBase):
+    def __init__(self, at):
+        self.at = at
+
+    def before_step(self):
+        if self.trainer.iter == self.at:
+            raise KeyboardInterrupt
+
+
+def run(cfg, folder, resume=False, stop=None):
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(folder)
+    os.makedirs(folder, exist_ok=True)
+    seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
+    trainer = SKDTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if stop is not None:
+        trainer.register_hooks([Stop(stop)])
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    else:
+        trainer.train()
+    return torch.load(folder / "model_final.pth") if stop is None else None
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("seed", [3, -1])
+def test_a_resumed_run_gives_the_very_weights(seed, teacher_files, shapes, tmp_path):
+    """Flips, sampled proposals, dropped masks and all; with a seed of the user's or none."""
+    cfg = distilling(
+        tiny_config(SEED=seed, SOLVER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2), teacher_files,
+        MODEL__DISTILLER__COMBINE=[["StructuredDistiller", 1.0], ["MGD", 1.0]],
+    )  # fmt: skip
+    cfg.DATASETS.TEST = ()
+    run(cfg, tmp_path / "stopped", stop=5)
+    if seed < 0:  # the whole run goes on from the first checkpoint of the other
+        os.makedirs(tmp_path / "whole")
+        os.rename(
+            tmp_path / "stopped" / "model_0000001.pth", tmp_path / "whole" / "model_0000001.pth"
+        )
+        (tmp_path / "whole" / "last_checkpoint").write_text("model_0000001.pth")
+    whole = run(cfg, tmp_path / "whole", resume=seed < 0)
+    resumed = run(cfg, tmp_path / "stopped", resume=True)
+    assert equal(whole["model"], resumed["model"])
+    momenta = [x["trainer"]["_trainer"]["optimizer"]["state"] for x in (whole, resumed)]
+    for a, b in zip(*(m.values() for m in momenta)):
+        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+    other = run(cfg.clone(), tmp_path / "other")
+    assert equal(other["model"], whole["model"]) == (seed >= 0)
+
+
+def settled(cfg, tmp_path, name):
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
+    cfg.OUTPUT_DIR = str(tmp_path / name)
+    (tmp_path / f"{name}.yaml").write_text(cfg.dump())
+    return tmp_path / f"{name}.yaml"
+
+
+def test_two_processes_repeat_their_weights(teacher_files, shapes, tmp_path):
+    results = []
+    for name in ("a", "b"):
+        cfg = distilling(
+            tiny_config(SEED=4, SOLVER__MAX_ITER=3, SOLVER__IMS_PER_BATCH=4), teacher_files
+        )
+        config = settled(cfg, tmp_path, name)
+        run_script(
+            "train_net.py", "--config-file", config, "--num-gpus", 2, "--dist-url", "auto",
+            datasets=shapes,
+        )  # fmt: skip
+        results.append(torch.load(tmp_path / name / "model_final.pth")["model"])
+    assert equal(*results)
+
+
+def test_kill_9_and_resume_give_the_very_weights(teacher_files, shapes, tmp_path):
+    """Killed in the middle of an iteration, with a worker that loads ahead."""
+    results = []
+    for name in ("whole", "killed"):
+        cfg = distilling(
+            tiny_config(
+                SEED=4, SOLVER__MAX_ITER=12, SOLVER__CHECKPOINT_PERIOD=4, DATALOADER__NUM_WORKERS=1
+            ),
+            teacher_files,
+        )
+        config = settled(cfg, tmp_path, name)
+        if name == "killed":
+            done = subprocess.run(
+                [sys.executable, patched(tmp_path, KILL), "--config-file", config],
+                env=environment(shapes), timeout=300,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            assert done.returncode == -signal.SIGKILL
+            assert (tmp_path / name / "last_checkpoint").read_text() == "model_0000007.pth"
+        printed = run_script("train_net.py", "--config-file", config, "--resume", datasets=shapes)
+        results.append(torch.load(tmp_path / name / "model_final.pth")["model"])
+    assert "Starting training from iteration 8" in printed
+    assert equal(*results)
+    rows = [json.loads(line) for line in open(tmp_path / "killed" / "metrics.json")]
+    assert rows[-1]["iteration"] == 11
+
+
+KILL = """
+from skd import DistillRCNN
+
+forward = DistillRCNN.forward
+calls = 0
+
+def killed(self, inputs):
+    global calls
+    calls += 1
+    losses = forward(self, inputs)
+    if calls == 10:
+        os.kill(os.getpid(), 9)
+    return losses
+
+DistillRCNN.forward = killed
+"""

@@ -1,0 +1,90 @@
+"""The commands in tools/, on a few images and iterations."""
+
+import json
+import os
+
+import cv2
+import torch
+
+from tests.helpers import run_script
+
+
+def tool(name, *args, **kwargs):
+    return run_script(os.path.join("tools", name), *args, **kwargs)
+
+
+def test_demo_writes_everything_it_promises(shapes, tmp_path):
+    out = tmp_path / "demo"
+    printed = tool("demo.py", "--output", out, "--iterations", 3, datasets=shapes)
+    assert "iteration" in printed and printed.rstrip().endswith(("┘", "+"))
+    results = json.load(open(out / "results.json"))
+    assert list(results) == ["teacher", "baseline", "distilled"]
+    for name, ap in results.items():
+        assert list(ap) == ["bbox", "segm"] and all(0 <= v <= 100 for v in ap.values())
+        files = os.listdir(out / name)
+        assert {"config.yaml", "model_final.pth", "metrics.json"} <= set(files)
+        assert any(f.startswith("events.out.tfevents") for f in files)
+    assert results["teacher"]["bbox"] > 30 > results["baseline"]["bbox"]
+    for picture in ("attention.png", "predictions.png", "curves.png"):
+        image = cv2.imread(str(out / picture))
+        assert min(image.shape[:2]) > 200 and image.std() > 10
+    report = (out / "report.md").read_text()
+    assert "| teacher | " in report and "train_net.py --config-file" in report
+
+
+def test_demo_deletes_nothing_but_a_demo(shapes, tmp_path):
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    printed = tool("demo.py", "--output", tmp_path, datasets=shapes, ok=False)
+    assert "holds more than a demo (thesis.tex)" in printed
+    assert (tmp_path / "baseline").exists() and (tmp_path / "thesis.tex").exists()
+
+
+def test_demo_students_start_equal(shapes, tmp_path):
+    """Same first weights and data: after one step they differ by the distillation loss alone."""
+    out = tmp_path / "demo"
+    options = ["SOLVER.BASE_LR", "1e-12"]
+    tool("demo.py", "--output", out, "--iterations", 2, "--", *options, datasets=shapes)
+    first = [
+        json.loads(open(out / n / "metrics.json").readline()) for n in ("baseline", "distilled")
+    ]
+    for key in ("loss_cls", "loss_mask", "loss_rpn_cls", "loss_box_reg"):
+        assert first[0][key] == first[1][key], key
+    assert first[1]["loss_distill_am"] > 0
+
+
+def test_slim_checkpoint(tmp_path, shapes):
+    state = {"a.weight": torch.randn(3), "a.n": torch.tensor(7), "distiller.x": torch.zeros(9)}
+    torch.save({"model": state, "trainer": {}, "iteration": 9}, tmp_path / "in.pth")
+    tool("slim_checkpoint.py", tmp_path / "in.pth", tmp_path / "out.pth", datasets=shapes)
+    slim = torch.load(tmp_path / "out.pth")
+    assert slim["iteration"] == 9 and list(slim["model"]) == ["a.weight", "a.n"]
+    assert list(slim) == ["model", "iteration"]
+    assert slim["model"]["a.weight"].dtype == torch.float16 and slim["model"]["a.n"] == 7
+
+
+def test_a_failed_run_shows_its_error(shapes, tmp_path):
+    args = ["--output", tmp_path / "demo", "--iterations", 2, "MODEL.DEVICE", "nowhere"]
+    printed = tool("demo.py", *args, datasets=shapes, ok=False)
+    assert "failed" in printed and "nowhere" in printed
+
+
+def test_benchmark_writes_its_rows(tmp_path):
+    """Each at a tiny size; it compares values and gradients before it times them."""
+    parts = ["loss", "memory", "step", "eval"]
+    tool(
+        "benchmark", "--size", 64, 96, "--repeats", 1, "--only", *parts,
+        "--output", tmp_path, datasets=tmp_path,
+    )  # fmt: skip
+    *rows, machine = json.loads((tmp_path / "results.json").read_text())
+    assert machine["name"] == "machine" and machine["gemm_gflops"] > 0
+    names = ["loss_time", "loss_memory", "full_resolution_keys_memory", "step_mask_rcnn"]
+    assert [r["name"] for r in rows] == [*names, "step_over_same_teacher", "eval_overhead"]
+    for r in rows:
+        assert {"name", "ours", "reference", "ratio", "min", "max", "target"} <= set(r)
+        assert r["ours"] > 0 and r["min"] <= r["max"]
+    by_name = {r["name"]: r for r in rows}
+    assert by_name["loss_time"]["flops"] > 0
+    assert by_name["step_mask_rcnn"]["reduced_bytes_student"] > 1.7e8
+    for name in by_name:
+        assert name in (tmp_path / "table.md").read_text()
