@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .reference import _np, batch_norm, conv1x1, conv3x3, softmax
+from .structured.reference import _np, batch_norm, conv1x1, conv3x3, softmax
 
 
 def adapt(layer, x):
