@@ -33,7 +33,7 @@ def at(distiller, level, s, t, boxes):
         q = [(x[i] ** 2).mean(0).reshape(-1) for x in (s, t)]
         q = [v / math.sqrt((v**2).sum()) for v in q]
         total += ((q[0] - q[1]) ** 2).sum()
-    return {"loss_distill_attention": distiller.weight * total / (n * h * w)}
+    return {"loss_distill_at": distiller.weight * total / (n * h * w)}
 
 
 def sp(distiller, level, s, t, boxes):

@@ -45,7 +45,7 @@ def test_elastic_restart_resumes_from_the_last_checkpoint(teacher_files, shapes,
     assert "Starting training from iteration 2" in done.stdout
     assert torch.load(tmp_path / "out" / "model_final.pth")["iteration"] == 4
     rows = [json.loads(line) for line in open(tmp_path / "out" / "metrics.json")]
-    assert rows[-1]["iteration"] == 4 and "distill/am_p2" in rows[-1]
+    assert rows[-1]["iteration"] == 4 and "distill/structured_am_p2" in rows[-1]
 
 
 def test_torchrun_and_num_gpus_together_are_refused(monkeypatch):

@@ -62,7 +62,8 @@ def test_default_trainer(folder, teacher_files):
 def test_plain_loop(folder, teacher_files):
     space = {}
     exec(block("optimizer.step()", teacher_files), space)
-    assert "loss_distill_am" in space["losses"] and "distill/am_p2" in space["storage"].histories()
+    assert "loss_distill_structured_am" in space["losses"]
+    assert "distill/structured_am_p2" in space["storage"].histories()
     assert check_plain("student.pth") == []
 
 
@@ -94,7 +95,7 @@ def test_plain_train_net(folder, teacher_files):
                 writer.write()
             periodic.step(iteration)
     rows = [json.loads(line) for line in open("output/metrics.json")]
-    assert "distill/nl_p6" in rows[-1]
+    assert "distill/structured_nl_p6" in rows[-1]
     check_plain("output/model_final.pth")
     # resuming continues with the distiller's parameters and the optimizer's state
     again = build_model(cfg)

@@ -77,7 +77,7 @@ def test_one_flag_distils_a_stock_config(student_file, teacher_files, shapes, tm
     common = ["--config-file", student_file]
     flags = ["--teacher", config, "--teacher-weights", weights]
     printed = run(*common, *flags, "OUTPUT_DIR", tmp_path, datasets=shapes)
-    assert "loss_distill_am" in printed
+    assert "loss_distill_structured_am" in printed
     # the folder is as Detectron2 makes it, and the student stands on its own in it
     assert {"config.yaml", "student.yaml", "model_final.pth", "metrics.json", "log.txt"} <= set(
         os.listdir(tmp_path)
@@ -126,7 +126,7 @@ def test_lazy_config(teacher_files, shapes, tmp_path):
     flags += ["--teacher-weights", teacher_files[1]]
     out = tmp_path / "out"
     printed = run(*flags, f"train.output_dir={out}", datasets=shapes)
-    assert "loss_distill_nl" in printed and "copypaste: Task: segm" in printed
+    assert "loss_distill_structured_nl" in printed and "copypaste: Task: segm" in printed
     state = torch.load(out / "model_final.pth")
     plain = LazyConfig.load(str(out / "student.yaml"))
     model = instantiate(plain.model)
@@ -177,7 +177,7 @@ def test_the_mask_rcnn_leaf_trains_on_coco_images(tmp_path):
         "DATASETS.TEST", "()", "SEED", 1,
         datasets=root,
     )  # fmt: skip
-    assert "THE TEACHER IS UNTRAINED" in printed and "loss_distill_nl" in printed
+    assert "THE TEACHER IS UNTRAINED" in printed and "loss_distill_structured_nl" in printed
     assert iterations(tmp_path)[-1] == 19
     state = torch.load(tmp_path / "model_final.pth")["model"]
     assert state["roi_heads.box_predictor.cls_score.weight"].shape[0] == 81

@@ -81,15 +81,18 @@ def test_stock_predictor_needs_no_skd_keys(trained):
 def test_metrics_evaluation_and_events_are_written(trained):
     _, folder, _ = trained
     rows = [json.loads(line) for line in open(folder / "metrics.json")]
-    for key in ("loss_distill_am", "loss_distill_at", "loss_distill_nl", "distill/am_p2",
-                "distill/nl_p6", "total_loss", "bbox/AP", "segm/AP"):  # fmt: skip
+    terms = [f"loss_distill_structured_{term}" for term in ("am", "at", "nl")]
+    levels = ["distill/structured_am_p2", "distill/structured_nl_p6"]
+    for key in (*terms, *levels, "total_loss", "bbox/AP", "segm/AP"):
         assert any(key in row for row in rows), key
     assert max(row["iteration"] for row in rows) >= 4
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert {"loss_distill_am", "distill/at_p4", "lr"} <= set(events.Tags()["scalars"])
+    assert {"loss_distill_structured_am", "distill/structured_at_p4", "lr"} <= set(
+        events.Tags()["scalars"]
+    )
     assert "attention: input, student, teacher" in events.Tags()["images"]
 
 

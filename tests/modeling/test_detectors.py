@@ -17,7 +17,7 @@ from skd.config import is_lazy_file
 from skd.engine.lazy import student_lazy
 from tests.helpers import ROOT, batch, read, read_config
 
-TERMS = ["loss_distill_am", "loss_distill_at", "loss_distill_nl"]
+TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
 
 TINY = [
     "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu",

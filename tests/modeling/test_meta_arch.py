@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from skd import Distiller, student_config
 from tests.helpers import batch, distilling, save_detector, tiny_config
 
-TERMS = ["loss_distill_am", "loss_distill_at", "loss_distill_nl"]
+TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_student_s_losses_come_with_the_distiller_s(cfg):
     assert all(torch.equal(losses[k], v) for k, v in alone.items())
     for term in TERMS:
         levels = [
-            storage.latest()[f"distill/{term[-2:]}_{level}"][0]
+            storage.latest()[f"distill/{term[len('loss_distill_'):]}_{level}"][0]
             for level in ("p2", "p3", "p4", "p5", "p6")
         ]
         assert losses[term].item() == pytest.approx(sum(levels), rel=1e-6)
@@ -77,7 +77,7 @@ def test_deepcopy_is_a_whole_of_its_own(cfg):
     model = build_model(cfg)
     twin = copy.deepcopy(model)
     assert twin.student.backbone is twin.backbone is not model.backbone
-    losses_of(twin, batch())[0]["loss_distill_nl"].backward()
+    losses_of(twin, batch())[0]["loss_distill_structured_nl"].backward()
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -165,7 +165,8 @@ def test_a_loss_that_is_not_finite_is_named(cfg):
     with torch.no_grad():
         model.distiller.levels["p4"].feature_adapter.bias.fill_(float("nan"))
     with pytest.raises(
-        FloatingPointError, match="iteration 17, images .*: loss_distill_am at level p4 is nan"
+        FloatingPointError,
+        match="iteration 17, images .*: loss_distill_structured_am at level p4 is nan",
     ) as error:
         losses_of(model, batch(), iteration=17)
     assert "p3" not in str(error.value)

@@ -96,6 +96,6 @@ def test_with_a_teacher_without_and_in_two_processes(teacher_files, shapes, tmp_
     printed = run_script(
         "train_net.py", *teacher, "--num-gpus", 2, "--dist-url", "auto", *common, datasets=shapes
     )
-    assert "loss_distill_am" in printed
+    assert "loss_distill_structured_am" in printed
     with open(tmp_path / "out" / "student.yaml") as f:
         assert "ACCUMULATE" not in f.read()

@@ -50,7 +50,7 @@ def test_demo_students_start_equal(shapes, tmp_path):
     ]
     for key in ("loss_cls", "loss_mask", "loss_rpn_cls", "loss_box_reg"):
         assert first[0][key] == first[1][key], key
-    assert first[1]["loss_distill_am"] > 0
+    assert first[1]["loss_distill_structured_am"] > 0
 
 
 def test_slim_checkpoint(tmp_path, shapes):

@@ -31,7 +31,7 @@ class AT(LevelwiseDistiller):
 
     def level_loss(self, level, student, teacher, boxes):
         difference = _attention(student) - _attention(teacher)
-        return {"loss_distill_attention": self.weight * difference.square().mean()}
+        return {"loss_distill_at": self.weight * difference.square().mean()}
 
 
 def _attention(x: torch.Tensor) -> torch.Tensor:

@@ -67,9 +67,9 @@ def test_every_term_equals_the_equations(fusion, channel_mask, reduction, n, c_s
     ours = run(distiller, a_s, a_t)
     level, s, t = distiller.levels["p2"], a_s.numpy(), a_t.numpy()
     expected = {
-        "loss_distill_am": 2.0 * reference.masked_feature_loss(level, s, t, settings),
-        "loss_distill_at": 3.0 * reference.attention_loss(level, s, t, settings),
-        "loss_distill_nl": 5.0 * reference.non_local_loss(level, s, t, settings),
+        "loss_distill_structured_am": 2.0 * reference.masked_feature_loss(level, s, t, settings),
+        "loss_distill_structured_at": 3.0 * reference.attention_loss(level, s, t, settings),
+        "loss_distill_structured_nl": 5.0 * reference.non_local_loss(level, s, t, settings),
     }
     assert ours.keys() == expected.keys()
     for name in expected:
@@ -83,7 +83,7 @@ def test_attention_transfer_variants(pool, adapter):
     distiller = make(6, 6, **settings)
     a_s, a_t = maps(2, 6, 6, 7, 11)
     expected = reference.attention_loss(distiller.levels["p2"], a_s.numpy(), a_t.numpy(), settings)
-    assert run(distiller, a_s, a_t)["loss_distill_at"].item() == pytest.approx(
+    assert run(distiller, a_s, a_t)["loss_distill_structured_at"].item() == pytest.approx(
         3 * expected, rel=1e-6
     )
     assert len(list(distiller.parameters())) == (4 if adapter else 0)

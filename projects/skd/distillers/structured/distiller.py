@@ -61,9 +61,9 @@ class StructuredDistiller(LevelwiseDistiller):
     """
     Attention-guided and non-local distillation.
 
-    The loss is the sum over levels of three weighted terms: ``loss_distill_am``, the
-    attention-masked feature loss, ``loss_distill_at``, attention transfer, and
-    ``loss_distill_nl``, the non-local loss.
+    The loss is the sum over levels of three weighted terms: ``loss_distill_structured_am``, the
+    attention-masked feature loss, ``loss_distill_structured_at``, attention transfer, and
+    ``loss_distill_structured_nl``, the non-local loss.
     """
 
     @configurable
@@ -232,11 +232,11 @@ class StructuredLevel(nn.Module):
         """
         losses = {}
         if self.weight_at:  # first, so that it is last in backward and adds to the others' map
-            losses["loss_distill_at"] = self.attention(student, teacher)
+            losses["loss_distill_structured_at"] = self.attention(student, teacher)
         if self.weight_nl:
-            losses["loss_distill_nl"] = self.non_local(student, teacher)
+            losses["loss_distill_structured_nl"] = self.non_local(student, teacher)
         if self.weight_am:
-            losses["loss_distill_am"] = self.masked_feature(student, teacher)
+            losses["loss_distill_structured_am"] = self.masked_feature(student, teacher)
         return dict(sorted(losses.items()))
 
     def masked_feature(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
