@@ -21,9 +21,9 @@ def test_the_example_method_trains(teacher_files):
         cfg = distilling(tiny_config(), teacher_files, MODEL__DISTILLER__NAME="PlainMimic")
         with EventStorage() as storage:
             losses = build_model(cfg)(batch())
-            assert "distill/mimic_p3" in storage.latest()
+            assert "distill/plainmimic_p3" in storage.latest()
         sum(losses.values()).backward()
-        assert losses["loss_distill_mimic"] > 0
+        assert losses["loss_distill_plainmimic"] > 0
     finally:
         DISTILLER_REGISTRY._obj_map.pop("PlainMimic")
 

@@ -23,7 +23,7 @@ def no_bias_conv1x1(conv, x):
 def fitnets(distiller, level, s, t, boxes):
     r = conv1x1(distiller.levels[level], s)
     total = sum(0.5 * (a - b) ** 2 for a, b in zip(r.reshape(-1), t.reshape(-1)))
-    return {"loss_distill_fitnets": distiller.weight * total / t.size}
+    return {"loss_distill_fitnets": distiller.settings.weight * total / t.size}
 
 
 def at(distiller, level, s, t, boxes):
@@ -33,7 +33,7 @@ def at(distiller, level, s, t, boxes):
         q = [(x[i] ** 2).mean(0).reshape(-1) for x in (s, t)]
         q = [v / math.sqrt((v**2).sum()) for v in q]
         total += ((q[0] - q[1]) ** 2).sum()
-    return {"loss_distill_at": distiller.weight * total / (n * h * w)}
+    return {"loss_distill_at": distiller.settings.weight * total / (n * h * w)}
 
 
 def sp(distiller, level, s, t, boxes):
@@ -43,7 +43,7 @@ def sp(distiller, level, s, t, boxes):
         g = np.array([[(x[i] * x[j]).sum() for j in range(n)] for i in range(n)])
         similarity.append(np.array([row / math.sqrt((row**2).sum()) for row in g]))
     total = ((similarity[1] - similarity[0]) ** 2).sum() / n**2
-    return {"loss_distill_sp": distiller.weight * total}
+    return {"loss_distill_sp": distiller.settings.weight * total}
 
 
 def ofd(distiller, level, s, t, boxes):
@@ -58,7 +58,7 @@ def ofd(distiller, level, s, t, boxes):
             b = max(b, margin)
             if not (a <= b <= 0):
                 total += (b - a) ** 2
-    return {"loss_distill_ofd": distiller.weight * total / t.size}
+    return {"loss_distill_ofd": distiller.settings.weight * total / t.size}
 
 
 def _iou(a, b):
@@ -75,11 +75,11 @@ def fgfi(distiller, level, s, t, boxes, sizes):
 
     def overlaps(box, name):
         stride, (h, w) = distiller.strides[name], sizes[name]
-        out = np.zeros((h, w, len(distiller.aspect_ratios)))
+        out = np.zeros((h, w, len(distiller.settings.aspect_ratios)))
         for y in range(h):
             for x in range(w):
-                for k, ratio in enumerate(distiller.aspect_ratios):
-                    area = (distiller.anchor_scale * stride) ** 2
+                for k, ratio in enumerate(distiller.settings.aspect_ratios):
+                    area = (distiller.settings.anchor_scale * stride) ** 2
                     width = math.sqrt(area / ratio)
                     height = width * ratio
                     cx, cy = (x + 0.5) * stride, (y + 0.5) * stride
@@ -91,10 +91,10 @@ def fgfi(distiller, level, s, t, boxes, sizes):
     for i, image in enumerate(boxes):
         for box in image.tolist():
             best = max(overlaps(box, name).max() for name in sizes)
-            mask[i] |= (overlaps(box, level) > distiller.threshold * best).any(-1)
+            mask[i] |= (overlaps(box, level) > distiller.settings.threshold * best).any(-1)
     squares = (conv3x3(distiller.levels[level], s) - t) ** 2
     total = sum(squares[i, :, y, x].sum() for i, y, x in zip(*mask.nonzero()))
-    return {"loss_distill_fgfi": distiller.weight * total / (2 * max(mask.sum(), 1))}
+    return {"loss_distill_fgfi": distiller.settings.weight * total / (2 * max(mask.sum(), 1))}
 
 
 def _inside(boxes, n, h, w, stride, border=0):
@@ -115,7 +115,7 @@ def defeat(distiller, level, s, t, boxes):
     for image in boxes:
         keep = []
         for x0, y0, x1, y1 in image.tolist():
-            size = math.sqrt((x1 - x0) * (y1 - y0)) / distiller.canonical_box_size
+            size = math.sqrt((x1 - x0) * (y1 - y0)) / distiller.settings.canonical_box_size
             at = 2.0 ** min(
                 max(math.floor(4 + math.log2(size + 1e-8)), math.log2(min(strides))),
                 math.log2(max(strides)),
@@ -130,11 +130,11 @@ def defeat(distiller, level, s, t, boxes):
     squares = ((conv3x3(distiller.levels[level], s) - t) ** 2).sum(1)
     count = len(distiller.levels)
     return {
-        "loss_distill_defeat_object": distiller.weight_object
+        "loss_distill_defeat_object": distiller.settings.weight_object
         / count
         * squares[mask].sum()
         / (2 * max(mask.sum() * c, 1)),
-        "loss_distill_defeat_background": distiller.weight_background
+        "loss_distill_defeat_background": distiller.settings.weight_background
         / count
         * squares[~mask].sum()
         / (2 * max((~mask).sum() * c, 1)),
@@ -161,7 +161,7 @@ def fgd(distiller, level, s, t, boxes):
     layers, stride = distiller.levels[level], distiller.strides[level]
     s = adapt(layers["align"], s)
     n, c, h, w = t.shape
-    tau = distiller.temperature
+    tau = distiller.settings.temperature
 
     def attention(x):
         space = [h * w * softmax(list(np.abs(v).mean(0).reshape(-1) / tau)) for v in x]
@@ -190,18 +190,21 @@ def fgd(distiller, level, s, t, boxes):
             (_context(layers["student_context"], s) - _context(layers["teacher_context"], t)) ** 2
         ).sum(),
     }
-    return {f"loss_distill_fgd_{k}": distiller.weights[k] * v / n for k, v in terms.items()}
+    return {
+        f"loss_distill_fgd_{k}": getattr(distiller.settings, f"weight_{k}") * v / n
+        for k, v in terms.items()
+    }
 
 
 def cwd(distiller, level, s, t, boxes):
-    s, tau = adapt(distiller.levels[level], s), distiller.temperature
+    s, tau = adapt(distiller.levels[level], s), distiller.settings.temperature
     n, c = t.shape[:2]
     total = 0.0
     for i in range(n):
         for k in range(c):
             p, q = (softmax(list(x[i, k].reshape(-1) / tau)) for x in (t, s))
             total += sum(a * math.log(a / b) for a, b in zip(p, q))
-    return {"loss_distill_cwd": distiller.weight * tau**2 / c * total / n}
+    return {"loss_distill_cwd": distiller.settings.weight * tau**2 / c * total / n}
 
 
 def mgd(distiller, level, s, t, boxes, keep):
@@ -210,7 +213,7 @@ def mgd(distiller, level, s, t, boxes, keep):
     s = adapt(layers["align"], s) * keep
     first, _, last = layers["generate"]
     generated = conv3x3(last, np.maximum(conv3x3(first, s), 0))
-    return {"loss_distill_mgd": distiller.weight * ((generated - t) ** 2).sum() / len(t)}
+    return {"loss_distill_mgd": distiller.settings.weight * ((generated - t) ** 2).sum() / len(t)}
 
 
 def pkd(distiller, level, s, t, boxes):
@@ -219,7 +222,7 @@ def pkd(distiller, level, s, t, boxes):
     for k in range(t.shape[1]):
         a, b = ((v - v.mean()) / (v.std(ddof=1) + 1e-6) for v in (s[:, k], t[:, k]))
         total += ((a - b) ** 2).sum() / 2
-    return {"loss_distill_pkd": distiller.weight * total / t.size}
+    return {"loss_distill_pkd": distiller.settings.weight * total / t.size}
 
 
 def ssim(distiller, level, s, t, boxes):
@@ -242,7 +245,7 @@ def ssim(distiller, level, s, t, boxes):
                     value = (2 * mp * mq + 1e-4) / (mp**2 + mq**2 + 1e-4)
                     value *= (2 * cov + 9e-4) / (vp + vq + 9e-4)
                     total += (1 - value) / 2
-    return {"loss_distill_ssim": distiller.weight * total / t.size}
+    return {"loss_distill_ssim": distiller.settings.weight * total / t.size}
 
 
 def _pool(x, size):
@@ -278,5 +281,5 @@ def reviewkd(distiller, student, teacher):
                 weight = pairs[-1][0] / 2
                 pairs.append((weight, _pool(out, size), _pool(teacher[name], size)))
         loss = sum(weight * ((a - b) ** 2).mean() for weight, a, b in pairs)
-        losses[name] = distiller.weight * loss / sum(weight for weight, _, _ in pairs)
+        losses[name] = distiller.settings.weight * loss / sum(weight for weight, _, _ in pairs)
     return losses

@@ -77,7 +77,7 @@ def test_terms_equal_the_equations(name, c_s, c_t):
         if name == "FGFI":
             more["sizes"] = SIZES
         if name == "MGD":
-            more["keep"] = (torch.rand(3, 1, *SIZES[level]) >= distiller.masked).numpy()
+            more["keep"] = (torch.rand(3, 1, *SIZES[level]) >= distiller.settings.masked).numpy()
         function = getattr(reference, name.lower())
         for term, loss in function(distiller, level, s[level], t[level], BOXES, **more).items():
             expected.setdefault(term, {})[level] = loss
@@ -226,7 +226,8 @@ def test_an_unknown_method_is_an_error():
         ("FGD.WEIGHT_GLOBAL", "x", "a number, 0 or above"),
         ("MGD.MASKED", 1.0, "a number, 0 or above and below 1"),
         ("FGFI.THRESHOLD", 1.5, "a number, 0 or above and below 1"),
-        ("FGFI.ASPECT_RATIOS", [0.5, -1], "a number above 0"),
+        ("FGFI.ASPECT_RATIOS", [0.5, -1], "a list of numbers above 0"),
+        ("PKD.NUM_LEVELS", 0, "a whole number above 0"),
     ],
 )
 def test_a_bad_setting_names_its_key(key, value, expected):
@@ -253,3 +254,53 @@ def test_review_needs_one_width():
     }
     with pytest.raises(ValueError, match=r"levels have \[4, 8, 16\] channels"):
         distiller.bind(shapes)
+
+
+TWO_STAGE, ONE_STAGE = (4, 8, 16, 32, 64), (8, 16, 32, 64, 128)
+
+
+@pytest.mark.parametrize(
+    "name,strides,expected",
+    [
+        ("FGD", TWO_STAGE, 4),
+        ("FGD", ONE_STAGE, 5),
+        ("MGD", TWO_STAGE, 4),
+        ("MGD", ONE_STAGE, 5),
+        ("PKD", TWO_STAGE, 4),
+        ("PKD", ONE_STAGE, 4),
+        ("CWD", TWO_STAGE, 5),
+    ],
+)
+def test_levels_are_the_authors(name, strides, expected):
+    distiller = DISTILLER_REGISTRY.get(name)()
+    spec = {f"p{i}": ShapeSpec(channels=4, stride=s) for i, s in enumerate(strides)}
+    distiller.bind({level: (s, s) for level, s in spec.items()})
+    sizes = {level: (3, 3) for level in spec}
+    student, teacher = maps(1, 4, 4, sizes, dtype=torch.float32)
+    terms = distiller(student, teacher, boxes_for(distiller, 1))
+    assert all(list(levels) == list(spec)[:expected] for levels in terms.values())
+
+
+def test_levels_may_be_more_than_the_authors():
+    distiller = DISTILLER_REGISTRY.get("PKD")(num_levels=5)
+    spec = {f"p{i}": ShapeSpec(channels=4, stride=s) for i, s in enumerate(TWO_STAGE)}
+    distiller.bind({level: (s, s) for level, s in spec.items()})
+    assert list(distiller.levels) == list(spec)
+
+
+@pytest.mark.parametrize("name", ["FGFI", "DeFeat"])
+def test_the_first_gradient_is_as_small_as_the_authors(name):
+    """It passes through the adapter's first weights, of standard deviation 1e-4."""
+    grads = []
+    for std in (1e-4, 1e-2):
+        torch.manual_seed(0)
+        distiller = DISTILLER_REGISTRY.get(name)(adapter_std=std)
+        spec = (ShapeSpec(channels=64, stride=4),) * 2
+        distiller.bind({"p2": spec})
+        assert distiller.levels["p2"].weight.std().item() == pytest.approx(0.88 * std, rel=0.02)
+        student, teacher = maps(1, 64, 64, {"p2": (12, 9)}, dtype=torch.float32)
+        x = student["p2"].requires_grad_()
+        terms = distiller({"p2": x}, teacher, BOXES[:1])
+        sum(levels["p2"] for levels in terms.values()).backward()
+        grads.append(x.grad.norm().item())
+    assert grads[1] / grads[0] == pytest.approx(100, rel=0.1)

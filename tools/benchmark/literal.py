@@ -5,22 +5,19 @@ compares with. Only the layers are taken from the distiller under test.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from skd.distillers.structured.distiller import StructuredDistiller, StructuredLevel
+from skd.distillers import StructuredDistiller
+from skd.distillers.structured.level import StructuredLevel
+from skd.distillers.structured.non_local import NonLocalBlock
 
 
-def non_local_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def non_local_block(block: NonLocalBlock, x: torch.Tensor) -> torch.Tensor:
     """With the affinity matrix of every position to every key, (N, HW, keys)."""
-    n, _, h, w = x.shape
-    pool = nn.MaxPool2d((min(block.key_stride, h), min(block.key_stride, w)))
-    theta = block.theta(x).flatten(2).permute(0, 2, 1)
-    phi = pool(block.phi(x)).flatten(2)
-    g = pool(block.g(x)).flatten(2).permute(0, 2, 1)
-    affinity = torch.matmul(theta, phi)
+    theta, phi, g = block.embed(x)
+    affinity = torch.matmul(theta.transpose(1, 2), phi)
     affinity = affinity / affinity.shape[-1]
-    y = torch.matmul(affinity, g).permute(0, 2, 1).contiguous().view(n, -1, h, w)
-    return block.norm(block.out(y)) + x
+    y = torch.matmul(affinity, g.transpose(1, 2)).transpose(1, 2).contiguous()
+    return block.add(x, y)
 
 
 def level_loss(level: StructuredLevel, student: torch.Tensor, teacher: torch.Tensor):
@@ -29,7 +26,7 @@ def level_loss(level: StructuredLevel, student: torch.Tensor, teacher: torch.Ten
 
     def spatial_mask(x):
         attention = torch.mean(torch.abs(x), [1]).view(n, -1)
-        return h * w * F.softmax(attention / level.temperature, dim=1).view(n, 1, h, w)
+        return h * w * F.softmax(attention / level.settings.temperature, dim=1).view(n, 1, h, w)
 
     mask = ((spatial_mask(student) + spatial_mask(teacher)) / 2).detach()
     difference = torch.abs(teacher - level.feature_adapter(student)) ** 2
@@ -45,7 +42,8 @@ def level_loss(level: StructuredLevel, student: torch.Tensor, teacher: torch.Ten
     relation = level.non_local_adapter(non_local_block(level.student_non_local, student))
     difference = torch.abs(relation - non_local_block(level.teacher_non_local, teacher)) ** 2
     nl = torch.sum(difference) ** 0.5
-    return level.weight_am * am, level.weight_at * (channels + space), level.weight_nl * nl
+    weights = level.settings
+    return weights.weight_am * am, weights.weight_at * (channels + space), weights.weight_nl * nl
 
 
 def loss(distiller: StructuredDistiller, student, teacher) -> torch.Tensor:

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
+from ..distillers import distiller_node
 from .safe_yaml import check_yaml
 
 META_ARCHITECTURE = "DistillRCNN"
@@ -80,82 +81,8 @@ def add_skd_config(cfg: CN) -> None:
     cfg.SOLVER.SKIP_NON_FINITE = 0
 
     # -------------------------------------------------------------------------- the distiller
-    cfg.MODEL.DISTILLER = CN()
-    # The method: a name in skd.DISTILLER_REGISTRY; docs/comparison.md lists them.
-    cfg.MODEL.DISTILLER.NAME = "StructuredDistiller"
-    # Several methods in place of NAME, the losses of each multiplied by a weight:
-    # [["StructuredDistiller", 1.0], ["PKD", 0.5]].
-    cfg.MODEL.DISTILLER.COMBINE = []
-    # The student's feature maps to distil, e.g. ["p3", "p4"]. Empty: all that have a teacher's
-    # map of the same stride.
-    cfg.MODEL.DISTILLER.LEVELS = []
-
-    # Structured knowledge distillation (docs/method.md explains each key). None: by the preset.
-    s = cfg.MODEL.DISTILLER.STRUCTURED = CN()
-    # "two_stage" and "one_stage" are the released code's settings, "two_stage_paper" and
-    # "one_stage_paper" the paper's text. "auto": "two_stage" if the finest level distilled has
-    # stride 4 or less (P2-P6), else "one_stage" (P3-P7).
-    s.PRESET = "auto"
-    # Softmax temperature of the attention masks.
-    s.TEMPERATURE = None
-    # Weights of the attention-masked feature loss, attention transfer, and non-local loss.
-    # A term of weight 0 is not computed and has no parameters.
-    s.WEIGHT_AM = None
-    s.WEIGHT_AT = None
-    s.WEIGHT_NL = None
-    # "mean_of_softmaxes" (released code) or "softmax_of_sum" (paper).
-    s.MASK_FUSION = None
-    # Whether the feature loss is weighted by the channel mask too.
-    s.CHANNEL_MASK = None
-    # What attention transfer compares: "mean" or "abs" (mean of absolute values).
-    s.POOL = None
-    # Whether attention transfer sends the student's side through a learnt layer.
-    s.ADAPTER = None
-    # "sum": the paper's norms over the whole batch, which grow with batch and image size.
-    # "mean": independent of both, and equal to "sum" for two images of 800x1344.
-    s.REDUCTION = "sum"
-
-    s.NON_LOCAL = CN()
-    # "dot_product" (released code) or "embedded_gaussian" (softmax attention).
-    s.NON_LOCAL.AFFINITY = "dot_product"
-    # Norm at the end of the block: "BN", "SyncBN", "naiveSyncBN" (for CPUs), "GN", "" for none.
-    s.NON_LOCAL.NORM = "BN"
-    # Width of the embeddings: list of [stride, channels]. Other strides: half the channels.
-    s.NON_LOCAL.WIDTHS = None
-    # Max-pooling of keys and values: list of [stride, pool]. Other strides: 2.
-    s.NON_LOCAL.KEY_STRIDES = None
-
-    _add_comparison_methods(cfg.MODEL.DISTILLER)
-
-
-def _add_comparison_methods(node: CN) -> None:
-    """
-    The settings of the twelve other methods; a file each in skd/distillers explains them. Weights
-    multiply a term at each level. None: the authors', by one- or two-stage detector.
-    """
-    node.FITNETS = CN({"WEIGHT": 1.0})
-    node.AT = CN({"WEIGHT": 1000.0})
-    node.SP = CN({"WEIGHT": 3000.0})
-    node.OFD = CN({"WEIGHT": 1.0})
-    node.FGFI = CN({"WEIGHT": 0.01})
-    # An anchor's overlap with an object, as a share of the object's best, to imitate around it.
-    node.FGFI.THRESHOLD = 0.5
-    # Side of the anchors in strides of their level, and their height / width.
-    node.FGFI.ANCHOR_SCALE = 8.0
-    node.FGFI.ASPECT_RATIOS = [0.5, 1.0, 2.0]
-    node.DEFEAT = CN({"WEIGHT_OBJECT": 3.0, "WEIGHT_BACKGROUND": 12.0})
-    # Boxes of this side, in pixels, belong to stride 16 (as in MODEL.ROI_BOX_HEAD's pooler).
-    node.DEFEAT.CANONICAL_BOX_SIZE = 224
-    node.FGD = CN({"WEIGHT_OBJECT": None, "WEIGHT_BACKGROUND": None})
-    node.FGD.WEIGHT_ATTENTION = None
-    node.FGD.WEIGHT_GLOBAL = None
-    node.FGD.TEMPERATURE = 0.5
-    node.CWD = CN({"WEIGHT": 5.0, "TEMPERATURE": 1.0})
-    # MASKED: the share of positions hidden from the student.
-    node.MGD = CN({"WEIGHT": None, "MASKED": None})
-    node.PKD = CN({"WEIGHT": None})
-    node.SSIM = CN({"WEIGHT": 1.0})
-    node.REVIEWKD = CN({"WEIGHT": 1.0})
+    # Declared where the methods are: skd/distillers/build.py and Settings in each method's file.
+    cfg.MODEL.DISTILLER = distiller_node()
 
 
 def merge_file(cfg: CN, path: str) -> None:

@@ -1,11 +1,7 @@
 from .at import AT
-from .base import (
-    DISTILLER_REGISTRY,
-    CombinedDistiller,
-    Distiller,
-    LevelwiseDistiller,
-    build_distiller,
-)
+from .base import Distiller, LevelwiseDistiller
+from .build import DISTILLER_REGISTRY, build_distiller, distiller_node
+from .combined import CombinedDistiller
 from .cwd import CWD
 from .defeat import DeFeat
 from .fgd import FGD
@@ -15,9 +11,10 @@ from .mgd import MGD
 from .ofd import OFD
 from .pkd import PKD
 from .reviewkd import ReviewKD
+from .settings import Settings
 from .sp import SP
 from .ssim import SSIM
-from .structured.distiller import PRESETS, StructuredDistiller
+from .structured import PRESETS, StructuredDistiller
 
 __all__ = [
     "AT",
@@ -37,6 +34,8 @@ __all__ = [
     "ReviewKD",
     "SP",
     "SSIM",
+    "Settings",
     "StructuredDistiller",
     "build_distiller",
+    "distiller_node",
 ]

@@ -3,13 +3,15 @@ Attention transfer: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attent
 arXiv 1612.03928.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 from torch import nn
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller
-from .checks import check_number
+from .base import LevelwiseDistiller
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number
 
 
 @DISTILLER_REGISTRY.register()
@@ -20,18 +22,17 @@ class AT(LevelwiseDistiller):
     learnt layer, and any numbers of channels.
     """
 
-    @configurable
-    def __init__(self, *, weight: float = 1000.0):
-        super().__init__()
-        check_number("AT.WEIGHT", weight)
-        self.weight = weight
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        # Times the loss at each level: the authors' beta, for classification.
+        weight: float = number(1000.0)
 
     def make_layers(self, student, teacher):
         return nn.Identity()
 
     def level_loss(self, level, student, teacher, boxes):
         difference = _attention(student) - _attention(teacher)
-        return {"loss_distill_at": self.weight * difference.square().mean()}
+        return {"loss_distill_at": self.settings.weight * difference.square().mean()}
 
 
 def _attention(x: torch.Tensor) -> torch.Tensor:

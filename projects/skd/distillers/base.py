@@ -1,18 +1,14 @@
-"""The registry of methods, and what a method has to be."""
+"""What a method has to be: the two base classes, and what several methods share."""
 
-from typing import Dict, List, Optional, Tuple
+from contextlib import AbstractContextManager
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.utils.registry import Registry
 from torch import nn
 
-DISTILLER_REGISTRY = Registry("DISTILLER")
-DISTILLER_REGISTRY.__doc__ = """
-Distillation methods: subclasses of :class:`Distiller`, named by ``MODEL.DISTILLER.NAME``. Each is
-called with the config.
-"""
+from .settings import Settings
 
 Maps = Dict[str, torch.Tensor]
 Boxes = Optional[List[torch.Tensor]]
@@ -26,13 +22,43 @@ class Distiller(nn.Module):
 
     A method implements :meth:`bind`, which makes its parameters once the shapes are known, and
     :meth:`forward`. All its parameters must get a gradient in every step, because data-parallel
-    training does not look for unused ones.
+    training does not look for unused ones. What can be set of it are the fields of its
+    ``Settings``.
 
     Attributes:
         needs_boxes: whether :meth:`forward` is given the ground-truth boxes.
+        settings: an instance of ``Settings``.
     """
 
     needs_boxes = False
+    Settings: Type[Settings] = Settings
+
+    @configurable
+    def __init__(self, **settings: Any):
+        """
+        The arguments are the fields of ``Settings``, all of which have defaults.
+
+        Raises:
+            ValueError: a value out of range; names the setting.
+            TypeError: a setting that the method does not have.
+        """
+        super().__init__()
+        self.settings = self.Settings(**settings)
+        self.Settings.check(settings, lambda f: f"{type(self).__name__}'s {f.name}")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        # of a method that was registered after the config was made, the defaults
+        node = cfg.MODEL.DISTILLER.get(cls.config_key(), None)
+        if node is None:
+            return {}
+        return cls.Settings.arguments(node, f"MODEL.DISTILLER.{cls.config_key()}")
+
+    @classmethod
+    def config_key(cls) -> str:
+        """The node of its settings below ``MODEL.DISTILLER``."""
+        name = cls.__name__.upper()
+        return name[: -len("DISTILLER")] if name.endswith("DISTILLER") else name
 
     def bind(self, shapes: Shapes) -> None:
         """
@@ -53,28 +79,25 @@ class Distiller(nn.Module):
                 image; None unless :attr:`needs_boxes`.
 
         Returns:
-            For each term of the loss, named ``loss_distill_*``, its weighted value (a scalar) at
-            each level. Their sum is added to the student's own loss.
+            For each term of the loss, named ``loss_distill_<method>`` or
+            ``loss_distill_<method>_<term>``, its weighted value (a scalar) at each level. Their
+            sum is added to the student's own loss.
         """
         raise NotImplementedError
 
 
 class LevelwiseDistiller(Distiller):
     """
-    A method that treats each level on its own and computes in at least fp32, whatever autocast is
-    on: sums of squares overflow half precision. It implements :meth:`make_layers` and
-    :meth:`level_loss`; its settings are the keys of ``MODEL.DISTILLER.<NAME>``.
+    A method that computes level by level, in at least fp32 whatever autocast is on: sums of
+    squares overflow half precision. It implements :meth:`make_layers`, and :meth:`level_loss` if
+    each level stands on its own.
     """
 
-    def __init__(self):
-        super().__init__()
+    @configurable
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
         self.levels = nn.ModuleDict()
         self.strides: Dict[str, int] = {}
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode):
-        node = cfg.MODEL.DISTILLER[cls.__name__.upper()]
-        return {key.lower(): value for key, value in node.items()}
 
     def make_layers(self, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:
         """The learnt layers of one level."""
@@ -101,16 +124,28 @@ class LevelwiseDistiller(Distiller):
 
     def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
         terms: Dict[str, Terms] = {}
-        for name in self.levels:
-            maps = student[name], teacher[name]
-            with torch.autocast(maps[0].device.type, enabled=False):
-                maps = [
-                    x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in maps
-                ]
-                losses = self.level_loss(name, *maps, boxes)
-            for term, loss in losses.items():
-                terms.setdefault(term, {})[name] = loss
+        with no_autocast(student):
+            for name, *maps in self.pairs(student, teacher):
+                for term, loss in self.level_loss(name, *maps, boxes).items():
+                    terms.setdefault(term, {})[name] = loss
         return terms
+
+    def pairs(
+        self, student: Maps, teacher: Maps
+    ) -> Iterator[Tuple[str, torch.Tensor, torch.Tensor]]:
+        """Level by level its name and both maps in at least fp32; only these are in memory."""
+        for name in self.levels:
+            yield name, at_least_fp32(student[name]), at_least_fp32(teacher[name])
+
+
+def no_autocast(maps: Maps) -> AbstractContextManager:
+    """Within, operations compute in the type of their inputs."""
+    device = next(iter(maps.values())).device
+    return torch.autocast(device.type, enabled=False)
+
+
+def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def adapter(student: ShapeSpec, teacher: ShapeSpec, always: bool = False) -> nn.Module:
@@ -123,67 +158,24 @@ def adapter(student: ShapeSpec, teacher: ShapeSpec, always: bool = False) -> nn.
     return nn.Conv2d(student.channels, teacher.channels, 1)
 
 
+def wide_adapter(student: ShapeSpec, teacher: ShapeSpec, std: float) -> nn.Module:
+    """
+    A 3x3 convolution from the student's channels to the teacher's.
+
+    Args:
+        std: standard deviation of its first weights. A small one, as FGFI's and DeFeat's authors
+            have it, keeps the student's first gradient small: it passes through these weights.
+    """
+    conv = nn.Conv2d(student.channels, teacher.channels, 3, padding=1)
+    nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
+    return conv
+
+
 def is_two_stage(shapes: Shapes) -> bool:
     """Whether levels begin at stride 4 (P2-P6), as two-stage detectors' do, or later (P3-P7)."""
     return min(student.stride for student, _ in shapes.values()) <= 4
 
 
-class CombinedDistiller(Distiller):
-    """Several methods at once; the terms of each times its weight."""
-
-    def __init__(self, methods: Dict[str, Tuple[Distiller, float]]):
-        """
-        Args:
-            methods: distiller and weight by name.
-        """
-        super().__init__()
-        self.methods = nn.ModuleDict({name: method for name, (method, _) in methods.items()})
-        self.weights = {name: weight for name, (_, weight) in methods.items()}
-        self.needs_boxes = any(method.needs_boxes for method in self.methods.values())
-
-    def bind(self, shapes: Shapes) -> None:
-        for method in self.methods.values():
-            method.bind(shapes)
-
-    def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
-        terms: Dict[str, Terms] = {}
-        for name, method in self.methods.items():
-            own = method(student, teacher, boxes if method.needs_boxes else None)
-            for term, levels in own.items():
-                if term in terms:
-                    raise ValueError(f"{name} and another method both have a term '{term}'.")
-                terms[term] = {k: self.weights[name] * loss for k, loss in levels.items()}
-        return terms
-
-
-def build_distiller(cfg: CfgNode) -> Distiller:
-    """
-    Build the method ``MODEL.DISTILLER.NAME``, or those of ``MODEL.DISTILLER.COMBINE``.
-
-    Raises:
-        ValueError: an unknown name, or a list that is not one of names and weights.
-    """
-    combine = cfg.MODEL.DISTILLER.COMBINE
-    if not combine:
-        return _build(cfg.MODEL.DISTILLER.NAME, "NAME", cfg)
-    pairs = [tuple(pair) for pair in combine if isinstance(pair, (list, tuple)) and len(pair) == 2]
-    good = all(isinstance(n, str) and isinstance(w, (int, float)) and w > 0 for n, w in pairs)
-    names = [name for name, *_ in pairs]
-    if len(pairs) < len(combine) or not good or len(set(names)) < len(names):
-        raise ValueError(
-            f"MODEL.DISTILLER.COMBINE is {combine!r}; it must be a list of [method, weight] with "
-            "different methods and weights above 0, like [['StructuredDistiller', 1.0], "
-            "['PKD', 0.5]]."
-        )
-    return CombinedDistiller(
-        {name: (_build(name, "COMBINE", cfg), float(weight)) for name, weight in pairs}
-    )
-
-
-def _build(name: str, key: str, cfg: CfgNode) -> Distiller:
-    if name not in DISTILLER_REGISTRY:
-        raise ValueError(
-            f"Unknown method '{name}' (MODEL.DISTILLER.{key}). "
-            f"Known: {', '.join(sorted(k for k, _ in DISTILLER_REGISTRY))}."
-        )
-    return DISTILLER_REGISTRY.get(name)(cfg)
+def finest(shapes: Shapes, count: int) -> Shapes:
+    """The first so many levels, which are the finest."""
+    return dict(list(shapes.items())[:count])

@@ -3,11 +3,13 @@ CWD: C. Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", 
 arXiv 2011.13256.
 """
 
-import torch.nn.functional as F
-from detectron2.config import configurable
+from dataclasses import dataclass
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter
-from .checks import check_number
+import torch.nn.functional as F
+
+from .base import LevelwiseDistiller, adapter
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number
 
 
 @DISTILLER_REGISTRY.register()
@@ -17,22 +19,22 @@ class CWD(LevelwiseDistiller):
     channels of KL(teacher || student) (equations 4 and 5), averaged over images.
     """
 
-    @configurable
-    def __init__(self, *, weight: float = 5.0, temperature: float = 1.0):
-        super().__init__()
-        check_number("CWD.WEIGHT", weight)
-        check_number("CWD.TEMPERATURE", temperature, positive=True)
-        self.weight = weight
-        self.temperature = temperature
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        # Times the loss at each level.
+        weight: float = number(5.0)
+        # T of the softmax over positions.
+        temperature: float = number(1.0, positive=True)
 
     def make_layers(self, student, teacher):
         return adapter(student, teacher)
 
     def level_loss(self, level, student, teacher, boxes):
         n, c = teacher.shape[:2]
+        weight, temperature = self.settings.weight, self.settings.temperature
         log_p = [
-            F.log_softmax(x.flatten(2) / self.temperature, 2)
+            F.log_softmax(x.flatten(2) / temperature, 2)
             for x in (self.levels[level](student), teacher)
         ]
         divergence = F.kl_div(*log_p, reduction="sum", log_target=True)
-        return {"loss_distill_cwd": self.weight * self.temperature**2 / (n * c) * divergence}
+        return {"loss_distill_cwd": weight * temperature**2 / (n * c) * divergence}

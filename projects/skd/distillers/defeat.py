@@ -4,16 +4,16 @@ arXiv 2103.14475.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
-from detectron2.config import configurable
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
-from torch import nn
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller
+from .base import LevelwiseDistiller, wide_adapter
 from .boxes import fill_boxes
-from .checks import check_number
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number
 
 
 @DISTILLER_REGISTRY.register()
@@ -25,33 +25,24 @@ class DeFeat(LevelwiseDistiller):
     it from.
 
     The features' part of the method; its distillation of the classification head is none of
-    feature maps.
+    feature maps. A box covers every cell it touches, where the authors truncate its corners to
+    whole cells. For Pascal VOC they have weights of 3 and 12.
     """
 
     needs_boxes = True
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        weight_object: float = 3.0,
-        weight_background: float = 12.0,
-        canonical_box_size: int = 224,
-    ):
-        """
-        Args:
-            canonical_box_size: side of the boxes that belong to stride 16, in pixels.
-        """
-        super().__init__()
-        check_number("DEFEAT.WEIGHT_OBJECT", weight_object)
-        check_number("DEFEAT.WEIGHT_BACKGROUND", weight_background)
-        check_number("DEFEAT.CANONICAL_BOX_SIZE", canonical_box_size, positive=True)
-        self.weight_object = weight_object
-        self.weight_background = weight_background
-        self.canonical_box_size = canonical_box_size
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        # Times the loss within objects and outside of them: the authors', for COCO.
+        weight_object: float = number(4.0)
+        weight_background: float = number(16.0)
+        # Boxes of this side, in pixels, belong to stride 16 (as in MODEL.ROI_BOX_HEAD's pooler).
+        canonical_box_size: int = number(224, positive=True)
+        # Standard deviation of the convolution's first weights.
+        adapter_std: float = number(1e-4, positive=True)
 
     def make_layers(self, student, teacher):
-        return nn.Conv2d(student.channels, teacher.channels, 3, padding=1)
+        return wide_adapter(student, teacher, self.settings.adapter_std)
 
     def level_loss(self, level, student, teacher, boxes):
         stride = self.strides[level]
@@ -60,8 +51,8 @@ class DeFeat(LevelwiseDistiller):
         squares = (self.levels[level](student) - teacher).square()
         terms = {}
         for term, weight, mask in (
-            ("loss_distill_defeat_object", self.weight_object, inside),
-            ("loss_distill_defeat_background", self.weight_background, 1 - inside),
+            ("loss_distill_defeat_object", self.settings.weight_object, inside),
+            ("loss_distill_defeat_background", self.settings.weight_background, 1 - inside),
         ):
             entries = (mask.sum() * teacher.shape[1]).clamp(min=1)
             loss = (squares * mask).sum() / (2 * entries)
@@ -72,6 +63,6 @@ class DeFeat(LevelwiseDistiller):
         """log2 of the stride of each box's level."""
         levels = [int(math.log2(stride)) for stride in self.strides.values()]
         assigned = assign_boxes_to_levels(
-            [Boxes(boxes)], min(levels), max(levels), self.canonical_box_size, canonical_level=4
+            [Boxes(boxes)], min(levels), max(levels), self.settings.canonical_box_size, 4
         )
         return assigned + min(levels)

@@ -3,21 +3,34 @@ FGD: Z. Yang et al., "Focal and Global Knowledge Distillation for Detectors", CV
 arXiv 2111.11837.
 """
 
+from dataclasses import asdict, dataclass
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 from torch import nn
 
 from .attention import channel_attention, spatial_attention
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
+from .base import LevelwiseDistiller, adapter, finest, is_two_stage
 from .boxes import fill_boxes, grid
-from .checks import check_number
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number, whole
 
-# alpha, beta, gamma, lambda of the authors' configs
-TWO_STAGE = (5e-5, 2.5e-5, 5e-5, 5e-7)
-ONE_STAGE = (1e-3, 5e-4, 5e-4, 5e-6)
+# alpha, beta, gamma and lambda of the authors' configs; P2-P5 and P3-P7
+TWO_STAGE = {
+    "weight_object": 5e-5,
+    "weight_background": 2.5e-5,
+    "weight_attention": 5e-5,
+    "weight_global": 5e-7,
+    "num_levels": 4,
+}
+ONE_STAGE = {
+    "weight_object": 1e-3,
+    "weight_background": 5e-4,
+    "weight_attention": 5e-4,
+    "weight_global": 5e-6,
+    "num_levels": 5,
+}
 
 
 @DISTILLER_REGISTRY.register()
@@ -27,40 +40,33 @@ class FGD(LevelwiseDistiller):
     apart for objects (each weighted by 1 / area) and background (1 / its size), and the L1 distance
     of the attentions (equations 2 to 10). Global distillation: squared difference after a GcBlock
     for each side (equation 11). All are sums over a map, divided by N.
+
+    The one-stage weights are RetinaNet's. For FCOS and RepPoints the authors have 1.6e-3, 8e-4,
+    8e-4 and 8e-6, and for FCOS a temperature of 0.8: set them, because shapes do not tell these
+    detectors apart. The authors scale boxes by the image's size before padding and the map's size
+    after it, which moves them in padded images; here they are divided by the stride.
     """
 
     needs_boxes = True
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.5,
-        weight_object: Optional[float] = None,
-        weight_background: Optional[float] = None,
-        weight_attention: Optional[float] = None,
-        weight_global: Optional[float] = None,
-    ):
-        """Weights left at None are the authors', for one- or two-stage detectors."""
-        super().__init__()
-        check_number("FGD.TEMPERATURE", temperature, positive=True)
-        self.temperature = temperature
-        self.weights = {
-            "object": weight_object,
-            "background": weight_background,
-            "attention": weight_attention,
-            "global": weight_global,
-        }
-        for name, weight in self.weights.items():
-            if weight is not None:
-                check_number(f"FGD.WEIGHT_{name.upper()}", weight)
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        """None: the authors', for one- or two-stage detectors."""
+
+        # Of the attentions' softmax.
+        temperature: float = number(0.5, positive=True)
+        # Times the squared difference within objects (alpha) and in the background (beta), the
+        # difference of the attentions (gamma), and global distillation (lambda), at each level.
+        weight_object: Optional[float] = number(None)
+        weight_background: Optional[float] = number(None)
+        weight_attention: Optional[float] = number(None)
+        weight_global: Optional[float] = number(None)
+        # How many of the levels are distilled, the finest first.
+        num_levels: Optional[int] = whole(None)
 
     def bind(self, shapes):
-        defaults = TWO_STAGE if is_two_stage(shapes) else ONE_STAGE
-        for name, default in zip(self.weights, defaults):
-            if self.weights[name] is None:
-                self.weights[name] = default
-        super().bind(shapes)
+        self.settings = self.settings.filled(TWO_STAGE if is_two_stage(shapes) else ONE_STAGE)
+        super().bind(finest(shapes, self.settings.num_levels))
 
     def make_layers(self, student, teacher):
         layers = {
@@ -84,6 +90,7 @@ class FGD(LevelwiseDistiller):
         squares = (student - teacher).square() * channel_t[:, :, None, None]
         squares = squares.sum(1) * space_t  # (N, H, W)
 
+        weights = asdict(self.settings)
         attention = (space_s - space_t).abs().sum() + (channel_s - channel_t).abs().sum()
         relation = layers["student_context"](student) - layers["teacher_context"](teacher)
         terms = {
@@ -92,13 +99,13 @@ class FGD(LevelwiseDistiller):
             "attention": attention,
             "global": relation.square().sum(),
         }
-        return {f"loss_distill_fgd_{k}": self.weights[k] * v / n for k, v in terms.items()}
+        return {f"loss_distill_fgd_{k}": weights[f"weight_{k}"] * v / n for k, v in terms.items()}
 
     def attention(self, x: torch.Tensor):
         """Spatial (N, H, W) and channel (N, C) attention, both of mean 1 (equations 2 to 5)."""
         n, c, h, w = x.shape
-        space = h * w * F.softmax(spatial_attention(x).flatten(1) / self.temperature, 1)
-        channels = c * F.softmax(channel_attention(x) / self.temperature, 1)
+        space = h * w * F.softmax(spatial_attention(x).flatten(1) / self.settings.temperature, 1)
+        channels = c * F.softmax(channel_attention(x) / self.settings.temperature, 1)
         return space.view(n, h, w), channels
 
 

@@ -2,11 +2,13 @@
 FitNets: A. Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
 """
 
-import torch.nn.functional as F
-from detectron2.config import configurable
+from dataclasses import dataclass
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter
-from .checks import check_number
+import torch.nn.functional as F
+
+from .base import LevelwiseDistiller, adapter
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number
 
 
 @DISTILLER_REGISTRY.register()
@@ -16,18 +18,14 @@ class FitNets(LevelwiseDistiller):
     (equation 3), here the mean over N, C, H and W instead of the sum.
     """
 
-    @configurable
-    def __init__(self, *, weight: float = 1.0):
-        super().__init__()
-        check_number("FITNETS.WEIGHT", weight)
-        self.weight = weight
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        # Times the loss at each level.
+        weight: float = number(1.0)
 
     def make_layers(self, student, teacher):
         return adapter(student, teacher, always=True)
 
     def level_loss(self, level, student, teacher, boxes):
-        return {
-            "loss_distill_fitnets": self.weight
-            * F.mse_loss(self.levels[level](student), teacher)
-            / 2
-        }
+        loss = F.mse_loss(self.levels[level](student), teacher) / 2
+        return {"loss_distill_fitnets": self.settings.weight * loss}

@@ -2,18 +2,19 @@
 MGD: Z. Yang et al., "Masked Generative Distillation", ECCV 2022, arXiv 2205.01529.
 """
 
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
-from detectron2.config import configurable
 from torch import nn
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
-from .checks import check_number
+from .base import LevelwiseDistiller, adapter, finest, is_two_stage
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number, whole
 
-# alpha and lambda of the paper, section 4.2
-TWO_STAGE = (5e-7, 0.45)
-ONE_STAGE = (2e-5, 0.65)
+# alpha and lambda of the paper, section 4.2; levels of the authors' configs: P2-P5 and P3-P7
+TWO_STAGE = {"weight": 5e-7, "masked": 0.45, "num_levels": 4}
+ONE_STAGE = {"weight": 2e-5, "masked": 0.65, "num_levels": 5}
 
 
 @DISTILLER_REGISTRY.register()
@@ -23,26 +24,20 @@ class MGD(LevelwiseDistiller):
     (A_T - conv3x3(ReLU(conv3x3(mask * align(A_S)))))^2 (equations 3 to 5), divided by N.
     """
 
-    @configurable
-    def __init__(self, *, weight: Optional[float] = None, masked: Optional[float] = None):
-        """
-        Args:
-            weight: None for the paper's, by one- or two-stage detector.
-            masked: the share of positions that are blanked; None as above.
-        """
-        super().__init__()
-        if weight is not None:
-            check_number("MGD.WEIGHT", weight)
-        if masked is not None:
-            check_number("MGD.MASKED", masked, below=1)
-        self.weight = weight
-        self.masked = masked
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        """None: the authors', for one- or two-stage detectors."""
+
+        # Times the loss at each level.
+        weight: Optional[float] = number(None)
+        # The share of positions that are blanked.
+        masked: Optional[float] = number(None, below=1)
+        # How many of the levels are distilled, the finest first.
+        num_levels: Optional[int] = whole(None)
 
     def bind(self, shapes):
-        weight, masked = TWO_STAGE if is_two_stage(shapes) else ONE_STAGE
-        self.weight = weight if self.weight is None else self.weight
-        self.masked = masked if self.masked is None else self.masked
-        super().bind(shapes)
+        self.settings = self.settings.filled(TWO_STAGE if is_two_stage(shapes) else ONE_STAGE)
+        super().bind(finest(shapes, self.settings.num_levels))
 
     def make_layers(self, student, teacher):
         layers = {
@@ -58,7 +53,7 @@ class MGD(LevelwiseDistiller):
     def level_loss(self, level, student, teacher, boxes):
         layers = self.levels[level]
         n, _, h, w = student.shape
-        keep = torch.rand(n, 1, h, w, device=student.device) >= self.masked
+        keep = torch.rand(n, 1, h, w, device=student.device) >= self.settings.masked
         generated = layers["generate"](layers["align"](student) * keep)
         loss = (generated - teacher).square().sum() / n
-        return {"loss_distill_mgd": self.weight * loss}
+        return {"loss_distill_mgd": self.settings.weight * loss}

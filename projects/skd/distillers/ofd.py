@@ -2,12 +2,14 @@
 OFD: B. Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, arXiv 1904.01866.
 """
 
+from dataclasses import dataclass
+
 import torch
-from detectron2.config import configurable
 from torch import nn
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller
-from .checks import check_number
+from .base import LevelwiseDistiller
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number
 
 
 @DISTILLER_REGISTRY.register()
@@ -19,13 +21,16 @@ class OFD(LevelwiseDistiller):
 
     The margin m of a channel is the expectation of the teacher's negative values (equation 2). An
     FPN has no batch norm to derive it from, so it is averaged over the images seen so far.
+
+    The authors, whose code is for classification and segmentation, take the sum over C, H and W
+    divided by 10^4 instead of the mean, and halve it from each stage to the one before. With maps
+    as large as an FPN's that would be thousands of times the mean, so it is not the default here.
     """
 
-    @configurable
-    def __init__(self, *, weight: float = 1.0):
-        super().__init__()
-        check_number("OFD.WEIGHT", weight)
-        self.weight = weight
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        # Times the loss at each level.
+        weight: float = number(1.0)
 
     def make_layers(self, student, teacher):
         layers = nn.Sequential(
@@ -45,4 +50,4 @@ class OFD(LevelwiseDistiller):
         student = layers(student)
         active = (student > target) | (target > 0)
         loss = ((student - target).square() * active).mean()
-        return {"loss_distill_ofd": self.weight * loss}
+        return {"loss_distill_ofd": self.settings.weight * loss}

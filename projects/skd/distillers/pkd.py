@@ -3,16 +3,19 @@ PKD: W. Cao et al., "PKD: General Distillation Framework for Object Detectors vi
 Correlation Coefficient", NeurIPS 2022, arXiv 2207.02039.
 """
 
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter, is_two_stage
-from .checks import check_number
+from .base import LevelwiseDistiller, adapter, finest, is_two_stage
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number, whole
 
-TWO_STAGE, ONE_STAGE = 6.0, 10.0  # the authors' configs
+# the authors' configs: P2-P5 and P3-P6
+TWO_STAGE = {"weight": 6.0, "num_levels": 4}
+ONE_STAGE = {"weight": 10.0, "num_levels": 4}
 
 
 @DISTILLER_REGISTRY.register()
@@ -22,25 +25,25 @@ class PKD(LevelwiseDistiller):
     and variance 1 over batch and positions (equations 3 to 5): one minus Pearson's correlation.
     """
 
-    @configurable
-    def __init__(self, *, weight: Optional[float] = None):
-        """A weight of None is the authors', for one- or two-stage detectors."""
-        super().__init__()
-        if weight is not None:
-            check_number("PKD.WEIGHT", weight)
-        self.weight = weight
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        """None: the authors', for one- or two-stage detectors."""
+
+        # Times the loss at each level.
+        weight: Optional[float] = number(None)
+        # How many of the levels are distilled, the finest first.
+        num_levels: Optional[int] = whole(None)
 
     def bind(self, shapes):
-        if self.weight is None:
-            self.weight = TWO_STAGE if is_two_stage(shapes) else ONE_STAGE
-        super().bind(shapes)
+        self.settings = self.settings.filled(TWO_STAGE if is_two_stage(shapes) else ONE_STAGE)
+        super().bind(finest(shapes, self.settings.num_levels))
 
     def make_layers(self, student, teacher):
         return adapter(student, teacher)
 
     def level_loss(self, level, student, teacher, boxes):
         loss = F.mse_loss(_standardize(self.levels[level](student)), _standardize(teacher)) / 2
-        return {"loss_distill_pkd": self.weight * loss}
+        return {"loss_distill_pkd": self.settings.weight * loss}
 
 
 def _standardize(x: torch.Tensor) -> torch.Tensor:

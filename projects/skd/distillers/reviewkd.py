@@ -2,15 +2,16 @@
 ReviewKD: P. Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044.
 """
 
+from dataclasses import dataclass
 from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 from torch import nn
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller
-from .checks import check_number
+from .base import LevelwiseDistiller, no_autocast
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number
 
 
 @DISTILLER_REGISTRY.register()
@@ -21,11 +22,11 @@ class ReviewKD(LevelwiseDistiller):
     several scales (hierarchical context loss); section 3 of the paper.
     """
 
-    @configurable
-    def __init__(self, *, weight: float = 1.0):
-        super().__init__()
-        check_number("REVIEWKD.WEIGHT", weight)
-        self.weight = weight
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        # Times the loss at each level. The authors choose it for each pair of networks: 1 for
+        # R50 <- R101 (Faster R-CNN and RetinaNet), 1.2 for R18 <- R101, 2 for MobileNetV2 <- R50.
+        weight: float = number(1.0)
 
     def bind(self, shapes):
         widths = sorted({teacher.channels for _, teacher in shapes.values()})
@@ -40,16 +41,12 @@ class ReviewKD(LevelwiseDistiller):
         return Fusion(student.channels, teacher.channels, fuse=len(self.levels) > 0)
 
     def forward(self, student, teacher, boxes=None):
-        self._above = None
-        try:
-            return super().forward(student, teacher, boxes)
-        finally:
-            self._above = None
-
-    def level_loss(self, level, student, teacher, boxes):
-        student, self._above = self.levels[level](student, self._above)
-        loss = hierarchical_context_loss(student, teacher)
-        return {"loss_distill_reviewkd": self.weight * loss}
+        losses, fused = {}, None
+        with no_autocast(student):
+            for level, a_s, a_t in self.pairs(student, teacher):
+                out, fused = self.levels[level](a_s, fused)
+                losses[level] = self.settings.weight * hierarchical_context_loss(out, a_t)
+        return {"loss_distill_reviewkd": losses}
 
 
 def hierarchical_context_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

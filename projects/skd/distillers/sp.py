@@ -3,13 +3,15 @@ Similarity preserving: F. Tung, G. Mori, "Similarity-Preserving Knowledge Distil
 arXiv 1907.09682.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 from torch import nn
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller
-from .checks import check_number
+from .base import LevelwiseDistiller
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number
 
 
 @DISTILLER_REGISTRY.register()
@@ -20,18 +22,17 @@ class SP(LevelwiseDistiller):
     per process there is nothing to learn.
     """
 
-    @configurable
-    def __init__(self, *, weight: float = 3000.0):
-        super().__init__()
-        check_number("SP.WEIGHT", weight)
-        self.weight = weight
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        # Times the loss at each level: the authors' gamma, for classification.
+        weight: float = number(3000.0)
 
     def make_layers(self, student, teacher):
         return nn.Identity()
 
     def level_loss(self, level, student, teacher, boxes):
         difference = _similarity(teacher) - _similarity(student)
-        return {"loss_distill_sp": self.weight * difference.square().mean()}
+        return {"loss_distill_sp": self.settings.weight * difference.square().mean()}
 
 
 def _similarity(x: torch.Tensor) -> torch.Tensor:

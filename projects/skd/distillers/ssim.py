@@ -3,12 +3,14 @@ SSIM: P. de Rijk et al., "Structural Knowledge Distillation for Object Detection
 arXiv 2211.13133.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 
-from .base import DISTILLER_REGISTRY, LevelwiseDistiller, adapter
-from .checks import check_number
+from .base import LevelwiseDistiller, adapter
+from .build import DISTILLER_REGISTRY
+from .settings import Settings, number
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -20,20 +22,22 @@ class SSIM(LevelwiseDistiller):
     Instead of pixels the local structure is compared: mean of (1 - SSIM) / 2, with means,
     variances and covariance of each channel in Gaussian windows (11x11, sigma 1.5; padded by
     reflection, or by repetition on maps too small to reflect).
+
+    The constants C1 and C2 are those of a dynamic range of 1, but the maps are compared as they
+    are. The authors may normalise them to [0, 1] first; no released code of theirs was found.
     """
 
-    @configurable
-    def __init__(self, *, weight: float = 1.0):
-        super().__init__()
-        check_number("SSIM.WEIGHT", weight)
-        self.weight = weight
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        # Times the loss at each level. The authors' was not found: 1 is this project's.
+        weight: float = number(1.0)
 
     def make_layers(self, student, teacher):
         return adapter(student, teacher)
 
     def level_loss(self, level, student, teacher, boxes):
         similarity = ssim(self.levels[level](student), teacher)
-        return {"loss_distill_ssim": self.weight * (1 - similarity).mean() / 2}
+        return {"loss_distill_ssim": self.settings.weight * (1 - similarity).mean() / 2}
 
 
 def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

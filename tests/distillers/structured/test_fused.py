@@ -6,7 +6,8 @@ from detectron2.layers import ShapeSpec
 
 from skd.distillers import StructuredDistiller
 from skd.distillers.attention import difference_norm
-from skd.distillers.structured import fused
+from skd.distillers.structured import fused_residual
+from skd.distillers.structured.fused_attention import Attention
 
 
 def level(c_s=6, c_t=6, stride=4, **changes):
@@ -31,7 +32,9 @@ def maps(c_s=6, c_t=6, n=3, h=7, w=11, scale=1.0):
 def plain_non_local(level, student, teacher):
     relation = level.non_local_adapter(level.student_non_local(student))
     difference = relation - level.teacher_non_local(teacher)
-    return level.weight_nl * difference_norm(difference, level.reduction, level.stride)
+    return level.settings.weight_nl * difference_norm(
+        difference, level.settings.reduction, level.stride
+    )
 
 
 def plain_masked_feature(level, student, teacher):
@@ -39,11 +42,13 @@ def plain_masked_feature(level, student, teacher):
 
     mask = attention_mask(
         spatial_attention(student).flatten(1), spatial_attention(teacher).flatten(1),
-        level.temperature, level.mask_fusion,
+        level.settings.temperature, level.settings.mask_fusion,
     )  # fmt: skip
     difference = level.feature_adapter(student) - teacher
     root = mask.sqrt().view(len(teacher), 1, *teacher.shape[-2:])
-    return level.weight_am * difference_norm(difference * root, level.reduction, level.stride)
+    return level.settings.weight_am * difference_norm(
+        difference * root, level.settings.reduction, level.stride
+    )
 
 
 def results(level, term, *inputs):
@@ -92,20 +97,20 @@ def test_masked_feature_equals_plain_autograd(reduction):
 def test_attention_equals_plain_autograd(pool):
     x = maps()[0]
     weights = torch.randn(3, 7, 11).double(), torch.randn(3, 6).double()
-    space, channels = fused.Attention.apply(x, x, pool)
+    space, channels = Attention.apply(x, x, pool)
     (ours,) = torch.autograd.grad((space * weights[0]).sum() + (channels * weights[1]).sum(), x)
     y = x.abs() if pool == "abs" else x
     plain = (y.mean(1) * weights[0]).sum() + (y.mean((2, 3)) * weights[1]).sum()
     torch.testing.assert_close(ours, torch.autograd.grad(plain, x)[0])
 
 
-def test_maps_may_be_taken_in_any_portions(monkeypatch):
+def test_maps_may_be_taken_in_any_chunks(monkeypatch):
     net, inputs = level(), maps(n=5)
     leaves = [inputs[0], *net.parameters()]
     expected = net(*inputs)
     whole = torch.autograd.grad(sum(expected.values()), leaves)
     for elements in (1, 6 * 10, 6 * 77, 2 * 6 * 77):
-        monkeypatch.setitem(fused.CHUNK_ELEMENTS, "cpu", elements)
+        monkeypatch.setitem(fused_residual.CHUNK_ELEMENTS, "cpu", elements)
         terms = net(*inputs)
         torch.testing.assert_close(terms, expected)
         torch.testing.assert_close(torch.autograd.grad(sum(terms.values()), leaves), whole)
@@ -194,5 +199,7 @@ def test_sums_of_many_squares_keep_their_digits():
     expected = x.double().norm().item()
     assert difference_norm(x, "sum").item() == pytest.approx(expected, rel=1e-6)
     zero = torch.zeros(64)
-    kept = fused.residual([(torch.eye(64), x.flatten(2))], zero, torch.zeros_like(x).flatten(2))
+    kept = fused_residual.residual(
+        [(torch.eye(64), x.flatten(2))], zero, torch.zeros_like(x).flatten(2)
+    )
     assert kept.squares.sum().sqrt().item() == pytest.approx(expected, rel=1e-6)

@@ -3,9 +3,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch.autograd import gradcheck
 
+from skd import add_skd_config
 from skd.distillers import PRESETS, StructuredDistiller
 from skd.distillers.attention import attention_mask, difference_norm
 from skd.distillers.structured.non_local import NonLocalBlock
@@ -231,30 +233,37 @@ def test_terms_of_weight_zero_have_no_parameters():
         assert all(p.grad is not None for p in distiller.parameters())
 
 
-@pytest.mark.parametrize(
-    "change,message",
-    [
-        ({"preset": "three_stage"}, "PRESET is 'three_stage'.*'two_stage', 'one_stage'"),
-        ({"mask_fusion": "max"}, "MASK_FUSION is 'max'.*'softmax_of_sum'"),
-        ({"reduction": "none"}, "REDUCTION is 'none'.*'sum', 'mean'"),
-        ({"affinity": "cosine"}, "NON_LOCAL.AFFINITY is 'cosine'.*'embedded_gaussian'"),
-        ({"non_local_norm": "IN"}, "NON_LOCAL.NORM is 'IN'.*'SyncBN'"),
-        ({"pool": "max"}, "POOL is 'max'.*'abs'"),
-        ({"temperature": 0}, "TEMPERATURE is 0; it must be a number above 0"),
-        ({"temperature": "hot"}, "TEMPERATURE is 'hot'"),
-        ({"weight_am": -1.0}, "WEIGHT_AM is -1.0; it must be a number, 0 or above"),
-        ({"channel_mask": 1}, "CHANNEL_MASK is 1; it must be True or False"),
-        ({"key_stride": [[4, 0]]}, "NON_LOCAL.KEY_STRIDES is .*whole numbers above 0"),
-        (
-            {"non_local_width": [4, 64]},
-            r"NON_LOCAL.WIDTHS is \[4, 64\]; .* list of \[stride, value\]",
-        ),
-        ({"non_local_width": "wide"}, "NON_LOCAL.WIDTHS is 'wide'"),
-    ],
-)
-def test_bad_settings_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+BAD = [
+    ({"preset": "three_stage"}, "PRESET", "is 'three_stage'.*'two_stage', 'one_stage'"),
+    ({"mask_fusion": "max"}, "MASK_FUSION", "is 'max'.*'softmax_of_sum'"),
+    ({"reduction": "none"}, "REDUCTION", "is 'none'.*'sum', 'mean'"),
+    ({"affinity": "cosine"}, "NON_LOCAL.AFFINITY", "is 'cosine'.*'embedded_gaussian'"),
+    ({"non_local_norm": "IN"}, "NON_LOCAL.NORM", "is 'IN'.*'SyncBN'"),
+    ({"pool": "max"}, "POOL", "is 'max'.*'abs'"),
+    ({"temperature": 0}, "TEMPERATURE", "is 0; it must be a number above 0"),
+    ({"temperature": "hot"}, "TEMPERATURE", "is 'hot'"),
+    ({"weight_am": -1.0}, "WEIGHT_AM", "is -1.0; it must be a number, 0 or above"),
+    ({"channel_mask": 1}, "CHANNEL_MASK", "is 1; it must be True or False"),
+    ({"key_stride": [[4, 0]]}, "NON_LOCAL.KEY_STRIDES", "is .*whole numbers above 0"),
+    ({"non_local_width": [4, 64]}, "NON_LOCAL.WIDTHS", r"is \[4, 64\]; .* list of \[stride, value"),
+    ({"non_local_width": "wide"}, "NON_LOCAL.WIDTHS", "is 'wide'"),
+]
+
+
+@pytest.mark.parametrize("change,key,message", BAD)
+def test_bad_settings_are_refused_in_the_words_of_the_user(change, key, message):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"^StructuredDistiller's {name} {message}"):
         StructuredDistiller(**change)
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    node = cfg.MODEL.DISTILLER.STRUCTURED
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[last] = change[name]
+    with pytest.raises(ValueError, match=f"^MODEL.DISTILLER.STRUCTURED.{key} {message}"):
+        StructuredDistiller(cfg)
 
 
 def test_channels_that_differ_need_the_adapter():

@@ -1,5 +1,25 @@
 """
-The non-local loss of two blocks without their outputs: see ``fused.py``, whose legend holds here.
+The non-local loss of two blocks without their outputs: see ``fused_residual.py``, whose legend
+holds here.
+
+``r = x + BN(W y)`` of the whole map would be needed four times over (theta, y, W y and r). But
+once some small tensors are known, the :class:`Moments`, a block is linear in its map:
+
+    r = x + V (Theta x + b) + c,   V (N, C, k) and c (N, C) from the moments and the parameters
+
+so that L_NL is the norm of a residual. In order:
+
+1. :class:`_FusedBlock` reads each map once, chunk by chunk, for its moments: pooled keys, mean,
+   and the covariance of theta, from which the statistics of batch norm follow. Saved: where the
+   maxima of the pools were, and theta without its mean, (N, k, P); k is half of C or less.
+2. :func:`mixing` makes V and c, with autograd, from detached leaves: all of this is small.
+3. :func:`residual` reads the maps once more for the loss and the gradients of V, c and the maps.
+4. :meth:`_FusedBlock.backward`: autograd leads the gradients of V and c to moments and
+   parameters; those of the moments are led to the maps by hand, chunk by chunk. Recomputed: none
+   of the large products of step 1.
+
+The student's gradient comes from 3 (direct) and 4 (through the moments); it is complete before
+backward begins, and is what is saved.
 """
 
 from typing import Iterator, NamedTuple, Optional, Tuple
@@ -10,18 +30,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..attention import reduce_squares
-from .fused import portions, residual, saved_gradients, unshared
-
-
-class Block(NamedTuple):
-    """Parameters and settings of a :class:`NonLocalBlock` with dot-product affinity."""
-
-    project: torch.Tensor  # theta, phi and g as one, (3 k, C)
-    project_bias: torch.Tensor  # (3 k,)
-    out: torch.Tensor  # (C, k)
-    out_bias: torch.Tensor  # (C,)
-    gamma: Optional[torch.Tensor]  # of batch norm, (C,)
-    beta: Optional[torch.Tensor]
+from .fused_residual import chunks, residual, saved_gradients, unshared
+from .non_local import Block, pooling_window, relation
+from .precision import like_convolutions
 
 
 class Moments(NamedTuple):
@@ -42,11 +53,8 @@ def mixing(
     moments: Moments, block: Block, norm: Optional[nn.BatchNorm2d], positions: int
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """
-    The block as a matrix: ``r = x + V theta + c``.
-
-    Without softmax the affinity ``f = theta^T phi / n`` to n keys need not be formed:
-    ``y = (g phi^T / n) theta``. The statistics of batch norm, too, follow from the mean and the
-    covariance of theta, so neither y nor W y is made.
+    The block as a matrix: ``r = x + V theta + c``. The statistics of batch norm follow from the
+    mean and the covariance of theta, so neither y nor W y is made.
 
     Args:
         moments, block, norm: of the block.
@@ -55,8 +63,7 @@ def mixing(
     Returns:
         V (N, C, k) and c (N, C).
     """
-    phi, g = moments.keys.chunk(2, dim=1)
-    v = block.out @ (g @ phi.transpose(1, 2) / phi.shape[2])
+    v = block.out @ relation(*moments.keys.chunk(2, dim=1))
     if norm is None:
         return v, block.out_bias.expand_as(moments.mean)
     if not norm.training:
@@ -67,7 +74,7 @@ def mixing(
     largest = v.detach().abs().amax().clamp_min(1.0)
     unit = largest / torch.frexp(largest).mantissa
     w = v / unit
-    k = phi.shape[1]
+    k = v.shape[2]
     mean_theta = moments.mean @ block.project[:k].t() + block.project_bias[:k]
     means = (w @ mean_theta[:, :, None]).squeeze(2)  # of each image's W y
     # of positions that are all alike, rounding may leave less than nothing
@@ -81,6 +88,7 @@ def mixing(
 
 
 def _track(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+    """Running statistics, as batch norm itself keeps them."""
     with torch.no_grad():
         norm.num_batches_tracked += 1
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
@@ -92,11 +100,12 @@ class NonLocalNorm(torch.autograd.Function):
     """
     Norm of ``conv(r_S) - r_T`` for the outputs r of two non-local blocks: L_NL.
 
-    A block is linear in its map, given its moments: ``r = (1 + V Theta) x + V b + c``. Of the
-    student's the convolution makes one matrix more.
+    With the convolution ``A x + a`` and the student's block as a matrix, ``conv(r_S)`` is
+    ``W_S x + const`` with ``W_S = A (1 + V Theta)``: one product with the map instead of three.
     """
 
     @staticmethod
+    @like_convolutions
     def forward(
         ctx, student, teacher, weight, bias, settings, reduction, stride, loss_weight, *parameters
     ):
@@ -116,12 +125,13 @@ class NonLocalNorm(torch.autograd.Function):
         student_block = _FusedBlock(x, Block(*parameters[:half]), *settings[0], size, wanted)
         teacher_block = _FusedBlock(t, Block(*parameters[half:]), *settings[1], size, wanted)
         with torch.set_grad_enabled(wanted):
-            a, a_bias = _leaf(weight.flatten(1), wanted), _leaf(bias, wanted)
+            a, a_bias = _detached_leaf(weight.flatten(1), wanted), _detached_leaf(bias, wanted)
             v, theta, b, c = student_block.output()
             w_s, constant_s = a + (a @ v) @ theta, a_bias + (c + v @ b) @ a.t()
             v, theta, b, c = teacher_block.output()
             w_t, constant_t = v @ theta, c + v @ b
-        # w_t t = V (Theta t - Theta mean) + w_t mean, and the bracket is there already
+        # The teacher's side stays two products of width k, V (Theta t - Theta mean) + w_t mean:
+        # the bracket is there already from the moments, and w_t would be a product of width C.
         mean = (w_t.detach() @ teacher_block.moments.mean.detach()[:, :, None]).squeeze(2)
         result = residual(
             [(w_s.detach(), x), (-v.detach(), teacher_block.centred)],
@@ -149,37 +159,41 @@ class NonLocalNorm(torch.autograd.Function):
         return (d_student, None, d_weight, d_bias, None, None, None, None, *rest)
 
 
-def _leaf(t: Optional[torch.Tensor], wanted: bool) -> Optional[torch.Tensor]:
+def _detached_leaf(t: Optional[torch.Tensor], wanted: bool) -> Optional[torch.Tensor]:
+    """Where the small graph within ``forward`` begins."""
     return None if t is None else t.detach().requires_grad_(wanted)
 
 
 class _FusedBlock:
     """
     The student's or the teacher's non-local block on its map. What is large is computed here, and
-    its gradient too, portion by portion; what lies between is small and left to autograd.
+    its gradient too, chunk by chunk; what lies between is small and left to autograd.
     """
 
     def __init__(self, x, block, norm, key_stride, size, wanted):
         self.x, self.norm = x, norm
         n, _, positions = x.shape
         k = self.k = block.out.shape[1]
-        self.block = Block(*(_leaf(p, wanted) for p in block))
+        self.block = Block(*(_detached_leaf(p, wanted) for p in block))
         mean = x.mean(2)
         mean_theta = (mean @ block.project[:k].t())[:, :, None]
         height, width = size
-        window = (min(key_stride, height), min(key_stride, width))  # a map may be smaller
+        window = pooling_window(key_stride, height, width)
         self.row, self.row_keys = window[0] * width, width // window[1]  # of windows
         keys = x.new_empty(n, 2 * k, height // window[0] * self.row_keys)
-        self.chosen = torch.empty_like(keys, dtype=torch.int64)  # within their portion
+        self.chosen = torch.empty_like(keys, dtype=torch.int64)  # within their chunk
         self.centred = x.new_empty(n, k, positions)  # Theta x - Theta mean
         takes_statistics = norm is not None and norm.training
         self.cross = x.new_zeros(n, k, x.shape[1]) if takes_statistics else None
-        for rows, columns, of_keys in self._portions():
+        for rows, columns, of_keys in self._chunks():
             part = x[rows, :, columns]
+            # theta, phi and g in one product, which reads the map once
             q = block.project.expand(len(part), -1, -1) @ part
             theta = self.centred[rows, :, columns]
             torch.sub(q[:, :k], mean_theta[rows], out=theta)
             if takes_statistics:
+                # cov = theta theta^T / P = (theta x^T / P) Theta^T, and the bracket is what the
+                # gradient of Theta needs
                 self.cross[rows].baddbmm_(theta, part.transpose(1, 2), alpha=1 / positions)
             for image, *found in zip(
                 q[:, k:], keys[rows, :, of_keys], self.chosen[rows, :, of_keys]
@@ -187,13 +201,13 @@ class _FusedBlock:
                 pooled = F.max_pool2d(image.unflatten(1, (-1, width)), window, return_indices=True)
                 for into, values in zip(found, pooled):
                     into.copy_(values.flatten(1))
-        keys += block.project_bias[k:, None]
+        keys += block.project_bias[k:, None]  # after pooling: a constant moves no maximum
         cov = self.cross @ block.project[:k].t() if takes_statistics else None
-        self.moments = Moments(*(_leaf(m, wanted) for m in (keys, mean, cov)))
+        self.moments = Moments(*(_detached_leaf(m, wanted) for m in (keys, mean, cov)))
 
-    def _portions(self) -> Iterator[Tuple[slice, slice, slice]]:
+    def _chunks(self) -> Iterator[Tuple[slice, slice, slice]]:
         """Images, positions, and the keys found there. No window is cut."""
-        for rows, columns in portions(self.x, self.row):
+        for rows, columns in chunks(self.x, self.row):
             first, last = columns.start // self.row, columns.stop // self.row
             yield rows, columns, slice(first * self.row_keys, last * self.row_keys)
 
@@ -203,7 +217,16 @@ class _FusedBlock:
         return v, self.block.project[: self.k], self.block.project_bias[: self.k], constant
 
     def backward(self, outputs, d_outputs, more=(), d_map=None):
-        """Gradients of the block's parameters, and of ``more``; the map's is added to ``d_map``."""
+        """
+        Args:
+            outputs, d_outputs: what was made of :meth:`output`, and its gradients.
+            more: further leaves of it.
+            d_map: gradient of the block's map, (N, C, P), that what goes through the moments is
+                accumulated into; None if it is not wanted.
+
+        Returns:
+            Gradients of the block's parameters, and of ``more``.
+        """
         leaves = [*self.moments, *self.block, *more]
         present = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(outputs, present, d_outputs, allow_unused=True))
@@ -217,18 +240,19 @@ class _FusedBlock:
             d_theta = d_cov + d_cov.transpose(1, 2)
             d_project[:k] += (d_theta @ self.cross).sum(0)
             back = torch.cat([project[:k].t() @ d_theta / positions, back], dim=2)
-        for rows, columns, of_keys in self._portions():
+        for rows, columns, of_keys in self._chunks():
             part = self.x[rows, :, columns]
-            keys = part.new_zeros(len(part), 2 * k, part.shape[2])
-            keys.scatter_(2, self.chosen[rows, :, of_keys], d_keys[rows, :, of_keys])
-            d_project[k:] += torch.bmm(keys, part.transpose(1, 2)).sum(0)
+            # of phi and g before pooling: zero but for the positions that were the maxima
+            d_inner = part.new_zeros(len(part), 2 * k, part.shape[2])
+            d_inner.scatter_(2, self.chosen[rows, :, of_keys], d_keys[rows, :, of_keys])
+            d_project[k:] += torch.bmm(d_inner, part.transpose(1, 2)).sum(0)
             if d_map is None:
                 continue
             into = d_map[rows, :, columns]
             if d_mean is not None:
                 into += (d_mean[rows] / positions)[:, :, None]
-            if d_cov is not None:
-                keys = torch.cat([self.centred[rows, :, columns], keys], dim=1)
-            into.baddbmm_(back[rows], keys)
+            if d_cov is not None:  # theta joins them, so that the map is written once
+                d_inner = torch.cat([self.centred[rows, :, columns], d_inner], dim=1)
+            into.baddbmm_(back[rows], d_inner)
         fields = len(Block._fields) - 2
         return [d_project, d_project_bias, *rest[:fields]], rest[fields:]

@@ -1,27 +1,32 @@
 """The non-local block: relations between the positions of a feature map."""
 
 import math
-from typing import Optional
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import NaiveSyncBatchNorm, get_norm
 from torch import nn
 
-from .fused_non_local import Block
-
 AFFINITIES = ("dot_product", "embedded_gaussian")
 NORMS = ("BN", "SyncBN", "naiveSyncBN", "GN", "")
+
+
+class Block(NamedTuple):
+    """Parameters of a :class:`NonLocalBlock` with dot-product affinity, for the fused loss."""
+
+    project: torch.Tensor  # theta, phi and g as one, (3 k, C)
+    project_bias: torch.Tensor  # (3 k,)
+    out: torch.Tensor  # (C, k)
+    out_bias: torch.Tensor  # (C,)
+    gamma: Optional[torch.Tensor]  # of batch norm, (C,)
+    beta: Optional[torch.Tensor]
 
 
 class NonLocalBlock(nn.Module):
     """
     r = x + norm(W y), where y sums up what every position sees of all others (Wang et al., CVPR
     2018, as changed by the paper's released code). Starts as the identity.
-
-    "dot_product" has no softmax, so the product is associative: instead of the affinity
-    ``f = theta^T phi / n`` between H W positions and n keys, only the k x k matrix
-    ``g phi^T / n`` is formed: ``y = (g phi^T / n) theta``.
     """
 
     def __init__(
@@ -59,18 +64,23 @@ class NonLocalBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        h, w = x.shape[-2:]
-        # a map may be smaller than the window
-        window = (min(self.key_stride, h), min(self.key_stride, w))
-        theta = self.theta(x).flatten(2)  # (N, k, HW)
-        phi = F.max_pool2d(self.phi(x), window).flatten(2)  # (N, k, n)
-        g = F.max_pool2d(self.g(x), window).flatten(2)  # (N, k, n)
+        theta, phi, g = self.embed(x)
         if self.affinity == "dot_product":
-            y = (g @ phi.transpose(1, 2) / phi.shape[2]) @ theta
+            y = relation(phi, g) @ theta
         else:
             q, k, v = (t.transpose(1, 2).unsqueeze(1) for t in (theta, phi, g))
             y = F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1).transpose(1, 2)
-        y = self.out(y.unflatten(2, (h, w)))
+        return self.add(x, y)
+
+    def embed(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """theta (N, k, H*W), and phi and g at n keys (N, k, n)."""
+        window = pooling_window(self.key_stride, *x.shape[-2:])
+        phi, g = (F.max_pool2d(conv(x), window).flatten(2) for conv in (self.phi, self.g))
+        return self.theta(x).flatten(2), phi, g
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """r, from x and y (N, k, H*W)."""
+        y = self.out(y.unflatten(2, x.shape[-2:]))
         return x + (y if self.norm is None else self.norm(y))
 
     def fused(self) -> Optional[Block]:
@@ -90,3 +100,18 @@ class NonLocalBlock(nn.Module):
             None if self.norm is None else self.norm.weight,
             None if self.norm is None else self.norm.bias,
         )
+
+
+def relation(phi: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """
+    ``g phi^T / n``, (N, k, k), from phi and g at n keys (N, k, n).
+
+    Without softmax the product ``g f^T`` with the affinity ``f = theta^T phi / n`` is associative:
+    ``y = (g phi^T / n) theta``, and the (H W) x n matrix f is never formed.
+    """
+    return g @ phi.transpose(1, 2) / phi.shape[2]
+
+
+def pooling_window(key_stride: int, height: int, width: int) -> Tuple[int, int]:
+    """Of the keys' max-pooling: a map may be smaller than its stride."""
+    return min(key_stride, height), min(key_stride, width)

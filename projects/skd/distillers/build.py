@@ -1,0 +1,67 @@
+"""From names to methods: the registry, its part of the config, and what builds from it."""
+
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+
+from .base import Distiller
+from .combined import CombinedDistiller
+
+DISTILLER_REGISTRY = Registry("DISTILLER")
+DISTILLER_REGISTRY.__doc__ = """
+Distillation methods: subclasses of :class:`Distiller`, named by ``MODEL.DISTILLER.NAME``. Each is
+called with the config.
+"""
+
+
+def distiller_node() -> CfgNode:
+    """
+    ``MODEL.DISTILLER``: which methods, which levels, and below the name of each method registered
+    by now its settings. They are declared and explained in ``Settings`` in the method's file.
+    """
+    node = CfgNode()
+    # The method: a name in skd.DISTILLER_REGISTRY; docs/comparison.md lists them.
+    node.NAME = "StructuredDistiller"
+    # Several methods in place of NAME, the losses of each multiplied by a weight:
+    # [["StructuredDistiller", 1.0], ["PKD", 0.5]].
+    node.COMBINE = []
+    # The student's feature maps to distil, e.g. ["p3", "p4"]. Empty: all that have a teacher's
+    # map of the same stride. FGD, MGD and PKD take the finest NUM_LEVELS of these.
+    node.LEVELS = []
+    for _, method in DISTILLER_REGISTRY:
+        settings = method.Settings.node() if issubclass(method, Distiller) else {}
+        if settings:
+            node[method.config_key()] = settings
+    return node
+
+
+def build_distiller(cfg: CfgNode) -> Distiller:
+    """
+    Build the method ``MODEL.DISTILLER.NAME``, or those of ``MODEL.DISTILLER.COMBINE``.
+
+    Raises:
+        ValueError: an unknown name, or a list that is not one of names and weights.
+    """
+    combine = cfg.MODEL.DISTILLER.COMBINE
+    if not combine:
+        return _build(cfg.MODEL.DISTILLER.NAME, "NAME", cfg)
+    pairs = [tuple(pair) for pair in combine if isinstance(pair, (list, tuple)) and len(pair) == 2]
+    good = all(isinstance(n, str) and isinstance(w, (int, float)) and w > 0 for n, w in pairs)
+    names = [name for name, *_ in pairs]
+    if len(pairs) < len(combine) or not good or len(set(names)) < len(names):
+        raise ValueError(
+            f"MODEL.DISTILLER.COMBINE is {combine!r}; it must be a list of [method, weight] with "
+            "different methods and weights above 0, like [['StructuredDistiller', 1.0], "
+            "['PKD', 0.5]]."
+        )
+    return CombinedDistiller(
+        {name: (_build(name, "COMBINE", cfg), float(weight)) for name, weight in pairs}
+    )
+
+
+def _build(name: str, key: str, cfg: CfgNode) -> Distiller:
+    if name not in DISTILLER_REGISTRY:
+        raise ValueError(
+            f"Unknown method '{name}' (MODEL.DISTILLER.{key}). "
+            f"Known: {', '.join(sorted(k for k, _ in DISTILLER_REGISTRY))}."
+        )
+    return DISTILLER_REGISTRY.get(name)(cfg)

@@ -1,0 +1,35 @@
+"""Several methods at once."""
+
+from typing import Dict, Tuple
+
+from torch import nn
+
+from .base import Boxes, Distiller, Maps, Shapes, Terms
+
+
+class CombinedDistiller(Distiller):
+    """The terms of several methods, those of each times its weight."""
+
+    def __init__(self, methods: Dict[str, Tuple[Distiller, float]]):
+        """
+        Args:
+            methods: distiller and weight by name.
+        """
+        super().__init__()
+        self.methods = nn.ModuleDict({name: method for name, (method, _) in methods.items()})
+        self.weights = {name: weight for name, (_, weight) in methods.items()}
+        self.needs_boxes = any(method.needs_boxes for method in self.methods.values())
+
+    def bind(self, shapes: Shapes) -> None:
+        for method in self.methods.values():
+            method.bind(shapes)
+
+    def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
+        terms: Dict[str, Terms] = {}
+        for name, method in self.methods.items():
+            own = method(student, teacher, boxes if method.needs_boxes else None)
+            for term, levels in own.items():
+                if term in terms:
+                    raise ValueError(f"{name} and another method both have a term '{term}'.")
+                terms[term] = {k: self.weights[name] * loss for k, loss in levels.items()}
+        return terms

@@ -1,0 +1,152 @@
+"""
+A method's settings, declared once: the fields of the ``Settings`` in its class. The config keys
+``MODEL.DISTILLER.<NAME>.*``, the arguments of Python and LazyConfig, the defaults and the checks
+all come from there.
+"""
+
+import math
+import numbers
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Sequence
+
+from detectron2.config import CfgNode
+
+
+class Kind(NamedTuple):
+    """expected: ends the error "... it must be"; accepts: whether a value is one."""
+
+    expected: str
+    accepts: Callable[[Any], bool]
+
+
+def _setting(default: Any, kind: Kind, key: str = "") -> Any:
+    return field(default=default, metadata={"kind": kind, "key": key})
+
+
+def number(default: Any, *, positive: bool = False, below: float = math.inf) -> Any:
+    """A number, 0 or above (or above 0), and below a limit."""
+    limit = f" and below {below:g}" if below < math.inf else ""
+    kind = f"a number{' above 0' if positive else ', 0 or above'}{limit}"
+    return _setting(default, Kind(kind, lambda v: _in_range(v, positive, below)))
+
+
+def positive_numbers(default: Sequence[float]) -> Any:
+    """A list of numbers above 0."""
+    kind = Kind("a list of numbers above 0", lambda v: _is_list(v) and all(map(_positive, v)))
+    return _setting(default, kind)
+
+
+def whole(default: Any) -> Any:
+    """A whole number above 0."""
+    return _setting(default, Kind("a whole number above 0", _whole))
+
+
+def flag(default: Any) -> Any:
+    """True or False."""
+    return _setting(default, Kind("True or False", lambda v: isinstance(v, bool)))
+
+
+def choice(default: Any, choices: Sequence[str], key: str = "") -> Any:
+    """
+    One of some names.
+
+    Args:
+        key: of the config, below the method's node; default: the field's name.
+    """
+    names = ", ".join(repr(name) for name in choices)
+    return _setting(default, Kind(f"one of {names}", lambda v: v in choices), key)
+
+
+def by_stride(default: Any, key: str = "") -> Any:
+    """Pairs of stride and value. ``key``: see :func:`choice`."""
+    expected = "a list of [stride, value], whole numbers above 0"
+    return _setting(default, Kind(expected, _pairs), key)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    Base of all settings: subclasses are dataclasses whose fields are made by the functions above.
+    None is a value of those settings that have it as default: it stands for the authors' choice,
+    which depends on the levels.
+    """
+
+    @classmethod
+    def node(cls) -> CfgNode:
+        """The config keys and their defaults."""
+        node = CfgNode()
+        for f in fields(cls):
+            *parents, name = _key(f).split(".")
+            inner = node
+            for parent in parents:
+                inner = inner.setdefault(parent, CfgNode())
+            inner[name] = list(f.default) if isinstance(f.default, tuple) else f.default
+        return node
+
+    @classmethod
+    def arguments(cls, node: CfgNode, prefix: str) -> Dict[str, Any]:
+        """
+        The arguments that the keys of a node stand for.
+
+        Args:
+            node: as :meth:`node` made it.
+            prefix: of its keys in the whole config, for errors.
+
+        Raises:
+            ValueError: a value out of range; names the key.
+        """
+        values = {}
+        for f in fields(cls):
+            values[f.name] = node
+            for name in _key(f).split("."):
+                values[f.name] = values[f.name][name]
+        cls.check(values, lambda f: f"{prefix}.{_key(f)}")
+        return values
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], name: Callable[[Field], str]) -> None:
+        """
+        Args:
+            values: by the fields' names; those left out are at their default.
+            name: what the user calls a setting.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        for f in fields(cls):
+            value, kind = values.get(f.name, f.default), f.metadata["kind"]
+            if not (kind.accepts(value) or value is None and f.default is None):
+                raise ValueError(f"{name(f)} is {value!r}; it must be {kind.expected}.")
+
+    def filled(self, defaults: Mapping[str, Any]) -> "Settings":
+        """These settings, with what is None taken from ``defaults``."""
+        return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+
+def _key(f: Field) -> str:
+    return f.metadata["key"] or f.name.upper()
+
+
+def _in_range(value: Any, positive: bool = False, below: float = math.inf) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    return (value > 0 if positive else value >= 0) and value < below
+
+
+def _positive(value: Any) -> bool:
+    return _in_range(value, positive=True)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and _positive(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _pairs(value: Any) -> bool:
+    try:
+        return all(_whole(v) for pair in dict(value).items() for v in pair)
+    except (TypeError, ValueError):
+        return False

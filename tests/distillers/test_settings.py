@@ -1,0 +1,114 @@
+"""Config keys, arguments and defaults of the methods are one declaration."""
+
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+
+from skd import add_skd_config
+from skd.distillers import (
+    DISTILLER_REGISTRY,
+    Distiller,
+    Settings,
+    StructuredDistiller,
+    build_distiller,
+)
+from skd.distillers.settings import number
+
+METHODS = [name for name, _ in DISTILLER_REGISTRY]
+# what configs of earlier commits may hold: (node, keys)
+KEYS = {
+    "STRUCTURED": {"PRESET", "TEMPERATURE", "WEIGHT_AM", "WEIGHT_AT", "WEIGHT_NL", "MASK_FUSION",
+                   "CHANNEL_MASK", "POOL", "ADAPTER", "REDUCTION", "NON_LOCAL"},
+    "FITNETS": {"WEIGHT"}, "AT": {"WEIGHT"}, "SP": {"WEIGHT"}, "OFD": {"WEIGHT"},
+    "FGFI": {"WEIGHT", "THRESHOLD", "ANCHOR_SCALE", "ASPECT_RATIOS"},
+    "DEFEAT": {"WEIGHT_OBJECT", "WEIGHT_BACKGROUND", "CANONICAL_BOX_SIZE"},
+    "FGD": {"WEIGHT_OBJECT", "WEIGHT_BACKGROUND", "WEIGHT_ATTENTION", "WEIGHT_GLOBAL",
+            "TEMPERATURE"},
+    "CWD": {"WEIGHT", "TEMPERATURE"}, "MGD": {"WEIGHT", "MASKED"}, "PKD": {"WEIGHT"},
+    "SSIM": {"WEIGHT"}, "REVIEWKD": {"WEIGHT"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("node", KEYS)
+def test_configs_of_earlier_commits_load(cfg, node):
+    assert KEYS[node] <= set(cfg.MODEL.DISTILLER[node])
+    non_local = cfg.MODEL.DISTILLER.STRUCTURED.NON_LOCAL
+    assert set(non_local) == {"AFFINITY", "NORM", "WIDTHS", "KEY_STRIDES"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_config_s_defaults_are_the_arguments(cfg, name):
+    method = DISTILLER_REGISTRY.get(name)
+    from_config, from_arguments = method(cfg).settings, method().settings
+    for f in fields(from_arguments):
+        value = getattr(from_config, f.name)
+        assert (tuple(value) if isinstance(value, list) else value) == f.default
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_key_reaches_its_setting(cfg, name):
+    """Under its own name, and by its argument's."""
+    method = DISTILLER_REGISTRY.get(name)
+    for f in fields(method.Settings):
+        changed = cfg.clone()
+        *parents, key = (f.metadata["key"] or f.name.upper()).split(".")
+        node = changed.MODEL.DISTILLER[method.config_key()]
+        for parent in parents:
+            node = node[parent]
+        node[key] = object()
+        path = ".".join([method.config_key(), *parents, key])
+        with pytest.raises(ValueError, match=f"MODEL.DISTILLER.{path} is "):
+            method(changed)
+        with pytest.raises(ValueError, match=f"{name}'s {f.name} is "):
+            method(**{f.name: object()})
+
+
+def test_an_unknown_argument_is_an_error():
+    with pytest.raises(TypeError, match="CWD.Settings.* 'weigth'"):
+        DISTILLER_REGISTRY.get("CWD")(weigth=1.0)
+
+
+def test_arguments_go_over_the_config(cfg):
+    assert StructuredDistiller(cfg, pool="abs").settings.pool == "abs"
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_method_of_one_s_own_has_keys(early):
+    """If it is registered before the config is made; else it has its defaults."""
+
+    class Mine(Distiller):
+        @dataclass(frozen=True)
+        class Settings(Settings):
+            scale: float = number(2.0, positive=True)
+
+        def bind(self, shapes):
+            self.shapes = shapes
+
+        def forward(self, student, teacher, boxes=None):
+            return {"loss_distill_mine": {k: self.settings.scale * x for k, x in student.items()}}
+
+    cfg = get_cfg()
+    if not early:
+        add_skd_config(cfg)
+    DISTILLER_REGISTRY.register(Mine)
+    try:
+        if early:
+            add_skd_config(cfg)
+            cfg.merge_from_list(["MODEL.DISTILLER.MINE.SCALE", "3.0"])
+        cfg.MODEL.DISTILLER.NAME = "Mine"
+        method = build_distiller(cfg)
+        method.bind({"p2": (ShapeSpec(channels=1, stride=4),) * 2})
+        loss = method({"p2": torch.ones(())}, {})["loss_distill_mine"]["p2"]
+        assert loss == (3.0 if early else 2.0)
+    finally:
+        DISTILLER_REGISTRY._obj_map.pop("Mine")
