@@ -1,0 +1,133 @@
+"""TF32, which a GPU may round the inputs of matrix products to, on a machine without one."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from skd.distillers.structured.precision import like_convolutions, products_like_convolutions
+
+from .test_fused import level, plain_masked_feature, plain_non_local
+
+aten = torch.ops.aten
+# which arguments of a product a GPU rounds: not what is added to it
+FACTORS = {
+    aten.mm: (0, 1), aten.bmm: (0, 1), aten.addmm: (1, 2), aten.baddbmm: (1, 2),
+    aten.baddbmm_: (1, 2), aten.convolution: (0, 1), aten.convolution_backward: (0, 1, 2),
+}  # fmt: skip
+
+
+def to_tf32(x):
+    """Of 23 bits of mantissa 10 are left, to the nearest."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+class EmulatedTF32(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.products = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        args = list(args)
+        for i in FACTORS.get(func.overloadpacket, ()):
+            self.products.add(func.overloadpacket)
+            args[i] = to_tf32(args[i])
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_emulation_rounds():
+    x = torch.tensor([1.0, 1 + 2**-10, 1 + 2**-11, 1 + 2**-12, -3.0 - 2**-12])
+    assert to_tf32(x).tolist() == [1.0, 1 + 2**-10, 1 + 2**-10, 1.0, -3.0]
+    with EmulatedTF32():
+        y = torch.full((1, 2, 2), 1 + 2**-12)
+        assert torch.equal(y @ y, torch.full((1, 2, 2), 2.0))
+        assert torch.equal(torch.baddbmm(y, y, y), 2 + y)
+
+
+def results(net, term, student, teacher):
+    """Value of one term, and its gradients by name."""
+    net.zero_grad()
+    student = student.clone().requires_grad_()
+    value = term(student, teacher)
+    value.backward()
+    grads = {n: p.grad.double() for n, p in net.named_parameters() if p.grad is not None}
+    return value.item(), {"map": student.grad.double(), **grads}
+
+
+def errors(found, expected):
+    """Of the value and of the map's gradient, relative; and the largest of a parameter's."""
+    floor = 1e-3 * max(g.norm() for g in expected[1].values())
+    grads = {n: (found[1][n] - g).norm() / (g.norm() + floor) for n, g in expected[1].items()}
+    return abs(found[0] / expected[0] - 1), grads.pop("map").item(), max(grads.values()).item()
+
+
+@pytest.mark.parametrize("term", ["non_local", "masked_feature"])
+def test_the_error_of_tf32_is_bounded(term):
+    """It is also no larger than that of plain convolutions with the same rounding."""
+    torch.manual_seed(0)
+    net = level(64, 64, non_local_width={4: 16})
+    for parameter in net.parameters():  # of the size that training has
+        parameter.data.div_(parameter[0].numel() ** 0.5 * 0.5)
+    student, teacher = (torch.randn(2, 64, 24, 32).double() for _ in range(2))
+    function = getattr(net, term)
+    plain = {"non_local": plain_non_local, "masked_feature": plain_masked_feature}[term]
+    expected = results(net, function, student, teacher)
+    net.float()
+    with EmulatedTF32() as emulated:
+        rounded = results(net, function, student.float(), teacher.float())
+    assert {aten.bmm, aten.baddbmm_} <= emulated.products
+    with EmulatedTF32():
+        convolutions = results(
+            net, lambda *maps: plain(net, *maps), student.float(), teacher.float()
+        )
+    ours, theirs = errors(rounded, expected), errors(convolutions, expected)
+    assert 1e-7 < ours[0] < 1e-4 and ours[1] < 1e-2 and ours[2] < 3e-2
+    assert all(own < 1.5 * other for own, other in zip(ours, theirs))
+
+
+def switches():
+    matmul = torch.backends.cuda.matmul
+    return (
+        matmul.allow_tf32,
+        getattr(matmul, "fp32_precision", None),
+        torch.get_float32_matmul_precision(),
+    )
+
+
+@pytest.fixture
+def restored():
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    yield
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)
+
+
+@pytest.mark.parametrize("convolutions", [True, False])
+@pytest.mark.parametrize("products", [None, "highest", "high", "medium"])
+def test_products_follow_the_switch_of_convolutions(restored, convolutions, products):
+    torch.backends.cudnn.allow_tf32 = convolutions
+    if products:
+        torch.set_float32_matmul_precision(products)
+    before = switches()
+    with pytest.raises(KeyError):
+        with products_like_convolutions(torch.device("cuda")):
+            assert torch.backends.cuda.matmul.allow_tf32 == convolutions
+            raise KeyError
+    assert switches() == before
+    with products_like_convolutions(torch.device("cpu")):
+        assert switches() == before
+
+
+def test_the_switch_is_set_within_a_function_only(restored):
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+    @like_convolutions
+    def forward(ctx, student, *args):
+        return torch.backends.cuda.matmul.allow_tf32, args
+
+    class Map:
+        device = torch.device("cuda")
+
+    assert forward(None, Map, 1, 2) == (True, (1, 2))
+    assert not torch.backends.cuda.matmul.allow_tf32
