@@ -21,15 +21,15 @@ from tabulate import tabulate
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def count(ours: Function, reference: Function) -> Dict[str, int]:
+def count(measured: Function, reference: Function) -> Dict[str, int]:
     """Operations of both. They have run once after that, which is the warm-up."""
-    return {"flops": flops(ours)[0], "flops_reference": flops(reference)[0]}
+    return {"flops": flops(measured)[0], "flops_reference": flops(reference)[0]}
 
 
 def loss_rows(args) -> List[Dict[str, Any]]:
     case = Loss(args.device, args.images, args.size)
     counts = case.check()
-    pairs = alternate((case.ours, case.literal), args.repeats, args.device)
+    pairs = alternate((case.fused, case.literal), args.repeats, args.device)
     return [row("loss_time", pairs, 0.5, unit="s", bytes=case.map_bytes(), **counts)]
 
 
@@ -44,18 +44,18 @@ def memory(args, which: str) -> List[float]:
 
 def memory_of(args) -> None:
     case = Loss(args.device, args.images, args.size, full_keys=args.memory_of == "full_keys")
-    function = case.literal if args.memory_of == "literal" else case.ours
-    function()  # what libraries allocate once is not ours
+    function = case.literal if args.memory_of == "literal" else case.fused
+    function()  # what libraries allocate once does not count
     print(json.dumps([peak_memory(function, args.device) / MB for _ in range(args.repeats)]))
 
 
 def memory_rows(args) -> List[Dict[str, Any]]:
     literal = memory(args, "literal")
-    ours, full = (list(zip(memory(args, which), literal)) for which in ("ours", "full_keys"))
+    measured, full = (list(zip(memory(args, which), literal)) for which in ("fused", "full_keys"))
     with torch.device("meta"):
         least = Loss("meta", args.images, args.size).map_bytes() / 3  # the student's gradient
     return [
-        row("loss_memory", ours, 0.25, unit="MB", bytes=least),
+        row("loss_memory", measured, 0.25, unit="MB", bytes=least),
         row("full_resolution_keys_memory", full, 1.0, unit="MB", bytes=least),
     ]
 
@@ -72,15 +72,15 @@ def growth_rows(args) -> List[Dict[str, Any]]:
     }
     rows = []
     for name, (large, small) in cases.items():
-        counts = count(large.ours, small.ours)
-        pairs = alternate((large.ours, small.ours), args.repeats, args.device)
+        counts = count(large.fused, small.fused)
+        pairs = alternate((large.fused, small.fused), args.repeats, args.device)
         expected = large.map_bytes() / small.map_bytes()
         rows.append(row(name, pairs, unit="s", linear=expected, bytes=large.map_bytes(), **counts))
     return rows
 
 
 def step_rows(args) -> List[Dict[str, Any]]:
-    """A step against the student's and a forward of the teacher, plain or with our options."""
+    """A step against the student's and a forward of the teacher: stock, or as it is run here."""
     gpu = args.device == "cuda"
     precision = "fp16" if gpu else "fp32"
     model = mask_rcnn(args.device, precision)
@@ -91,8 +91,8 @@ def step_rows(args) -> List[Dict[str, Any]]:
         teacher_forward(args.device, batch, precision=precision),
         lambda: model.teacher(batch, model.input_format),
     )
-    ours, student, plain, _ = (flops(side)[0] for side in sides)
-    counts = {"flops": ours, "flops_reference": student + plain}
+    measured, student, plain, _ = (flops(side)[0] for side in sides)
+    counts = {"flops": measured, "flops_reference": student + plain}
     # at full size on a CPU single steps spread more than anything else here
     times = alternate(sides, args.repeats + 2, args.device)
     reduced = {
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--output", default=os.path.join(ROOT, "output", "bench"))
-    parser.add_argument("--memory-of", choices=("ours", "literal", "full_keys"), help="internal")
+    parser.add_argument("--memory-of", choices=("fused", "literal", "full_keys"), help="internal")
     args = parser.parse_args()
     args.repeats = args.repeats or (10 if args.full else 3)
     args.size = tuple(args.size)
@@ -192,13 +192,13 @@ def main() -> None:
             json.dump([*rows, {"name": "machine", **record}], f, indent=1)
     table = tabulate(
         [
-            [r["name"], f"{r['ours']:.3g}", f"{r['reference']:.3g}", r["unit"],
+            [r["name"], f"{r['measured']:.3g}", f"{r['reference']:.3g}", r["unit"],
              f"{r['ratio']:.3f}", f"{r['min']:.3f} to {r['max']:.3f}",
              r.get("target") or (f"linear: {r['linear']:.2f}" if "linear" in r else ""),
              f"{r['flops'] / 1e9:.3g}" if "flops" in r else "", limit(r, record)]
             for r in rows
         ],
-        ["name", "ours", "reference", "unit", "ratio", "range", "target", "GFLOP", "limit"],
+        ["name", "measured", "reference", "unit", "ratio", "range", "target", "GFLOP", "limit"],
         tablefmt="github",
         disable_numparse=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is measured: the loss alone, a training step, inference, the teacher's forward."""
+"""What is measured: the loss, a training step, inference, the teacher's forward."""
 
 import math
 from typing import Any, Callable, Dict, List, Tuple
@@ -21,7 +21,7 @@ LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
 
 
 class Loss:
-    """The loss on random maps, ours and the literal one, with the same layers."""
+    """The loss on random maps, fused and literally, with the same layers."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Loss:
         loss.backward()
         return loss.detach()
 
-    def ours(self) -> torch.Tensor:
+    def fused(self) -> torch.Tensor:
         terms = self.distiller(self.student, self.teacher)
         return self._step(sum(x for by_level in terms.values() for x in by_level.values()))
 
@@ -72,19 +72,19 @@ class Loss:
             How many operations each took.
         """
         results, counts = [], {}
-        for name, function in (("flops", self.ours), ("flops_reference", self.literal)):
+        for name, function in (("flops", self.fused), ("flops_reference", self.literal)):
             counts[name], value = flops(function)
             grads = {n: x.grad for n, x in self.student.items()}
             grads.update({n: p.grad for n, p in self.distiller.named_parameters()})
             results.append((value, grads))
-        (ours, our_grads), (expected, expected_grads) = results
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=0)
+        (value, grads), (expected, expected_grads) = results
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
         # By their norms: a rounding may make another of two equal keys the larger one in a pool,
         # and some gradients, like that of a bias before batch norm, are zero but for rounding.
         floor = 1e-4 * max(g.norm() for n, g in expected_grads.items() if n not in LEVELS)
         for name, value in expected_grads.items():
             norm = value.norm() if name in LEVELS else torch.maximum(value.norm(), floor)
-            error = (our_grads[name] - value).norm() / norm
+            error = (grads[name] - value).norm() / norm
             assert error < 1e-2, f"gradient of {name} differs by {error:.1e} of its norm"
         return counts
 

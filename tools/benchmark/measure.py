@@ -36,13 +36,13 @@ def alternate(functions: Sequence[Function], repeats: int, device: str) -> List[
 
 def row(name: str, pairs: List[Tuple[float, float]], target: float = None, **more) -> Dict:
     """A row of results.json: medians, their ratio, and the range of the pairs' ratios."""
-    ours, reference = (statistics.median(side) for side in zip(*pairs))
+    measured, reference = (statistics.median(side) for side in zip(*pairs))
     ratios = [a / b for a, b in pairs]
     return {
         "name": name,
-        "ours": ours,
+        "measured": measured,
         "reference": reference,
-        "ratio": ours / reference,
+        "ratio": measured / reference,
         "min": min(ratios),
         "max": max(ratios),
         "target": target,
