@@ -21,8 +21,7 @@ from detectron2.utils.logger import setup_logger
 from skd import distill, student_config
 from skd.config import SOLVER_KEYS, is_distilling, is_lazy_file, read_config
 from skd.data import check_classes, check_classes_lazy, lazy_datasets, register_coco
-from skd.engine import SKDTrainer, distill_lazy, do_test, do_train, launch
-from skd.engine.lazy import is_distilling_lazy, student_lazy
+from skd.engine import SKDTrainer, do_test, do_train, launch
 from skd.evaluation import write_results
 from skd.runtime.checkpoint import SafeCheckpointer
 from skd.runtime.record import write_record
@@ -106,12 +105,12 @@ def main(args):
 
 def main_lazy(args):
     """The same for a LazyConfig."""
-    cfg = LazyConfig.load(args.config_file)
+    cfg = read_config(args.config_file)
     if args.teacher:
-        distill_lazy(cfg, args.teacher, args.teacher_weights)
+        distill(cfg, args.teacher, args.teacher_weights)
     cfg = LazyConfig.apply_overrides(cfg, args.opts)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="skd")
-    plain = student_lazy(cfg)
+    plain = student_config(cfg)
     check_classes_lazy(plain)
     if args.eval_only:
         cfg = plain
@@ -125,7 +124,7 @@ def main_lazy(args):
         results = do_test(cfg, model)
         write_results(results, cfg.train.output_dir, loaded.get("iteration", 0))
         return results
-    if comm.is_main_process() and is_distilling_lazy(cfg):
+    if comm.is_main_process() and is_distilling(cfg):
         plain.train.init_checkpoint = os.path.join(cfg.train.output_dir, "model_final.pth")
         LazyConfig.save(plain, os.path.join(cfg.train.output_dir, "student.yaml"))
     return do_train(cfg, resume=args.resume)

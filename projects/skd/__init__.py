@@ -1,13 +1,11 @@
 """Structured knowledge distillation for Detectron2."""
 
-from .config.yaml import add_skd_config, distill, student_config
+from .config import add_skd_config, distill, student_config
 from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, StructuredDistiller
 from .modeling.meta_arch import DistillRCNN
 from .modeling.teacher import FrozenTeacher, build_teacher
 from .modeling.timm_backbone import TimmBackbone
-
-register_shapes()
 
 __all__ = [
     "DISTILLER_REGISTRY",
@@ -20,5 +18,6 @@ __all__ = [
     "build_teacher",
     "distill",
     "register_coco",
+    "register_shapes",
     "student_config",
 ]

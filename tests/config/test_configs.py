@@ -8,7 +8,6 @@ from detectron2.modeling import build_model
 
 from skd import add_skd_config, distill, student_config
 from skd.config import is_distilling, is_lazy_file
-from skd.engine.lazy import student_lazy
 from skd.modeling.teacher import find_config, zoo_names
 from tests.helpers import ROOT, read_config, tiny_config
 
@@ -75,7 +74,7 @@ def test_the_lazy_student_is_detectron2_s_own(leaf):
     ours = LazyConfig.load(os.path.join(ROOT, "configs", leaf))
     names = {n.lower(): n for n in zoo_names()}
     theirs = LazyConfig.load(find_config(names[leaf.replace("skd_", "").lower()]))
-    assert LazyConfig.to_py(student_lazy(ours)) == LazyConfig.to_py(theirs)
+    assert LazyConfig.to_py(student_config(ours)) == LazyConfig.to_py(theirs)
     assert model_zoo.get_checkpoint_url(ours.model.teacher.config_file).startswith("https://")
 
 

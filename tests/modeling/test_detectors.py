@@ -14,7 +14,6 @@ from detectron2.utils.events import EventStorage
 
 from skd import build_teacher, student_config
 from skd.config import is_lazy_file
-from skd.engine.lazy import student_lazy
 from tests.helpers import ROOT, batch, read, read_config
 
 TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
@@ -211,7 +210,7 @@ def build(leaf, student=(), teacher=None):
         cfg.model.teacher = L(build_teacher)(
             config_file=file, opts=opts, random_weights=True, fold_bn=False
         )
-    return instantiate(cfg.model), instantiate(student_lazy(cfg).model)
+    return instantiate(cfg.model), instantiate(student_config(cfg).model)
 
 
 def settle(teacher, inputs):

@@ -1,25 +1,83 @@
-"""Every configuration key, and the same verbs for YAML and LazyConfig: read, distil, student of."""
+"""
+Every configuration key, and the same verbs for YAML and LazyConfig: read, override, distil, student
+of. What is here takes either form; :mod:`yaml` and :mod:`lazy` hold the two.
+"""
 
-from .yaml import (
-    META_ARCHITECTURE,
-    SOLVER_KEYS,
-    add_skd_config,
-    distill,
-    is_distilling,
-    is_lazy_file,
-    merge_file,
-    read_config,
-    student_config,
-)
+from types import ModuleType
+from typing import Union
+
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
+
+from . import lazy, yaml
+from .keys import META_ARCHITECTURE, SOLVER_KEYS, add_skd_config
+from .yaml import merge_file
+
+Config = Union[CfgNode, DictConfig]
 
 __all__ = [
+    "Config",
     "META_ARCHITECTURE",
     "SOLVER_KEYS",
     "add_skd_config",
     "distill",
+    "form_of",
     "is_distilling",
     "is_lazy_file",
     "merge_file",
     "read_config",
     "student_config",
 ]
+
+
+def is_lazy_file(path: str) -> bool:
+    """
+    Whether a config file is a LazyConfig: a .py, or the .yaml that a LazyConfig run saves, which
+    has ``model:`` where others have ``MODEL:``.
+    """
+    if path.endswith(".py"):
+        return True
+    with PathManager.open(path, "r") as f:
+        return any(line.startswith("model:") for line in f)
+
+
+def form_of(cfg: Config) -> ModuleType:
+    """The module with the verbs for this form of config."""
+    return yaml if isinstance(cfg, CfgNode) else lazy
+
+
+def read_config(path: str) -> Config:
+    """
+    A YAML file on Detectron2's defaults and the keys of :func:`add_skd_config`, or a LazyConfig.
+    The built-in dataset is registered with it, because a config names datasets only.
+    """
+    from ..data import register_shapes  # which asks this package what a config's student is
+
+    register_shapes()
+    return (lazy if is_lazy_file(path) else yaml).read(path)
+
+
+def is_distilling(cfg: Config) -> bool:
+    """Whether a config describes a student with a teacher."""
+    return form_of(cfg).is_distilling(cfg)
+
+
+def distill(cfg: Config, teacher: str, weights: str = "") -> None:
+    """
+    Turn a plain config into one that distils, in place: what ``--teacher`` does.
+
+    Args:
+        cfg: a YAML config with the keys of :func:`add_skd_config`, or a LazyConfig.
+        teacher: see ``MODEL.TEACHER.CONFIG_FILE``.
+        weights: see ``MODEL.TEACHER.WEIGHTS``.
+    """
+    form_of(cfg).distil(cfg, teacher, weights)
+
+
+def student_config(cfg: Config) -> Config:
+    """
+    The student's own config: a copy for stock Detectron2, without any key of this project unless
+    the student itself needs it (``MODEL.TIMM``, where its backbone is timm's).
+    """
+    return form_of(cfg).student_of(cfg)

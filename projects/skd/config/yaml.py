@@ -1,88 +1,16 @@
-"""Every configuration key of the project, and the way between a plain and a distilling config."""
+"""A YAML config: read it, make it distil, take the student out of it."""
 
 import importlib
+from typing import Sequence
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
-from detectron2.utils.file_io import PathManager
 
-from ..distillers import distiller_node
+from .keys import META_ARCHITECTURE, NODES, SOLVER_KEYS, add_skd_config
 from .safe_yaml import check_yaml
 
-META_ARCHITECTURE = "DistillRCNN"
-_NODES = ("STUDENT", "TEACHER", "DISTILLER")
-# what SKDTrainer knows beyond DefaultTrainer, and when it does as DefaultTrainer
-SOLVER_KEYS = {"ACCUMULATE": 1, "SKIP_NON_FINITE": 0}
 # Keys of Detectron2's own projects: a node below MODEL, and the function that declares it.
 _PROJECTS = {"POINT_HEAD": ("detectron2.projects.point_rend", "add_pointrend_config")}
-
-
-def add_skd_config(cfg: CN) -> None:
-    """
-    Add the project's keys to a Detectron2 config, in place. Calling it twice does no harm.
-
-    The student is the model the config describes anyway; a config distils when
-    ``MODEL.META_ARCHITECTURE`` is ``DistillRCNN`` (see :func:`distill`).
-    """
-    if "TEACHER" in cfg.MODEL:
-        return
-    # ---------------------------------------------------------------------------- the student
-    cfg.MODEL.STUDENT = CN()
-    # The student's own meta-architecture: any name in Detectron2's META_ARCH_REGISTRY.
-    cfg.MODEL.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
-    # Name of the module whose dict of feature maps is distilled, e.g. "backbone.bottom_up".
-    cfg.MODEL.STUDENT.FEATURES = "backbone"
-    # Start the student's FPN and heads as copies of the teacher's, each where all its shapes agree
-    # with the teacher's (as FGD and ICD do). What MODEL.WEIGHTS holds is loaded over them.
-    cfg.MODEL.STUDENT.INHERIT = False
-
-    # A backbone from timm below an FPN, for light students: see skd/timm_backbone.py. Used by the
-    # MODEL.BACKBONE.NAMEs build_timm_fpn_backbone and build_retinanet_timm_fpn_backbone.
-    cfg.MODEL.TIMM = CN()
-    # A name in timm.list_models() that gives feature maps of the strides 4 (8) to 32.
-    cfg.MODEL.TIMM.NAME = "mobilenetv3_large_100"
-    # Start from timm's ImageNet weights, fetched by timm. MODEL.WEIGHTS is loaded over them.
-    cfg.MODEL.TIMM.PRETRAINED = False
-    # "BN", "SyncBN" (GPUs only) or "FrozenBN" (for few images per GPU).
-    cfg.MODEL.TIMM.NORM = "BN"
-
-    # ---------------------------------------------------------------------------- the teacher
-    cfg.MODEL.TEACHER = CN()
-    # A YAML file, a LazyConfig .py file, or a name in Detectron2's model zoo.
-    # Empty: train_net.py trains the plain student.
-    cfg.MODEL.TEACHER.CONFIG_FILE = ""
-    # Checkpoint, path or URL. Empty: the zoo's own checkpoint for the zoo name above.
-    cfg.MODEL.TEACHER.WEIGHTS = ""
-    # Changes to the teacher's config, as on the command line: ["KEY", "VALUE", ...] for YAML and
-    # ["key=value", ...] for LazyConfig.
-    cfg.MODEL.TEACHER.OPTS = []
-    # Like STUDENT.FEATURES; a module of the teacher's backbone, because nothing else of it runs.
-    cfg.MODEL.TEACHER.FEATURES = "backbone"
-    # What makes its forward cheaper; docs/performance.md has the measurements.
-    # Numbers it computes in: "fp32", "bf16" or "fp16". The losses are computed in fp32 anyway.
-    cfg.MODEL.TEACHER.PRECISION = "fp32"
-    # Fold its batch norms, which are fixed, into the convolutions before them.
-    cfg.MODEL.TEACHER.FOLD_BN = True
-    # Lay its maps out with channels last.
-    cfg.MODEL.TEACHER.CHANNELS_LAST = True
-    # Compile its backbone with torch.compile, which takes minutes at the start.
-    cfg.MODEL.TEACHER.COMPILE = False
-    # Run it on a CUDA stream of its own, beside the student's forward.
-    cfg.MODEL.TEACHER.SIDE_STREAM = False
-    # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
-    cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
-
-    # Take each batch in that many parts, one after the other, for one optimizer step: for GPUs
-    # that do not hold SOLVER.IMS_PER_BATCH images. Must divide a process's share of them. Done by
-    # train_net.py's SKDTrainer; other trainers do not know the key.
-    cfg.SOLVER.ACCUMULATE = 1
-    # Leave out up to so many batches whose loss is not finite, instead of stopping at the first.
-    # Done by SKDTrainer too.
-    cfg.SOLVER.SKIP_NON_FINITE = 0
-
-    # -------------------------------------------------------------------------- the distiller
-    # Declared where the methods are: skd/distillers/build.py and Settings in each method's file.
-    cfg.MODEL.DISTILLER = distiller_node()
 
 
 def merge_file(cfg: CN, path: str) -> None:
@@ -110,7 +38,7 @@ def merge_file(cfg: CN, path: str) -> None:
     cfg.merge_from_file(path)
 
 
-def read_config(path: str) -> CN:
+def read(path: str) -> CN:
     """A YAML file on Detectron2's defaults and the keys of :func:`add_skd_config`."""
     cfg = get_cfg()
     add_skd_config(cfg)
@@ -118,15 +46,10 @@ def read_config(path: str) -> CN:
     return cfg
 
 
-def is_lazy_file(path: str) -> bool:
-    """
-    Whether a config file is a LazyConfig: a .py, or the .yaml that a LazyConfig run saves, which
-    has ``model:`` where others have ``MODEL:``.
-    """
-    if path.endswith(".py"):
-        return True
-    with PathManager.open(path, "r") as f:
-        return any(line.startswith("model:") for line in f)
+def override(cfg: CN, options: Sequence[str]) -> CN:
+    """The config with ``KEY VALUE ...`` of the command line, in place."""
+    cfg.merge_from_list(list(options))
+    return cfg
 
 
 def is_distilling(cfg: CN) -> bool:
@@ -134,7 +57,7 @@ def is_distilling(cfg: CN) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE
 
 
-def distill(cfg: CN, teacher: str, weights: str = "") -> None:
+def distil(cfg: CN, teacher: str, weights: str = "") -> None:
     """
     Turn a plain config into one that distils, in place: what ``--teacher`` does.
 
@@ -150,7 +73,7 @@ def distill(cfg: CN, teacher: str, weights: str = "") -> None:
     cfg.MODEL.TEACHER.WEIGHTS = weights
 
 
-def student_config(cfg: CN) -> CN:
+def student_of(cfg: CN) -> CN:
     """
     The student's own config: a copy for stock Detectron2, without any key of this project unless
     the student itself needs it (``MODEL.TIMM``, where its backbone is timm's).
@@ -160,7 +83,7 @@ def student_config(cfg: CN) -> CN:
     cfg.defrost()
     if is_distilling(cfg):
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
-    for node in _NODES:
+    for node in NODES:
         cfg.MODEL.pop(node, None)
     for key in SOLVER_KEYS:
         cfg.SOLVER.pop(key, None)

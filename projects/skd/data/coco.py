@@ -11,7 +11,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
-from ..config.yaml import is_distilling
+from ..config import is_distilling
 from .check import check_content, masks_missing, read_coco, summary
 
 logger = logging.getLogger(__name__)

@@ -2,20 +2,16 @@
 
 from typing import Any, Dict
 
-from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from ..data.coco import lazy_datasets
-from ..distillers import StructuredDistiller
-from ..modeling.meta_arch import DistillRCNN
-from ..modeling.teacher import build_teacher
 from ..runtime.checkpoint import SafeCheckpointer
 from ..runtime.loader import build_train_loader
 from ..runtime.preemption import PreemptionHook
@@ -23,36 +19,6 @@ from ..runtime.record import write_record
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
 from ..runtime.step import build_trainer, check_accumulate
 from .trainer import check_amp, wrap_data_parallel
-
-
-def distill_lazy(cfg: DictConfig, teacher: str, weights: str = "") -> None:
-    """
-    Turn a plain LazyConfig into one that distils, in place: what ``--teacher`` does.
-
-    Args:
-        cfg: with ``model``, the student.
-        teacher, weights: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.WEIGHTS``.
-    """
-    student = cfg.model.student if is_distilling_lazy(cfg) else cfg.model
-    cfg.model = L(DistillRCNN)(
-        student=student,
-        teacher=L(build_teacher)(config_file=teacher, weights=weights),
-        distiller=L(StructuredDistiller)(),
-        input_format=OmegaConf.select(cfg, "dataloader.train.mapper.image_format"),
-    )
-
-
-def is_distilling_lazy(cfg: DictConfig) -> bool:
-    """Whether a LazyConfig describes a student with a teacher."""
-    return "student" in cfg.model and "distiller" in cfg.model
-
-
-def student_lazy(cfg: DictConfig) -> DictConfig:
-    """A copy of a LazyConfig whose model is the plain student."""
-    cfg = cfg.copy()
-    if is_distilling_lazy(cfg):
-        cfg.model = cfg.model.student
-    return cfg
 
 
 def do_test(cfg: DictConfig, model: nn.Module) -> Dict[str, Any]:

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from ..config.yaml import student_config
+from ..config import student_config
 from ..distillers import Distiller, build_distiller
 from ..visualization.attention import draw_attention
 from .features import FeatureTap, align, get_feature_module, pair_levels

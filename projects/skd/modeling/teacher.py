@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..config.yaml import is_lazy_file, read_config, student_config
+from ..config import is_lazy_file, read_config, student_config
 from ..runtime.checkpoint import SafeCheckpointer
 from .features import FeatureTap, get_feature_module
 from .inherit import State, components

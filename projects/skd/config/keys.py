@@ -1,0 +1,79 @@
+"""Every key of a YAML config that the project adds to Detectron2's, each declared once."""
+
+from detectron2.config import CfgNode as CN
+
+from ..distillers import distiller_node
+
+META_ARCHITECTURE = "DistillRCNN"
+# the nodes below MODEL of which the student knows nothing
+NODES = ("STUDENT", "TEACHER", "DISTILLER")
+# what SKDTrainer knows beyond DefaultTrainer, and when it does as DefaultTrainer
+SOLVER_KEYS = {"ACCUMULATE": 1, "SKIP_NON_FINITE": 0}
+
+
+def add_skd_config(cfg: CN) -> None:
+    """
+    Add the project's keys to a Detectron2 config, in place. Calling it twice does no harm.
+
+    The student is the model the config describes anyway; a config distils when
+    ``MODEL.META_ARCHITECTURE`` is ``DistillRCNN`` (see :func:`distill`).
+    """
+    if "TEACHER" in cfg.MODEL:
+        return
+    # ---------------------------------------------------------------------------- the student
+    cfg.MODEL.STUDENT = CN()
+    # The student's own meta-architecture: any name in Detectron2's META_ARCH_REGISTRY.
+    cfg.MODEL.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
+    # Name of the module whose dict of feature maps is distilled, e.g. "backbone.bottom_up".
+    cfg.MODEL.STUDENT.FEATURES = "backbone"
+    # Start the student's FPN and heads as copies of the teacher's, each where all its shapes agree
+    # with the teacher's (as FGD and ICD do). What MODEL.WEIGHTS holds is loaded over them.
+    cfg.MODEL.STUDENT.INHERIT = False
+
+    # A backbone from timm below an FPN, for light students: see skd/modeling/timm_backbone.py. Used
+    # by the MODEL.BACKBONE.NAMEs build_timm_fpn_backbone and build_retinanet_timm_fpn_backbone.
+    cfg.MODEL.TIMM = CN()
+    # A name in timm.list_models() that gives feature maps of the strides 4 (8) to 32.
+    cfg.MODEL.TIMM.NAME = "mobilenetv3_large_100"
+    # Start from timm's ImageNet weights, fetched by timm. MODEL.WEIGHTS is loaded over them.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # "BN", "SyncBN" (GPUs only) or "FrozenBN" (for few images per GPU).
+    cfg.MODEL.TIMM.NORM = "BN"
+
+    # ---------------------------------------------------------------------------- the teacher
+    cfg.MODEL.TEACHER = CN()
+    # A YAML file, a LazyConfig .py file, or a name in Detectron2's model zoo.
+    cfg.MODEL.TEACHER.CONFIG_FILE = ""
+    # Checkpoint, path or URL. Empty: the zoo's own checkpoint for the zoo name above.
+    cfg.MODEL.TEACHER.WEIGHTS = ""
+    # Changes to the teacher's config, as on the command line: ["KEY", "VALUE", ...] for YAML and
+    # ["key=value", ...] for LazyConfig.
+    cfg.MODEL.TEACHER.OPTS = []
+    # Like STUDENT.FEATURES; a module of the teacher's backbone, because nothing else of it runs.
+    cfg.MODEL.TEACHER.FEATURES = "backbone"
+    # What makes its forward cheaper; docs/performance.md has the measurements.
+    # Numbers it computes in: "fp32", "bf16" or "fp16". The losses are computed in fp32 anyway.
+    cfg.MODEL.TEACHER.PRECISION = "fp32"
+    # Fold its batch norms, which are fixed, into the convolutions before them.
+    cfg.MODEL.TEACHER.FOLD_BN = True
+    # Lay its maps out with channels last.
+    cfg.MODEL.TEACHER.CHANNELS_LAST = True
+    # Compile its backbone with torch.compile, which takes minutes at the start.
+    cfg.MODEL.TEACHER.COMPILE = False
+    # Run it on a CUDA stream of its own, beside the student's forward.
+    cfg.MODEL.TEACHER.SIDE_STREAM = False
+    # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
+    cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
+
+    # ------------------------------------------------------------------------------ the solver
+    # Take each batch in that many parts, one after the other, for one optimizer step: for GPUs
+    # that do not hold SOLVER.IMS_PER_BATCH images. Must divide a process's share of them. Done by
+    # train_net.py's SKDTrainer; other trainers do not know the key.
+    cfg.SOLVER.ACCUMULATE = 1
+    # Leave out up to so many batches whose loss is not finite, instead of stopping at the first.
+    # Done by SKDTrainer too.
+    cfg.SOLVER.SKIP_NON_FINITE = 0
+
+    # -------------------------------------------------------------------------- the distiller
+    # Declared where the methods are: skd/distillers/build.py and Settings in each method's file.
+    cfg.MODEL.DISTILLER = distiller_node()

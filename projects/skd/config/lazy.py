@@ -1,0 +1,54 @@
+"""A LazyConfig: read it, make it distil, take the student out of it. The verbs are YAML's."""
+
+import copy
+from typing import Sequence
+
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig, OmegaConf
+
+# SOLVER_KEYS of a YAML config, below ``train``
+TRAIN_KEYS = ("accumulate", "skip_non_finite")
+
+
+def read(path: str) -> DictConfig:
+    """A LazyConfig, from its .py file or from the .yaml that a run has saved."""
+    return LazyConfig.load(path)
+
+
+def override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
+    """A copy of the config with ``key=value ...`` of the command line."""
+    return LazyConfig.apply_overrides(cfg, list(options))
+
+
+def is_distilling(cfg: DictConfig) -> bool:
+    """Whether a LazyConfig describes a student with a teacher."""
+    return "student" in cfg.model and "distiller" in cfg.model
+
+
+def distil(cfg: DictConfig, teacher: str, weights: str = "") -> None:
+    """
+    Turn a plain LazyConfig into one that distils, in place: what ``--teacher`` does.
+
+    Args:
+        cfg: with ``model``, the student.
+        teacher, weights: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.WEIGHTS``.
+    """
+    student = cfg.model.student if is_distilling(cfg) else cfg.model
+    # names, because a config knows no model; those of the package outlive a move of the file
+    cfg.model = L("skd.DistillRCNN")(
+        student=student,
+        teacher=L("skd.build_teacher")(config_file=teacher, weights=weights),
+        distiller=L("skd.StructuredDistiller")(),
+        input_format=OmegaConf.select(cfg, "dataloader.train.mapper.image_format"),
+    )
+
+
+def student_of(cfg: DictConfig) -> DictConfig:
+    """A copy for stock Detectron2: its model is the student, without any key of this project."""
+    cfg = copy.deepcopy(cfg)
+    if is_distilling(cfg):
+        cfg.model = cfg.model.student
+    for key in TRAIN_KEYS:
+        cfg.get("train", {}).pop(key, None)
+    return cfg
