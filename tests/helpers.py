@@ -74,11 +74,15 @@ def read_config(path, opts=()):
     return cfg
 
 
-def distilling(student_cfg, teacher_files, reduction="sum", **changes):
-    """The student's config, with a teacher from :func:`save_detector`."""
+def distilling(student_cfg, teacher_files, reduction="sum", balance=False, **changes):
+    """
+    The student's config, with a teacher from :func:`save_detector`, and the terms' weights as the
+    papers have them unless ``balance``.
+    """
     cfg = student_cfg.clone()
     distill(cfg, *teacher_files)
     cfg.MODEL.DISTILLER.STRUCTURED.REDUCTION = reduction
+    cfg.MODEL.DISTILLER.BALANCE.ENABLED = balance
     for key, value in changes.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     return cfg

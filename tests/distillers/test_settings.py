@@ -13,6 +13,7 @@ from skd.distillers import (
     Distiller,
     Settings,
     StructuredDistiller,
+    build_balance,
     build_distiller,
 )
 from skd.distillers.settings import number
@@ -49,6 +50,7 @@ def test_configs_of_earlier_commits_load(cfg, node):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_config_s_defaults_are_the_arguments(cfg, name):
     method = DISTILLER_REGISTRY.get(name)
+    cfg.MODEL.DISTILLER.BALANCE.ENABLED = False  # which chooses a reduction
     from_config, from_arguments = method(cfg).settings, method().settings
     for f in fields(from_arguments):
         value = getattr(from_config, f.name)
@@ -112,3 +114,29 @@ def test_a_method_of_one_s_own_has_keys(early):
         assert loss == (3.0 if early else 2.0)
     finally:
         DISTILLER_REGISTRY._obj_map.pop("Mine")
+
+
+@pytest.mark.parametrize(
+    "enabled,preset,balanced",
+    [
+        (None, "auto", True),
+        (None, "two_stage", False),
+        (None, "one_stage_paper", False),
+        (True, "two_stage", True),
+        (False, "auto", False),
+    ],
+)
+def test_published_weights_are_not_balanced(cfg, enabled, preset, balanced):
+    cfg.MODEL.DISTILLER.BALANCE.ENABLED = enabled
+    cfg.MODEL.DISTILLER.STRUCTURED.PRESET = preset
+    assert (build_balance(cfg) is not None) == balanced
+    reduction = StructuredDistiller(cfg).settings.reduction
+    assert reduction == ("mean" if balanced else None)
+
+
+def test_balance_s_settings_are_checked():
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    cfg.MODEL.DISTILLER.BALANCE.PERIOD = 0
+    with pytest.raises(ValueError, match="MODEL.DISTILLER.BALANCE.PERIOD is 0"):
+        build_balance(cfg)

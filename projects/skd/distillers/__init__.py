@@ -1,6 +1,13 @@
 from .at import AT
+from .balance import GradientBalance
 from .base import Distiller, LevelwiseDistiller
-from .build import DISTILLER_REGISTRY, build_distiller, distiller_node
+from .build import (
+    DISTILLER_REGISTRY,
+    build_balance,
+    build_distiller,
+    distiller_node,
+    is_balanced,
+)
 from .combined import CombinedDistiller
 from .cwd import CWD
 from .defeat import DeFeat
@@ -26,6 +33,7 @@ __all__ = [
     "FGD",
     "FGFI",
     "FitNets",
+    "GradientBalance",
     "LevelwiseDistiller",
     "MGD",
     "OFD",
@@ -36,6 +44,8 @@ __all__ = [
     "SSIM",
     "Settings",
     "StructuredDistiller",
+    "build_balance",
     "build_distiller",
     "distiller_node",
+    "is_balanced",
 ]

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from .balance import GradientBalance
 from .settings import Settings
 
 Maps = Dict[str, torch.Tensor]
@@ -27,6 +28,9 @@ class Distiller(nn.Module):
 
     Attributes:
         needs_boxes: whether :meth:`forward` is given the ground-truth boxes.
+        proportions: of the terms' gradients, by their names; 1 for those not named.
+        balance: what weighs the terms, if anything does; set by the meta-architecture. It is a
+            part of the distiller so that its state is saved here.
         settings: an instance of ``Settings``.
     """
 
@@ -43,6 +47,8 @@ class Distiller(nn.Module):
             TypeError: a setting that the method does not have.
         """
         super().__init__()
+        self.proportions: Dict[str, float] = {}
+        self.balance: Optional[GradientBalance] = None
         self.settings = self.Settings(**settings)
         self.Settings.check(settings, lambda f: f"{type(self).__name__}'s {f.name}")
 

@@ -1,8 +1,11 @@
 """From names to methods: the registry, its part of the config, and what builds from it."""
 
+from typing import Optional
+
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
+from .balance import BalanceSettings, GradientBalance
 from .base import Distiller
 from .combined import CombinedDistiller
 
@@ -27,11 +30,32 @@ def distiller_node() -> CfgNode:
     # The student's feature maps to distil, e.g. ["p3", "p4"]. Empty: all that have a teacher's
     # map of the same stride. FGD, MGD and PKD take the finest NUM_LEVELS of these.
     node.LEVELS = []
+    # Weights of the terms by their gradients: see BalanceSettings in balance.py.
+    node.BALANCE = BalanceSettings.node()
     for _, method in DISTILLER_REGISTRY:
         settings = method.Settings.node() if issubclass(method, Distiller) else {}
         if settings:
             node[method.config_key()] = settings
     return node
+
+
+def is_balanced(cfg: CfgNode) -> bool:
+    """Whether the terms are weighted by their gradients; see ``MODEL.DISTILLER.BALANCE``."""
+    enabled = cfg.MODEL.DISTILLER.BALANCE.ENABLED
+    return cfg.MODEL.DISTILLER.STRUCTURED.PRESET == "auto" if enabled is None else enabled
+
+
+def build_balance(cfg: CfgNode) -> Optional[GradientBalance]:
+    """
+    What ``MODEL.DISTILLER.BALANCE`` describes; None where it is off.
+
+    Raises:
+        ValueError: a value out of range; names the key.
+    """
+    settings = BalanceSettings.arguments(cfg.MODEL.DISTILLER.BALANCE, "MODEL.DISTILLER.BALANCE")
+    if not is_balanced(cfg):
+        return None
+    return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, **settings)
 
 
 def build_distiller(cfg: CfgNode) -> Distiller:

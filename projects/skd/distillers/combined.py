@@ -8,7 +8,10 @@ from .base import Boxes, Distiller, Maps, Shapes, Terms
 
 
 class CombinedDistiller(Distiller):
-    """The terms of several methods, those of each times its weight."""
+    """
+    The terms of several methods, those of each times its weight; with a balance, their gradients
+    are in proportion to these weights.
+    """
 
     def __init__(self, methods: Dict[str, Tuple[Distiller, float]]):
         """
@@ -31,5 +34,6 @@ class CombinedDistiller(Distiller):
             for term, levels in own.items():
                 if term in terms:
                     raise ValueError(f"{name} and another method both have a term '{term}'.")
+                self.proportions[term] = self.weights[name] * method.proportions.get(term, 1.0)
                 terms[term] = {k: self.weights[name] * loss for k, loss in levels.items()}
         return terms

@@ -41,6 +41,17 @@ def whole(default: Any) -> Any:
     return _setting(default, Kind("a whole number above 0", _whole))
 
 
+def count(default: Any) -> Any:
+    """A whole number, 0 or above."""
+    kind = Kind("a whole number, 0 or above", lambda v: isinstance(v, int) and _in_range(v))
+    return _setting(default, kind)
+
+
+def proportions(default: Any) -> Any:
+    """Pairs of a name and a number."""
+    return _setting(default, Kind("a list of [name, number], numbers 0 or above", _named_numbers))
+
+
 def flag(default: Any) -> Any:
     """True or False."""
     return _setting(default, Kind("True or False", lambda v: isinstance(v, bool)))
@@ -148,5 +159,12 @@ def _is_list(value: Any) -> bool:
 def _pairs(value: Any) -> bool:
     try:
         return all(_whole(v) for pair in dict(value).items() for v in pair)
+    except (TypeError, ValueError):
+        return False
+
+
+def _named_numbers(value: Any) -> bool:
+    try:
+        return all(isinstance(k, str) and _in_range(v) for k, v in dict(value).items())
     except (TypeError, ValueError):
         return False

@@ -11,7 +11,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from ..config import student_config
-from ..distillers import Distiller, build_distiller
+from ..distillers import Distiller, GradientBalance, build_balance, build_distiller
 from ..visualization.attention import draw_attention
 from .features import FeatureTap, align, get_feature_module, pair_levels
 from .inherit import inherit as inherit_from
@@ -36,6 +36,7 @@ class DistillRCNN(nn.Module):
         student: nn.Module,
         teacher: FrozenTeacher,
         distiller: Distiller,
+        balance: Optional[GradientBalance] = None,
         input_format: Optional[str] = None,
         features: str = "backbone",
         levels: Sequence[str] = (),
@@ -47,6 +48,7 @@ class DistillRCNN(nn.Module):
             student: any Detectron2 model that returns a dict of losses in training.
             teacher: see :class:`FrozenTeacher`.
             distiller: a method; its layers are made here.
+            balance: weighs the distiller's terms; None leaves their weights as they are.
             input_format: colour order of the images given to the model, "BGR" or "RGB"; by
                 default ``student.input_format``.
             features: the student's module whose feature maps are distilled.
@@ -65,6 +67,7 @@ class DistillRCNN(nn.Module):
         self._non_persistent_buffers_set = student._non_persistent_buffers_set
         self._modules.update(student._modules)
         self.distiller = distiller
+        distiller.balance = balance
         # past nn.Module.__setattr__, which would register them
         object.__setattr__(self, "student", student)
         object.__setattr__(self, "teacher", teacher)
@@ -104,6 +107,7 @@ class DistillRCNN(nn.Module):
             "student": student,
             "teacher": teacher,
             "distiller": distiller,
+            "balance": build_balance(cfg),
             "input_format": cfg.INPUT.FORMAT,
             "features": cfg.MODEL.STUDENT.FEATURES,
             "levels": cfg.MODEL.DISTILLER.LEVELS,
@@ -139,16 +143,25 @@ class DistillRCNN(nn.Module):
             losses = self.student(batched_inputs)
         teacher_features = teacher_features()
         image_size = [max(x["image"].shape[i] for x in batched_inputs) for i in (1, 2)]
+        balance, maps = self.distiller.balance, {n: tap.features[n] for n in self.pairs}
+        seen = maps
+        if balance is not None:
+            iteration = get_event_storage().iter if has_event_storage() else None
+            seen = balance.begin(maps, iteration)
         student, teacher = {}, {}
         for name, pair in self.pairs.items():
             student[name], teacher[name] = align(
-                tap.features[name], teacher_features[pair.teacher_name], pair, image_size
+                seen[name], teacher_features[pair.teacher_name], pair, image_size
             )
         boxes = None
         if self.distiller.needs_boxes:
             boxes = self._object_boxes(batched_inputs)
         terms = self.distiller(student, teacher, boxes)
+        if balance is not None:
+            terms = balance(sum(losses.values()), maps, terms, seen, self.distiller.proportions)
         _report(losses, terms, batched_inputs)
+        if balance is not None and has_event_storage():
+            balance_scalars(balance)
         if self.vis_period > 0 and has_event_storage():
             storage = get_event_storage()
             if storage.iter % self.vis_period == 0:
@@ -171,6 +184,16 @@ class DistillRCNN(nn.Module):
                 "StructuredDistiller or PKD."
             )
         return [b.tensor.to(self.device) for b in boxes]
+
+
+def balance_scalars(balance):
+    storage = get_event_storage()
+    for name, cosine in balance.cosines.items():
+        storage.put_scalar(f"distill/cosine_{name}", cosine.item(), smoothing_hint=False)
+    for name, w in balance.weights().items():
+        storage.put_scalar(f"distill/weight_{name}", w.item(), smoothing_hint=False)
+    for name, n in balance.norms().items():
+        storage.put_scalar(f"distill/norm_{name}", n.item(), smoothing_hint=False)
 
 
 def _report(

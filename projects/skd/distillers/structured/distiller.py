@@ -1,13 +1,15 @@
 """SKD as a distiller: which preset, and a :class:`StructuredLevel` for each pair of maps."""
 
 from dataclasses import asdict, replace
+from typing import Any, Dict
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ..base import Boxes, LevelwiseDistiller, Shapes, Terms, is_two_stage
-from ..build import DISTILLER_REGISTRY
+from ..build import DISTILLER_REGISTRY, is_balanced
 from .level import StructuredLevel
 from .settings import PRESETS, StructuredSettings
 
@@ -24,6 +26,13 @@ class StructuredDistiller(LevelwiseDistiller):
 
     Settings = StructuredSettings
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        settings = super().from_config(cfg)
+        if is_balanced(cfg) and settings["reduction"] is None:
+            settings["reduction"] = "mean"
+        return settings
+
     @property
     def preset(self) -> str:
         """The preset's name; "auto" until :meth:`bind`."""
@@ -33,7 +42,9 @@ class StructuredDistiller(LevelwiseDistiller):
         preset = self.preset
         if preset == "auto":
             preset = "two_stage" if is_two_stage(shapes) else "one_stage"
-        self.settings = replace(self.settings.filled(PRESETS[preset]), preset=preset)
+        self.settings = replace(
+            self.settings.filled({**PRESETS[preset], "reduction": "sum"}), preset=preset
+        )
         super().bind(shapes)
 
     def make_layers(self, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:

@@ -61,7 +61,8 @@ class StructuredSettings(Settings):
     adapter: Optional[bool] = flag(None)
     # "sum": the paper's norms over the whole batch, which grow with batch and image size.
     # "mean": independent of both, and equal to "sum" for two images of 800x1344.
-    reduction: str = choice("sum", REDUCTIONS)
+    # None: "mean" with MODEL.DISTILLER.BALANCE, else "sum".
+    reduction: Optional[str] = choice(None, REDUCTIONS)
     # "dot_product" (released code) or "embedded_gaussian" (softmax attention).
     affinity: str = choice("dot_product", AFFINITIES, key="NON_LOCAL.AFFINITY")
     # Norm at the end of the block: "BN", "SyncBN", "naiveSyncBN" (for CPUs), "GN", "" for none.

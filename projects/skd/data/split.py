@@ -1,0 +1,32 @@
+"""Parts of a dataset in COCO's format, by its images' names."""
+
+import hashlib
+from typing import Any, Collection, Dict
+
+
+def fold_of(file_name: str, folds: int) -> int:
+    """The fold an image belongs to. Depends on its name alone, so every machine agrees."""
+    return int(hashlib.sha256(file_name.encode()).hexdigest(), 16) % folds
+
+
+def take_folds(content: Dict[str, Any], folds: int, take: Collection[int]) -> Dict[str, Any]:
+    """
+    The images of some folds and their annotations.
+
+    Args:
+        content: of a JSON file in COCO's format; stays as it is.
+        folds: how many there are.
+        take: which of them to keep, 0 to ``folds`` - 1.
+
+    Raises:
+        ValueError: a fold that does not exist, or no image is left.
+    """
+    unknown = sorted(k for k in take if not 0 <= k < folds)
+    if unknown:
+        raise ValueError(f"There is no fold {unknown}: {folds} folds are 0 to {folds - 1}.")
+    images = [x for x in content["images"] if fold_of(x["file_name"], folds) in take]
+    if not images:
+        raise ValueError(f"None of the {len(content['images'])} images is in the folds {take}.")
+    kept = {x["id"] for x in images}
+    annotations = [x for x in content.get("annotations", []) if x["image_id"] in kept]
+    return {**content, "images": images, "annotations": annotations}

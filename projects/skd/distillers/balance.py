@@ -1,0 +1,287 @@
+"""
+Weights of the terms by their gradients instead of their values.
+
+What a loss does to the student is its gradient at the student's feature maps. Its value says
+little: a norm grows with batch, image and channels, and every method has a scale of its own. So a
+term's weight is chosen such that the norm of its gradient is a set share of the norm of the
+detector's own gradient at the same maps:
+
+    w_t = m(i) * s_t * |d L_detector / d A| / |d L_t / d A|
+
+for the maps A of all levels together, shares s_t whose sum is ``share``, and a schedule m(i). The
+same idea balances EnCodec's discriminators (A. Defossez et al., arXiv 2210.13438, section 3.4) and,
+with learnt weights, GradNorm's tasks (Z. Chen et al., ICML 2018).
+"""
+
+import math
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from .settings import Settings, choice, count, flag, number, proportions, whole
+
+Maps = Dict[str, torch.Tensor]
+Terms = Dict[str, Dict[str, torch.Tensor]]
+Shares = Union[Mapping[str, float], Sequence[Tuple[str, float]]]
+
+DETECTOR = "detector"
+PREFIX = "loss_distill_"
+_KEY = "MODEL.DISTILLER.BALANCE"
+DECAYS = ("none", "linear", "cosine")
+# Gradients at fp16 maps are too small for fp16: they are taken of the loss times this, and the
+# factor is halved where it was too large.
+FP16_SCALE = 2.0**16
+# Never 1: the fused losses hand out what they have saved if the gradient that comes back is 1, and
+# autograd may add to it, while it is still needed for the step's own backward pass.
+SCALE = 2.0
+
+
+@dataclass(frozen=True)
+class BalanceSettings(Settings):
+    """The keys ``MODEL.DISTILLER.BALANCE.*``."""
+
+    # Weigh each term such that its gradient at the student's maps is a set share of the detector's
+    # own there, whatever the term's scale. None: yes, unless STRUCTURED.PRESET names published
+    # weights.
+    enabled: Optional[bool] = flag(None)
+    # Of all terms together, in norms of the detector's gradient.
+    share: float = number(1.0)
+    # Proportions of the terms: list of [term, number], e.g. [["structured_at", 0.1]]; 1 for those
+    # not named. 0: the term's layers learn, without the student.
+    shares: Shares = proportions(())
+    # Iterations at the start in which the distiller's layers learn, without the student.
+    warmup: int = count(0)
+    # Iterations after these in which the share grows from 0.
+    ramp: int = count(0)
+    # How the share shrinks to 0 from then on until SOLVER.MAX_ITER.
+    decay: str = choice("none", DECAYS)
+    # The gradients are measured in each of the first BURN_IN iterations and in every PERIOD-th
+    # after, as running means of this MOMENTUM.
+    period: int = whole(20)
+    burn_in: int = whole(20)
+    momentum: float = number(0.9, below=1)
+
+
+class GradientBalance(nn.Module):
+    """
+    Weighs the terms of any :class:`Distiller`. Knows tensors only.
+
+    The norms are measured by an extra backward pass from the losses to the maps. All processes use
+    the same ones. They are buffers, so that a run that resumes has the weights it had. No step
+    waits for the device.
+    """
+
+    def __init__(self, *, max_iter: int = 0, **settings: Any):
+        """
+        Args:
+            max_iter: iterations of the training; needed for a decay.
+            settings: fields of :class:`BalanceSettings`.
+
+        Raises:
+            ValueError: a value out of range, or a decay without a ``max_iter``; names the key.
+            TypeError: a setting that there is not.
+        """
+        super().__init__()
+        self.settings = s = BalanceSettings(**settings)
+        BalanceSettings.check(settings, lambda f: f"{_KEY}.{f.name.upper()}")
+        if s.decay != "none" and max_iter <= s.warmup + s.ramp:
+            raise ValueError(
+                f"{_KEY}.DECAY is {s.decay!r}, but the training's {max_iter} iterations end before "
+                f"WARMUP and RAMP, {s.warmup + s.ramp} iterations, do."
+            )
+        self.max_iter = max_iter
+        self._own_parts: Dict[str, float] = {}
+        self.parts = {_short(name): value for name, value in dict(s.shares).items()}
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
+        self.register_buffer("scale", torch.tensor(FP16_SCALE))
+        self._iteration: Optional[int] = None  # the same on the host, where nobody waits for it
+        self.cosines: Dict[str, torch.Tensor] = {}  # of the last measurement, by term
+
+    def begin(self, maps: Maps, iteration: Optional[int] = None) -> Maps:
+        """
+        Begin an iteration: what the distiller gets to see of the student.
+
+        Args:
+            maps: the student's feature maps by level.
+            iteration: of the training; counted here if None.
+
+        Returns:
+            The maps, or in the warm-up detached leaves in their place.
+        """
+        if iteration is None:
+            iteration = int(self.iteration) if self._iteration is None else self._iteration + 1
+        self._iteration = iteration
+        self.iteration.fill_(iteration + 1)
+        if iteration >= self.settings.warmup:
+            return maps
+        return {name: x.detach().requires_grad_() for name, x in maps.items()}
+
+    def forward(
+        self,
+        detector: torch.Tensor,
+        maps: Maps,
+        terms: Terms,
+        seen: Maps,
+        parts: Mapping[str, float] = MappingProxyType({}),
+    ) -> Terms:
+        """
+        Args:
+            detector: the sum of the detector's own losses, a scalar.
+            maps: the student's feature maps.
+            terms: scalars by term and level, as a distiller returns them.
+            seen: what it was given, from :meth:`begin`.
+            parts: the distiller's own proportions of the terms, which multiply those set.
+
+        Returns:
+            The terms, weighted.
+
+        Raises:
+            ValueError: ``SHARES`` names a term that there is not.
+        """
+        if self.due():
+            totals = {_short(name): sum(levels.values()) for name, levels in terms.items()}
+            self._measure(detector, list(maps.values()), totals, list(seen.values()))
+        self._own_parts = {_short(name): part for name, part in parts.items()}
+        weights = self.weights()
+        return {
+            name: {k: weights[_short(name)] * v for k, v in levels.items()}
+            for name, levels in terms.items()
+        }
+
+    def due(self) -> bool:
+        """Whether the norms are measured in this iteration. The same in all processes."""
+        i = self._iteration
+        # at the end of the warm-up the distiller's maps are others
+        begun = any(0 <= i - start < self.settings.burn_in for start in (0, self.settings.warmup))
+        return begun or i % self.settings.period == 0 or not self.norms()
+
+    def abstain(self) -> None:
+        """
+        Take part in the other processes' measurement without a value, in an iteration that failed
+        here: they would wait, and none of them uses what they measured.
+        """
+        if self.due() and self.norms():
+            device = self.scale.device
+            _mean_over_processes(
+                torch.full((2 * len(self.norms()) - 1,), math.nan, device=device).double()
+            )
+
+    def multiplier(self, iteration: int) -> float:
+        """m(i): 1, or what ramp and decay make of it. The warm-up needs no zero: see begin."""
+        done = iteration - self.settings.warmup
+        if done < 0:
+            return 1.0
+        if done < self.settings.ramp:
+            return (done + 1) / self.settings.ramp
+        if self.settings.decay == "none":
+            return 1.0
+        left = 1 - (done - self.settings.ramp) / (
+            self.max_iter - self.settings.warmup - self.settings.ramp
+        )
+        left = min(max(left, 0.0), 1.0)
+        return left if self.settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
+
+    def shares(self) -> Dict[str, float]:
+        """s_t by term."""
+        terms = [name for name in self.norms() if name != DETECTOR]
+        unknown = sorted(set(self.parts) - set(terms))
+        if unknown:
+            raise ValueError(f"{_KEY}.SHARES names {unknown}, but the terms are {sorted(terms)}.")
+        parts = {t: self.parts.get(t, 1.0) * self._own_parts.get(t, 1.0) for t in terms}
+        total = sum(parts.values()) or 1.0
+        return {name: self.settings.share * part / total for name, part in parts.items()}
+
+    def weights(self, iteration: Optional[int] = None) -> Dict[str, torch.Tensor]:
+        """w_t by term, by default of the present iteration; 0 for one without a gradient."""
+        norms = self.norms()
+        m = self.multiplier(self._iteration if iteration is None else iteration)
+        return {
+            name: torch.where(norms[name] > 0, m * s * norms[DETECTOR] / norms[name], 0.0).float()
+            for name, s in self.shares().items()
+        }
+
+    def norms(self) -> Dict[str, torch.Tensor]:
+        """Smoothed norms of the gradients, of the detector's losses and of each unweighted term."""
+        return {name[5:]: x for name, x in self._buffers.items() if name.startswith("norm_")}
+
+    def _measure(
+        self,
+        detector: torch.Tensor,
+        maps: List[torch.Tensor],
+        totals: Dict[str, torch.Tensor],
+        seen: List[torch.Tensor],
+    ) -> None:
+        """Update the norms, and the cosines of the terms' gradients with the detector's."""
+        own = self._gradients(detector, maps)
+        squares, dots = [_dot(own, own)], []
+        for total in totals.values():
+            gradients = self._gradients(total, seen)
+            squares.append(_dot(gradients, gradients))
+            dots.append(_dot(gradients, own))
+            del gradients  # one set of maps less in memory when the next is made
+        values = _mean_over_processes(torch.stack(squares + dots))
+        lengths, dots = values[: len(squares)].sqrt(), values[len(squares) :]
+        lengths_of_both = lengths[0] * lengths[1:]
+        cosines = torch.where(lengths_of_both > 0, dots / lengths_of_both, 0.0)
+        self.cosines = dict(zip(totals, cosines.float()))
+        self._smooth(dict(zip([DETECTOR, *totals], lengths)))
+
+    def _gradients(self, loss: torch.Tensor, maps: List[torch.Tensor]) -> List[torch.Tensor]:
+        """d loss / d map in fp32; zeros where there is none, as for a student that is frozen."""
+        wanted = [x for x in maps if x.requires_grad] if loss.requires_grad else []
+        if not wanted:
+            return [torch.zeros_like(x) for x in maps]
+        half = any(x.dtype == torch.float16 for x in wanted)
+        scale = self.scale.to(loss) if half else loss.new_tensor(SCALE)
+        gradients = iter(
+            torch.autograd.grad(
+                loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True
+            )
+        )
+        found = [next(gradients) if x.requires_grad else None for x in maps]
+        return [
+            torch.zeros_like(x) if g is None else g.float() / scale for g, x in zip(found, maps)
+        ]
+
+    def _smooth(self, norms: Dict[str, torch.Tensor]) -> None:
+        """Running means. A measurement that overflowed in any process is left out in all."""
+        finite = torch.stack(list(norms.values())).isfinite().all()
+        self.scale.copy_(torch.where(finite, self.scale, self.scale / 2))
+        for name, value in norms.items():
+            if f"norm_{name}" not in self._buffers:
+                self.register_buffer(f"norm_{name}", torch.where(finite, value, 0.0))
+                continue
+            norm = self._buffers[f"norm_{name}"]
+            # the first finite value replaces a zero
+            smoothed = torch.where(norm > 0, norm.lerp(value, 1 - self.settings.momentum), value)
+            norm.copy_(torch.where(finite, smoothed, norm))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # which terms there are is known from the first iteration on; a checkpoint knows it before
+        for key, value in state_dict.items():
+            name = key[len(prefix) :]
+            if key.startswith(prefix + "norm_") and name not in self._buffers:
+                self.register_buffer(name, torch.zeros_like(value, device=self.scale.device))
+        self._iteration = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _short(term: str) -> str:
+    return term[len(PREFIX) :] if term.startswith(PREFIX) else term
+
+
+def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:
+    # rows first, the rest in fp64: one fp32 sum over millions of products loses digits
+    rows = [torch.linalg.vecdot(x, y).double().sum() for x, y in zip(a, b)]
+    return torch.stack(rows).sum()
+
+
+def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from skd.data.split import fold_of, take_folds
+from tests.helpers import run_script
+
+CONTENT = {
+    "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(40)],
+    "annotations": [{"id": 1 + i, "image_id": i % 40} for i in range(80)],
+    "categories": [{"id": 1, "name": "x"}],
+}
+
+
+def test_folds_are_a_partition_that_only_names_decide():
+    parts = [take_folds(CONTENT, 4, {k}) for k in range(4)]
+    ids = [x["id"] for part in parts for x in part["images"]]
+    assert sorted(ids) == list(range(40))
+    for part in parts:
+        kept = {x["id"] for x in part["images"]}
+        assert [a["id"] for a in part["annotations"]] == [
+            a["id"] for a in CONTENT["annotations"] if a["image_id"] in kept
+        ]
+    assert [fold_of(f"{i}.jpg", 4) for i in range(8)] == [fold_of(f"{i}.jpg", 4) for i in range(8)]
+
+
+def test_literal_folds():
+    """Other ones would be another split for everybody."""
+    assert [fold_of(name, 10) for name in ("a.jpg", "b.jpg", "c.jpg", "dir/a.jpg")] == [4, 4, 6, 9]
+
+
+@pytest.mark.parametrize(
+    "folds,take,words", [(4, {4}, r"no fold \[4\]"), (10**9, {0}, "None of the 40")]
+)
+def test_wrong_folds_are_named(folds, take, words):
+    with pytest.raises(ValueError, match=words):
+        take_folds(CONTENT, folds, take)
+
+
+def test_command(tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps(CONTENT))
+    args = [tmp_path / "all.json", tmp_path / "part.json", "--folds", 2, "--take", 1]
+    out = run_script("tools/split_dataset.py", *args, datasets=tmp_path)
+    part = json.loads((tmp_path / "part.json").read_text())
+    assert part == take_folds(CONTENT, 2, {1})
+    assert f"{len(part['images'])} of 40 images" in out

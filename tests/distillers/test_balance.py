@@ -1,0 +1,246 @@
+"""The balance of the terms' gradients."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from torch import nn
+
+from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, GradientBalance
+from skd.distillers.balance import DETECTOR
+
+STRIDES = {"p2": 4, "p3": 8, "p4": 16}
+METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
+
+
+def make(name, channels=6, **settings):
+    """A method over three levels, with random parameters, where nothing is zero at the start."""
+    torch.manual_seed(0)
+    distiller = DISTILLER_REGISTRY.get(name)(**settings)
+    spec = {k: ShapeSpec(channels=channels, stride=s) for k, s in STRIDES.items()}
+    distiller.bind({k: (s, s) for k, s in spec.items()})
+    for parameter in distiller.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return distiller
+
+
+def inputs(n=2, size=96, channels=6, dtype=torch.float32, seed=1):
+    """Maps of student and teacher for images of size x size, and a box in each image."""
+    g = torch.Generator().manual_seed(seed)
+
+    def maps():
+        shape = {k: (n, channels, size // s, size // s) for k, s in STRIDES.items()}
+        return {k: torch.randn(v, generator=g).to(dtype) for k, v in shape.items()}
+
+    boxes = [torch.tensor([[8.0, 8.0, size / 2, size / 2]])] * n
+    return {k: x.requires_grad_() for k, x in maps().items()}, maps(), boxes
+
+
+def detector_loss(maps):
+    """Stands for a detector: a mean over images, as detectors' losses are."""
+    return sum((x.float().sin() * 1e-2).mean() for x in maps.values())
+
+
+def gradients(loss, maps):
+    found = torch.autograd.grad(loss, list(maps.values()), retain_graph=True, allow_unused=True)
+    return torch.cat([torch.zeros(0) if g is None else g.flatten().double() for g in found])
+
+
+def run(balance, distiller, maps, teacher, boxes, iteration=None):
+    seen = balance.begin(maps, iteration)
+    terms = distiller(seen, teacher, boxes if distiller.needs_boxes else None)
+    return balance(detector_loss(maps), maps, terms, seen, distiller.proportions), seen
+
+
+def shares_of(terms, maps):
+    own = gradients(detector_loss(maps), maps).norm()
+    return {
+        name: (gradients(sum(levels.values()), maps).norm() / own).item()
+        for name, levels in terms.items()
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gets_its_share(name):
+    maps, teacher, boxes = inputs()
+    terms, _ = run(GradientBalance(share=0.6), make(name), maps, teacher, boxes)
+    shares = shares_of(terms, maps)
+    assert shares == pytest.approx({k: 0.6 / len(shares) for k in shares}, rel=1e-4)
+
+
+def test_every_term_of_a_combination_gets_its_share():
+    maps, teacher, boxes = inputs()
+    method = CombinedDistiller({n: (make(n), w) for n, w in (("FGD", 1.0), ("PKD", 2.0))})
+    terms, _ = run(GradientBalance(share=0.6), method, maps, teacher, boxes)
+    assert len(terms) == 5
+    assert shares_of(terms, maps) == pytest.approx(
+        {k: 0.2 if "pkd" in k else 0.1 for k in terms}, rel=1e-4
+    )
+
+
+def test_shares_are_proportions_of_the_terms():
+    maps, teacher, boxes = inputs()
+    balance = GradientBalance(
+        share=3.0, shares=[("structured_at", 0.5), ("loss_distill_structured_nl", 0)]
+    )
+    terms, _ = run(balance, make("StructuredDistiller"), maps, teacher, boxes)
+    assert shares_of(terms, maps) == pytest.approx(
+        {
+            "loss_distill_structured_am": 2.0,
+            "loss_distill_structured_at": 1.0,
+            "loss_distill_structured_nl": 0.0,
+        },
+        rel=1e-4,
+    )
+
+
+@pytest.mark.parametrize("size", [96, 256])
+@pytest.mark.parametrize("n", [2, 8])
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_shares_depend_on_no_scale(size, n, factor):
+    """Neither on image size, nor batch, nor the weights the terms come with."""
+    maps, teacher, boxes = inputs(n, size)
+    method = CombinedDistiller({"StructuredDistiller": (make("StructuredDistiller"), factor)})
+    terms, _ = run(GradientBalance(share=0.3), method, maps, teacher, boxes)
+    assert shares_of(terms, maps) == pytest.approx({k: 0.1 for k in terms}, rel=1e-3)
+
+
+def test_norms_are_measured_at_first_and_then_in_every_period():
+    maps, teacher, boxes = inputs()
+    balance, method = GradientBalance(period=5, burn_in=2), make("PKD")
+    measured = []
+    for i in range(12):
+        run(balance, method, maps, teacher, boxes, i)
+        if balance.due():
+            measured.append(i)
+    assert measured == [0, 1, 5, 10]
+
+
+def test_norms_are_running_means():
+    balance = GradientBalance(momentum=0.75)
+    for value in (1.0, 5.0):
+        balance._smooth({DETECTOR: torch.tensor(value), "pkd": torch.tensor(value)})
+    assert balance.norms()["pkd"].item() == 0.75 * 1 + 0.25 * 5
+    balance._smooth({DETECTOR: torch.tensor(3.0), "pkd": torch.tensor(torch.inf)})
+    assert balance.norms()[DETECTOR].item() == 2.0  # an overflow is left out as a whole
+    assert balance.scale.item() == 2.0**15
+
+
+def test_the_warm_up_moves_the_layers_and_not_the_student():
+    maps, teacher, boxes = inputs()
+    balance, method = GradientBalance(warmup=1, share=0.3), make("StructuredDistiller")
+    terms, seen = run(balance, method, maps, teacher, boxes, 0)
+    loss = sum(v for levels in terms.values() for v in levels.values())
+    assert not gradients(loss, maps).any() and gradients(loss, seen).any()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+    terms, seen = run(balance, method, maps, teacher, boxes, 1)
+    assert seen is maps
+    loss = sum(v for levels in terms.values() for v in levels.values())
+    assert gradients(loss, maps).any()
+
+
+@pytest.mark.parametrize(
+    "decay,expected", [("none", [1, 1, 1]), ("linear", [1, 0.5, 0]), ("cosine", [1, 0.5, 0])]
+)
+def test_ramp_and_decay(decay, expected):
+    balance = GradientBalance(warmup=10, ramp=10, decay=decay, max_iter=120)
+
+    multiplier = balance.multiplier
+    assert multiplier(10) == 0.1 and multiplier(14) == 0.5 and multiplier(19) == 1.0
+    assert [multiplier(i) for i in (20, 70, 120)] == pytest.approx(expected)
+
+
+def test_the_measurement_leaves_the_gradients_of_the_step_alone():
+    """The fused losses keep gradients for backward, which a second pass must not touch."""
+    maps, teacher, _ = inputs()
+    # a map that follows from another: gradients add up on the way back
+    deep = {**maps, "p4": nn.functional.max_pool2d(maps["p3"], 2)}
+    balance = GradientBalance(share=1.0)
+    terms, _ = run(balance, make("StructuredDistiller"), deep, teacher, None)
+    weights = balance.weights()
+    expected = make("StructuredDistiller")(deep, teacher)
+    unmeasured = sum(weights[k[13:]] * sum(levels.values()) for k, levels in expected.items())
+    measured = sum(sum(levels.values()) for levels in terms.values())
+    torch.testing.assert_close(
+        gradients(measured, maps), gradients(unmeasured, maps), rtol=1e-6, atol=1e-12
+    )
+
+
+def test_cosines_tell_whether_a_term_pulls_with_the_detector():
+    maps, _, _ = inputs()
+    balance = GradientBalance()
+    seen = balance.begin(maps)
+    own = detector_loss(maps)
+    balance(
+        own,
+        maps,
+        {"loss_distill_with": {"p2": 3 * own}, "loss_distill_against": {"p2": -own}},
+        seen,
+    )
+    assert balance.cosines["with"].item() == pytest.approx(1)
+    assert balance.cosines["against"].item() == pytest.approx(-1)
+
+
+def test_a_student_that_is_frozen_gets_weight_zero():
+    maps, teacher, boxes = inputs()
+    maps = {k: x.detach() for k, x in maps.items()}
+    terms, _ = run(GradientBalance(), make("StructuredDistiller"), maps, teacher, boxes)
+    assert all(v.item() == 0 for levels in terms.values() for v in levels.values())
+
+
+def test_a_term_without_a_gradient_gets_weight_zero():
+    """As where student and teacher agree."""
+    maps, teacher, boxes = inputs()
+    balance = GradientBalance()
+    seen = balance.begin(maps)
+    flat = sum((x * 0).sum() for x in maps.values())
+    terms = balance(detector_loss(maps), maps, {"loss_distill_flat": {"p2": flat}}, seen)
+    assert terms["loss_distill_flat"]["p2"].item() == 0
+
+
+def test_gradients_at_half_precision_maps_do_not_vanish():
+    maps, _, _ = inputs(dtype=torch.float16)
+    tiny = sum((x.float() * 1e-8).sum() for x in maps.values())  # below fp16's smallest number
+    balance = GradientBalance()
+    balance(tiny, maps, {"loss_distill_x": {"p2": tiny}}, balance.begin(maps))
+    size = sum(x.numel() for x in maps.values())
+    assert balance.norms()[DETECTOR].item() == pytest.approx(1e-8 * size**0.5, rel=1e-2)
+
+
+def test_a_checkpoint_brings_the_norms_back():
+    maps, teacher, boxes = inputs()
+    method = make("FGD")
+    method.balance = GradientBalance(momentum=0.9)
+    for _ in range(3):
+        run(method.balance, method, maps, teacher, boxes)
+    again = make("FGD")
+    again.balance = GradientBalance(momentum=0.9)
+    assert not again.load_state_dict(method.state_dict()).unexpected_keys
+    assert {k: v.item() for k, v in again.balance.weights(3).items()} == {
+        k: v.item() for k, v in method.balance.weights(3).items()
+    }
+    again.balance.begin(maps)
+    assert again.balance._iteration == 3
+
+
+@pytest.mark.parametrize(
+    "settings,words",
+    [
+        ({"share": -1.0}, r"BALANCE.SHARE is -1.0; it must be a number, 0 or above"),
+        ({"share": True}, "BALANCE.SHARE is True"),
+        ({"shares": [("pkd", "x")]}, "BALANCE.SHARES is .* a list of .name, number"),
+        ({"period": 0}, "BALANCE.PERIOD is 0; it must be a whole number above 0"),
+        ({"momentum": 1.0}, "BALANCE.MOMENTUM is 1.0"),
+        ({"decay": "exp"}, "BALANCE.DECAY is 'exp'"),
+        ({"decay": "linear", "warmup": 9, "max_iter": 9}, "end before WARMUP and RAMP"),
+    ],
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(ValueError, match=words):
+        GradientBalance(**settings)
+
+
+def test_unknown_terms_are_named():
+    maps, teacher, boxes = inputs()
+    with pytest.raises(ValueError, match=r"SHARES names \['at'\], but the terms are \['pkd'\]"):
+        run(GradientBalance(shares={"at": 1.0}), make("PKD"), maps, teacher, boxes)
