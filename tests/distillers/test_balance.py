@@ -1,8 +1,12 @@
 """The balance of the terms' gradients."""
 
+import os
+
 import pytest
 import torch
+from detectron2.engine import launch
 from detectron2.layers import ShapeSpec
+from detectron2.utils import comm
 from torch import nn
 
 from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, GradientBalance
@@ -244,3 +248,35 @@ def test_unknown_terms_are_named():
     maps, teacher, boxes = inputs()
     with pytest.raises(ValueError, match=r"SHARES names \['at'\], but the terms are \['pkd'\]"):
         run(GradientBalance(shares={"at": 1.0}), make("PKD"), maps, teacher, boxes)
+
+
+def split_step(folder):
+    """In each of several processes: its images' share of the batch, and what it is weighted by."""
+    torch.set_num_threads(1)
+    rank, size = comm.get_rank(), comm.get_world_size()
+    maps, teacher, boxes = inputs(n=4)
+    mine = slice(rank * 4 // size, (rank + 1) * 4 // size)
+    maps = {k: x[mine].detach().requires_grad_() for k, x in maps.items()}
+    teacher = {k: x[mine] for k, x in teacher.items()}
+    method = make("StructuredDistiller", reduction="mean", weight_nl=0.0)
+    balance = GradientBalance()
+    run(balance, method, maps, teacher, boxes[mine])
+    if rank == 1:  # a process whose forward failed must not let the other wait
+        balance.begin(maps)
+        balance.abstain()
+    else:
+        run(balance, method, maps, teacher, boxes[mine])
+    state = {"weights": balance.weights(), "scale": balance.scale}
+    torch.save(state, f"{folder}/{size}_{rank}.pth")
+
+
+def test_processes_use_the_weights_of_the_joint_batch(tmp_path):
+    port = 20000 + os.getpid() % 20000
+    launch(split_step, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(str(tmp_path),))
+    launch(split_step, 1, args=(str(tmp_path),))
+    joint, first, second = (torch.load(tmp_path / f"{n}.pth") for n in ("1_0", "2_0", "2_1"))
+    assert first == second
+    for name, weight in joint["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, rtol=1e-5, atol=0)
+    # of the second iteration nobody has a value, as one process had none
+    assert first["scale"] == joint["scale"] / 2

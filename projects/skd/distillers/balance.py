@@ -165,10 +165,9 @@ class GradientBalance(nn.Module):
         here: they would wait, and none of them uses what they measured.
         """
         if self.due() and self.norms():
-            device = self.scale.device
-            _mean_over_processes(
-                torch.full((2 * len(self.norms()) - 1,), math.nan, device=device).double()
-            )
+            nothing = torch.full((2 * len(self.norms()) - 1,), math.nan, dtype=torch.float64)
+            lost = _mean_over_processes(nothing.to(self.scale.device))
+            self._smooth(dict(zip(self.norms(), lost)))
 
     def multiplier(self, iteration: int) -> float:
         """m(i): 1, or what ramp and decay make of it. The warm-up needs no zero: see begin."""
@@ -194,6 +193,20 @@ class GradientBalance(nn.Module):
         parts = {t: self.parts.get(t, 1.0) * self._own_parts.get(t, 1.0) for t in terms}
         total = sum(parts.values()) or 1.0
         return {name: self.settings.share * part / total for name, part in parts.items()}
+
+    def scalars(self) -> Dict[str, torch.Tensor]:
+        """
+        What there is to see, by name: for each term its share of the detector's gradient, its
+        weight, the norm of its gradient without the weight, and the cosine of its gradient and the
+        detector's; and the norm of the detector's.
+        """
+        norms, weights = self.norms(), self.weights()
+        found = {f"norm_{name}": norm for name, norm in norms.items()}
+        for name, weight in weights.items():
+            found[f"weight_{name}"] = weight
+            found[f"share_{name}"] = weight * norms[name] / norms[DETECTOR].clamp_min(1e-30)
+        found.update({f"cosine_{name}": cosine for name, cosine in self.cosines.items()})
+        return found
 
     def weights(self, iteration: Optional[int] = None) -> Dict[str, torch.Tensor]:
         """w_t by term, by default of the present iteration; 0 for one without a gradient."""
@@ -250,7 +263,7 @@ class GradientBalance(nn.Module):
     def _smooth(self, norms: Dict[str, torch.Tensor]) -> None:
         """Running means. A measurement that overflowed in any process is left out in all."""
         finite = torch.stack(list(norms.values())).isfinite().all()
-        self.scale.copy_(torch.where(finite, self.scale, self.scale / 2))
+        self.scale.copy_(torch.where(finite, self.scale, self.scale / 2).clamp_min(1))
         for name, value in norms.items():
             if f"norm_{name}" not in self._buffers:
                 self.register_buffer(f"norm_{name}", torch.where(finite, value, 0.0))
