@@ -2,7 +2,7 @@
 
 from .config import add_skd_config, distill, student_config
 from .data import register_coco, register_shapes
-from .distillers import DISTILLER_REGISTRY, Distiller, StructuredDistiller
+from .distillers import DISTILLER_REGISTRY, Distiller, GradientBalance, StructuredDistiller
 from .modeling.meta_arch import DistillRCNN
 from .modeling.teacher import FrozenTeacher, build_teacher
 from .modeling.timm_backbone import TimmBackbone
@@ -12,6 +12,7 @@ __all__ = [
     "DistillRCNN",
     "Distiller",
     "FrozenTeacher",
+    "GradientBalance",
     "StructuredDistiller",
     "TimmBackbone",
     "add_skd_config",
