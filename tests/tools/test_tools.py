@@ -1,5 +1,6 @@
 """The commands in tools/, on a few images and iterations."""
 
+import importlib.util
 import json
 import os
 
@@ -71,12 +72,17 @@ def test_a_failed_run_shows_its_error(shapes, tmp_path):
 
 def test_benchmark_writes_its_rows(tmp_path):
     """Each at a tiny size; it compares values and gradients before it times them."""
-    parts = ["loss", "memory", "step", "eval"]
-    tool(
+    parts = ["loss", "memory", "step", "eval", "peer"]
+    printed = tool(
         "benchmark", "--size", 64, 96, "--repeats", 1, "--only", *parts,
         "--output", tmp_path, datasets=tmp_path,
     )  # fmt: skip
     *rows, machine = json.loads((tmp_path / "results.json").read_text())
+    if any(importlib.util.find_spec(name) is None for name in ("mmrazor", "mmcv", "mmengine")):
+        assert "is not installed, so its rows are left out" in printed
+    else:
+        assert [r["name"] for r in rows[-2:]] == ["peer_time", "peer_memory"]
+        rows = rows[:-2]
     assert machine["name"] == "machine" and machine["gemm_gflops"] > 0
     names = ["loss_time", "loss_memory", "full_resolution_keys_memory", "step_mask_rcnn"]
     assert [r["name"] for r in rows] == [*names, "step_over_same_teacher", "eval_overhead"]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any, Dict, List
 
+import peer
 import torch
 from cases import LEVELS, Loss, inputs, mask_rcnn, teacher_forward, training_step
 from measure import MB, Function, alternate, flops, machine, peak_memory, row
@@ -27,8 +28,8 @@ def count(measured: Function, reference: Function) -> Dict[str, int]:
 
 
 def loss_rows(args) -> List[Dict[str, Any]]:
-    case = Loss(args.device, args.images, args.size)
-    counts = case.check()
+    case = plain_case(args)
+    counts = case.check(case.literal)
     pairs = alternate((case.fused, case.literal), args.repeats, args.device)
     return [row("loss_time", pairs, 0.5, unit="s", bytes=case.map_bytes(), **counts)]
 
@@ -43,8 +44,8 @@ def memory(args, which: str) -> List[float]:
 
 
 def memory_of(args) -> None:
-    case = Loss(args.device, args.images, args.size, full_keys=args.memory_of == "full_keys")
-    function = case.literal if args.memory_of == "literal" else case.fused
+    make, name = SIDES[args.memory_of]
+    function = getattr(make(args), name)
     function()  # what libraries allocate once does not count
     print(json.dumps([peak_memory(function, args.device) / MB for _ in range(args.repeats)]))
 
@@ -58,6 +59,36 @@ def memory_rows(args) -> List[Dict[str, Any]]:
         row("loss_memory", measured, 0.25, unit="MB", bytes=least),
         row("full_resolution_keys_memory", full, 1.0, unit="MB", bytes=least),
     ]
+
+
+def peer_rows(args) -> List[Dict[str, Any]]:
+    """Against MMRazor's FBKD, where it is installed."""
+    if peer.missing():
+        print(f"peer: {peer.missing()} is not installed, so its rows are left out.")
+        return []
+    case = peer_case(args)
+    counts = case.check(case.peer)
+    times = alternate((case.fused, case.peer), args.repeats, args.device)
+    sides = list(zip(memory(args, "peer_fused"), memory(args, "peer")))
+    return [
+        row("peer_time", times, unit="s", bytes=case.map_bytes(), **counts),
+        row("peer_memory", sides, unit="MB", bytes=case.map_bytes() / 3),
+    ]
+
+
+def peer_case(args) -> Loss:
+    """The levels and the pooling of MMRazor's config."""
+    return Loss(args.device, args.images, args.size, levels=peer.LEVELS, key_stride=peer.KEY_STRIDE)
+
+
+def plain_case(args) -> Loss:
+    return Loss(args.device, args.images, args.size)
+
+
+def full_keys_case(args) -> Loss:
+    """Without any pooling of keys."""
+    key_stride = {stride: 1 for stride in LEVELS.values()}
+    return Loss(args.device, args.images, args.size, key_stride=key_stride)
 
 
 def growth_rows(args) -> List[Dict[str, Any]]:
@@ -151,9 +182,18 @@ def limit(r: Dict[str, Any], record: Dict[str, Any]) -> str:
     return f"{r['flops'] / record['gemm_gflops'] / 1e9:.3g}"
 
 
+# what memory is measured of: a case, and its method
+SIDES = {
+    "fused": (plain_case, "fused"),
+    "literal": (plain_case, "literal"),
+    "full_keys": (full_keys_case, "fused"),
+    "peer_fused": (peer_case, "fused"),
+    "peer": (peer_case, "peer"),
+}
 PARTS = {
     "loss": loss_rows,
     "memory": memory_rows,
+    "peer": peer_rows,
     "growth": growth_rows,
     "step": step_rows,
     "eval": eval_rows,
@@ -171,7 +211,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--output", default=os.path.join(ROOT, "output", "bench"))
-    parser.add_argument("--memory-of", choices=("fused", "literal", "full_keys"), help="internal")
+    parser.add_argument("--memory-of", choices=SIDES, help="internal")
     args = parser.parse_args()
     args.repeats = args.repeats or (10 if args.full else 3)
     args.size = tuple(args.size)

@@ -1,7 +1,7 @@
 """What is measured: the loss, a training step, inference, the teacher's forward."""
 
 import math
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import literal
 import torch
@@ -30,10 +30,10 @@ class Loss:
         size: Tuple[int, int] = (800, 1344),
         channels: int = 256,
         levels: Dict[str, int] = LEVELS,
-        full_keys: bool = False,
+        key_stride: Optional[Dict[int, int]] = None,
     ):
+        """``key_stride``: by stride, in place of the preset's."""
         torch.manual_seed(0)
-        key_stride = {stride: 1 for stride in levels.values()} if full_keys else None
         self.distiller = StructuredDistiller(preset="two_stage", key_stride=key_stride)
         shape = {n: ShapeSpec(channels=channels, stride=s) for n, s in levels.items()}
         self.distiller.bind({name: (spec, spec) for name, spec in shape.items()})
@@ -41,6 +41,7 @@ class Loss:
             for block in (level.student_non_local, level.teacher_non_local):
                 torch.nn.init.uniform_(block.norm.weight)  # at zero it would hide the block
         self.distiller.to(device)
+        self._peer = None
 
         def maps():
             return {
@@ -64,15 +65,23 @@ class Loss:
     def literal(self) -> torch.Tensor:
         return self._step(literal.loss(self.distiller, self.student, self.teacher))
 
-    def check(self) -> Dict[str, int]:
+    def peer(self) -> torch.Tensor:
+        """By MMRazor, with the same layers."""
+        if self._peer is None:
+            from peer import Peer
+
+            self._peer = Peer(self.distiller)
+        return self._step(self._peer(self.student, self.teacher))
+
+    def check(self, reference: Callable[[], torch.Tensor]) -> Dict[str, int]:
         """
-        Raise AssertionError unless both give the same value and gradients.
+        Raise AssertionError unless :meth:`fused` and another give the same value and gradients.
 
         Returns:
             How many operations each took.
         """
         results, counts = [], {}
-        for name, function in (("flops", self.fused), ("flops_reference", self.literal)):
+        for name, function in (("flops", self.fused), ("flops_reference", reference)):
             counts[name], value = flops(function)
             grads = {n: x.grad for n, x in self.student.items()}
             grads.update({n: p.grad for n, p in self.distiller.named_parameters()})
