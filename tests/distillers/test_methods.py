@@ -66,7 +66,7 @@ def test_terms_equal_the_equations(name, c_s, c_t):
     distiller = make(name, c_s, c_t, **settings)
     student, teacher = maps(c_s=c_s, c_t=c_t)
     state = torch.get_rng_state()
-    ours = distiller(student, teacher, boxes_for(distiller))
+    actual = distiller(student, teacher, boxes_for(distiller))
     s, t = ({k: x.numpy() for k, x in side.items()} for side in (student, teacher))
     expected = {}
     if name == "ReviewKD":
@@ -81,11 +81,11 @@ def test_terms_equal_the_equations(name, c_s, c_t):
         function = getattr(reference, name.lower())
         for term, loss in function(distiller, level, s[level], t[level], BOXES, **more).items():
             expected.setdefault(term, {})[level] = loss
-    assert ours.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for term, levels in expected.items():
-        assert ours[term].keys() == levels.keys()
+        assert actual[term].keys() == levels.keys()
         for level, loss in levels.items():
-            assert ours[term][level].item() == pytest.approx(loss, rel=1e-6), (term, level)
+            assert actual[term][level].item() == pytest.approx(loss, rel=1e-6), (term, level)
             assert np.isfinite(loss)
     assert any(loss > 1e-9 for levels in expected.values() for loss in levels.values())
 
@@ -126,7 +126,7 @@ def test_a_detector_learns_by_each(name, teacher_files):
     cfg = distilling(tiny_config(), teacher_files, MODEL__DISTILLER__NAME=name)
     torch.manual_seed(0)
     model = build_model(cfg)
-    # the distillation alone, so that it has to shrink
+    # its losses only, so that they have to shrink
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     inputs, totals = batch(), []
@@ -175,12 +175,12 @@ def test_two_methods_at_once(teacher_files):
     names = ["StructuredDistiller", "FGD"]
     # as many channels as the teacher: FGD then has no random adapter
     cfg = distilling(tiny_config(fpn=24), teacher_files)
-    alone = {}
+    single = {}
     for name in names:
         cfg.MODEL.DISTILLER.NAME = name
         torch.manual_seed(0)
         with EventStorage():
-            alone.update(build_model(cfg)(batch()))
+            single.update(build_model(cfg)(batch()))
     cfg.MODEL.DISTILLER.COMBINE = [[names[0], 1.0], [names[1], 0.25]]
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -189,7 +189,7 @@ def test_two_methods_at_once(teacher_files):
         both = model(batch())
     for name, loss in both.items():
         weight = 0.25 if "fgd" in name else 1.0
-        assert loss.item() == pytest.approx(weight * alone[name].item(), rel=1e-4), name
+        assert loss.item() == pytest.approx(weight * single[name].item(), rel=1e-4), name
     sum(both.values()).backward()
     assert all(p.grad is not None for p in model.distiller.parameters())
 

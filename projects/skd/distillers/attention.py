@@ -79,7 +79,7 @@ def reduce_squares(
     squares: torch.Tensor, reduction: str, stride: int, size: Sequence[int], weight: float
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """
-    :func:`difference_norm` times a weight, from squared norms, and how to lead a gradient back.
+    :func:`difference_norm` times a weight, from squared norms, and its derivative.
 
     Args:
         squares: (N,).
@@ -88,7 +88,8 @@ def reduce_squares(
         weight: of the loss.
 
     Returns:
-        The weighted norm, and its derivative for each image's squared norm times two, (N,).
+        The weighted norm, and for each image twice its derivative with respect to the squared norm,
+        (N,): gradients of squared norms are halved here.
     """
     if reduction == "sum":
         norms = squares.sum().sqrt()

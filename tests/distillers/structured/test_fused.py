@@ -75,22 +75,22 @@ def test_non_local_equals_plain_autograd(reduction, norm, training, c_s, c_t, n)
         if "running" in name:
             buffer.uniform_(0.5, 2.0)
     inputs = maps(c_s, c_t, n)
-    ours = results(net, net.non_local, *inputs)
+    actual = results(net, net.non_local, *inputs)
     expected = results(net, lambda *x: plain_non_local(net, *x), *inputs)
-    for mine, theirs in zip(ours[1:], expected[1:]):
-        assert mine.keys() == theirs.keys()
-        for name, value in theirs.items():
-            torch.testing.assert_close(mine[name], value, rtol=1e-7, atol=1e-9, msg=name)
-    torch.testing.assert_close(ours[0], expected[0], rtol=1e-10, atol=0)
+    for found, wanted in zip(actual[1:], expected[1:]):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-7, atol=1e-9, msg=name)
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_masked_feature_equals_plain_autograd(reduction):
     net = level(4, 7, reduction=reduction)
     inputs = maps(4, 7)
-    ours = results(net, net.masked_feature, *inputs)
+    actual = results(net, net.masked_feature, *inputs)
     expected = results(net, lambda *x: plain_masked_feature(net, *x), *inputs)
-    torch.testing.assert_close(ours[:2], expected[:2], rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(actual[:2], expected[:2], rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("pool", ["mean", "abs"])
@@ -98,10 +98,10 @@ def test_attention_equals_plain_autograd(pool):
     x = maps()[0]
     weights = torch.randn(3, 7, 11).double(), torch.randn(3, 6).double()
     space, channels = Attention.apply(x, x, pool)
-    (ours,) = torch.autograd.grad((space * weights[0]).sum() + (channels * weights[1]).sum(), x)
+    (actual,) = torch.autograd.grad((space * weights[0]).sum() + (channels * weights[1]).sum(), x)
     y = x.abs() if pool == "abs" else x
     plain = (y.mean(1) * weights[0]).sum() + (y.mean((2, 3)) * weights[1]).sum()
-    torch.testing.assert_close(ours, torch.autograd.grad(plain, x)[0])
+    torch.testing.assert_close(actual, torch.autograd.grad(plain, x)[0])
 
 
 def test_maps_may_be_taken_in_any_chunks(monkeypatch):
@@ -128,9 +128,9 @@ def test_maps_may_lie_in_memory_in_any_way(layout):
         return torch.nn.functional.pad(x.detach(), (0, 3, 0, 2))[..., :7, :11]
 
     other = lay(student).requires_grad_()
-    ours = net(other, lay(teacher))
-    torch.testing.assert_close(ours, expected)
-    torch.testing.assert_close(torch.autograd.grad(sum(ours.values()), other)[0], gradient)
+    actual = net(other, lay(teacher))
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(sum(actual.values()), other)[0], gradient)
 
 
 def test_terms_may_be_weighted_apart_and_led_back_twice():
@@ -177,9 +177,9 @@ def test_large_and_small_maps_are_computed_in_fp32(scale):
     net, (student, teacher) = level(), maps(scale=scale)
     expected = net(student, teacher)
     net.float()
-    ours = net(student.detach().float().requires_grad_(), teacher.float())
+    actual = net(student.detach().float().requires_grad_(), teacher.float())
     for name, value in expected.items():
-        assert ours[name].item() == pytest.approx(value.item(), rel=1e-3)
+        assert actual[name].item() == pytest.approx(value.item(), rel=1e-3)
 
 
 def test_maps_without_variance_have_finite_losses_and_gradients():

@@ -80,9 +80,9 @@ def test_the_error_of_tf32_is_bounded(term):
         convolutions = results(
             net, lambda *maps: plain(net, *maps), student.float(), teacher.float()
         )
-    ours, theirs = errors(rounded, expected), errors(convolutions, expected)
-    assert 1e-7 < ours[0] < 1e-4 and ours[1] < 1e-2 and ours[2] < 3e-2
-    assert all(own < 1.5 * other for own, other in zip(ours, theirs))
+    of_fused, of_plain = errors(rounded, expected), errors(convolutions, expected)
+    assert 1e-7 < of_fused[0] < 1e-4 and of_fused[1] < 1e-2 and of_fused[2] < 3e-2
+    assert all(own < 1.5 * other for own, other in zip(of_fused, of_plain))
 
 
 def switches():

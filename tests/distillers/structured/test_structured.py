@@ -66,16 +66,16 @@ def test_every_term_equals_the_equations(fusion, channel_mask, reduction, n, c_s
     }
     distiller = make(c_s, c_t, **settings)
     a_s, a_t = maps(n, c_s, c_t, 7, 11)
-    ours = run(distiller, a_s, a_t)
+    actual = run(distiller, a_s, a_t)
     level, s, t = distiller.levels["p2"], a_s.numpy(), a_t.numpy()
     expected = {
         "loss_distill_structured_am": 2.0 * reference.masked_feature_loss(level, s, t, settings),
         "loss_distill_structured_at": 3.0 * reference.attention_loss(level, s, t, settings),
         "loss_distill_structured_nl": 5.0 * reference.non_local_loss(level, s, t, settings),
     }
-    assert ours.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name in expected:
-        assert ours[name].item() == pytest.approx(expected[name], rel=1e-6), name
+        assert actual[name].item() == pytest.approx(expected[name], rel=1e-6), name
 
 
 @pytest.mark.parametrize("pool", ["mean", "abs"])
