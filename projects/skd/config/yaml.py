@@ -5,6 +5,7 @@ from typing import Sequence
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
+from detectron2.utils.file_io import PathManager
 
 from .keys import META_ARCHITECTURE, NODES, SOLVER_KEYS, add_skd_config
 from .safe_yaml import check_yaml
@@ -52,6 +53,11 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
     return cfg
 
 
+def output_dir(cfg: CN) -> str:
+    """The folder of the run."""
+    return cfg.OUTPUT_DIR
+
+
 def is_distilling(cfg: CN) -> bool:
     """Whether a YAML config describes a student with a teacher."""
     return cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE
@@ -73,10 +79,35 @@ def distil(cfg: CN, teacher: str, weights: str = "") -> None:
     cfg.MODEL.TEACHER.WEIGHTS = weights
 
 
-def student_of(cfg: CN) -> CN:
+def check_teacher(cfg: CN) -> None:
+    """
+    Raises:
+        ValueError: the config distils and names no teacher, or the reverse.
+    """
+    teacher = cfg.MODEL.get("TEACHER", CN({"CONFIG_FILE": "", "WEIGHTS": ""}))
+    if is_distilling(cfg) and not teacher.CONFIG_FILE:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {META_ARCHITECTURE}, and MODEL.TEACHER.CONFIG_FILE is "
+            "empty: name a teacher there or with --teacher, or set MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.STUDENT.META_ARCHITECTURE} to train the student without one."
+        )
+    for key in ("CONFIG_FILE", "WEIGHTS"):
+        if not is_distilling(cfg) and teacher[key]:
+            raise ValueError(
+                f"MODEL.TEACHER.{key} is '{teacher[key]}', and the config does not distil: "
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}. Name the teacher with "
+                f"--teacher and --teacher-weights, or leave MODEL.TEACHER.{key} empty."
+            )
+
+
+def student_of(cfg: CN, solver: bool = False) -> CN:
     """
     The student's own config: a copy for stock Detectron2, without any key of this project unless
     the student itself needs it (``MODEL.TIMM``, where its backbone is timm's).
+
+    Args:
+        cfg: distilling or not.
+        solver: keep the keys of ``SOLVER`` whose values are not as in Detectron2, for training.
     """
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
@@ -85,10 +116,22 @@ def student_of(cfg: CN) -> CN:
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
     for node in NODES:
         cfg.MODEL.pop(node, None)
-    for key in SOLVER_KEYS:
-        cfg.SOLVER.pop(key, None)
+    for key, default in SOLVER_KEYS.items():
+        if not (solver and cfg.SOLVER.get(key, default) != default):
+            cfg.SOLVER.pop(key, None)
     if "timm" not in cfg.MODEL.BACKBONE.NAME:
         cfg.MODEL.pop("TIMM", None)
     if frozen:
         cfg.freeze()
     return cfg
+
+
+def save_trained_student(cfg: CN, weights: str, path: str) -> None:
+    """Write the config with which stock Detectron2 uses the student that a run has trained."""
+    cfg = student_of(cfg)
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = weights
+    if "TIMM" in cfg.MODEL:
+        cfg.MODEL.TIMM.PRETRAINED = False  # nothing to fetch: all is in MODEL.WEIGHTS
+    with PathManager.open(path, "w") as f:
+        f.write(cfg.dump())

@@ -1,5 +1,8 @@
-from .launch import launch
-from .lazy import do_test, do_train
-from .trainer import SKDTrainer, wrap_data_parallel
+"""A run from either form of config: described once, then trained or evaluated."""
 
-__all__ = ["SKDTrainer", "do_test", "do_train", "launch", "wrap_data_parallel"]
+from .evaluate import evaluate
+from .launch import launch
+from .run import Run
+from .trainer import SKDTrainer, describe, wrap_data_parallel
+
+__all__ = ["Run", "SKDTrainer", "describe", "evaluate", "launch", "wrap_data_parallel"]

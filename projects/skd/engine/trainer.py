@@ -1,25 +1,32 @@
-"""Detectron2's DefaultTrainer, with evaluators and with several processes on CPUs."""
+"""Detectron2's DefaultTrainer, for a run from either form of config and for CPUs too."""
 
 import logging
-import math
+import os
 import weakref
+from collections import OrderedDict
+from typing import Any, Dict, List, Optional
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.engine import DefaultTrainer, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
+from ..config import Config
+from ..data import register_shapes
 from ..evaluation import build_evaluator
-from ..runtime.checkpoint import SafeCheckpointer
 from ..runtime.loader import build_train_loader
 from ..runtime.preemption import PreemptionHook
 from ..runtime.record import write_record
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
-from ..runtime.step import build_trainer, check_accumulate
+from ..runtime.step import build_trainer
+from .lazy_run import lazy_run
+from .run import Run, check
+from .weights import RunCheckpointer
+from .yaml_run import yaml_run
 
 logger = logging.getLogger(__name__)
 
@@ -31,103 +38,132 @@ def wrap_data_parallel(model: nn.Module, **kwargs) -> nn.Module:
     return create_ddp_model(model, **kwargs)
 
 
-def check_amp(enabled: bool, key: str) -> None:
-    """Raise ValueError if mixed precision is asked for where it cannot run."""
-    if enabled and not torch.cuda.is_available():
-        raise ValueError(
-            f"{key} needs a GPU: Detectron2's AMPTrainer runs on CUDA only. Set it False on CPUs."
-        )
-
-
-def check_solver(cfg: CfgNode) -> None:
-    """Raise ValueError, naming the key, for values that training would stop at later."""
-    solver, world = cfg.SOLVER, comm.get_world_size()
-
-    def whole(value, least):
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-    for key, value, good, expected in (
-        ("SOLVER.MAX_ITER", solver.MAX_ITER, whole(solver.MAX_ITER, 1), "a whole number above 0"),
-        ("SOLVER.BASE_LR", solver.BASE_LR, 0 < solver.BASE_LR < math.inf, "a number above 0"),
-        (
-            "SOLVER.IMS_PER_BATCH",
-            solver.IMS_PER_BATCH,
-            whole(solver.IMS_PER_BATCH, 1) and solver.IMS_PER_BATCH % world == 0,
-            f"a multiple of the number of processes, {world}",
-        ),
-        (
-            "SOLVER.CHECKPOINT_PERIOD",
-            solver.CHECKPOINT_PERIOD,
-            whole(solver.CHECKPOINT_PERIOD, 1),
-            "a whole number above 0",
-        ),
-        (
-            "TEST.EVAL_PERIOD",
-            cfg.TEST.EVAL_PERIOD,
-            whole(cfg.TEST.EVAL_PERIOD, 0),
-            "a whole number, 0 for never",
-        ),
-        (
-            "SOLVER.SKIP_NON_FINITE",
-            solver.get("SKIP_NON_FINITE", 0),
-            whole(solver.get("SKIP_NON_FINITE", 0), 0),
-            "a whole number, 0 or above",
-        ),
-        (
-            "DATALOADER.NUM_WORKERS",
-            cfg.DATALOADER.NUM_WORKERS,
-            whole(cfg.DATALOADER.NUM_WORKERS, 0),
-            "a whole number, 0 or above",
-        ),
-        ("DATASETS.TRAIN", cfg.DATASETS.TRAIN, len(cfg.DATASETS.TRAIN) > 0, "a data set's name"),
-    ):
-        if not good:
-            raise ValueError(f"{key} is {value!r}; it must be {expected}.")
-    unknown = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n not in DatasetCatalog]
-    if unknown:
-        raise ValueError(
-            f"DATASETS names {', '.join(map(repr, unknown))}, which nobody has registered; give "
-            "--register-coco NAME JSON IMAGES for data in COCO's format."
-        )
-
-
 class SKDTrainer(DefaultTrainer):
     """
-    Trains what the config describes, distilling or not, and evaluates it.
+    Trains what a config of either form describes, distilling or not, and evaluates it. For a
+    YAML config its methods make the parts, as with ``DefaultTrainer``: override those.
 
     Nothing in here knows of distillation: :class:`DistillRCNN` works in any trainer.
     """
 
-    def __init__(self, cfg: CfgNode):
-        # Stands for DefaultTrainer.__init__, which has no place to wrap the model differently.
-        TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        check_solver(cfg)
-        check_amp(cfg.SOLVER.AMP.ENABLED, "SOLVER.AMP.ENABLED")
-        accumulate = cfg.SOLVER.get("ACCUMULATE", 1)
-        check_accumulate(accumulate, cfg.SOLVER.IMS_PER_BATCH, "SOLVER.ACCUMULATE")
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        model = wrap_data_parallel(model, broadcast_buffers=False)
-        self._trainer = build_trainer(
-            model, data_loader, optimizer, cfg.SOLVER.AMP.ENABLED, accumulate,
-            cfg.SOLVER.get("SKIP_NON_FINITE", 0),
-        )  # fmt: skip
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
-        steps = ReproducibleSteps(data_loader, shared_seed(cfg.SEED))
-        datasets = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-        write_record(cfg.OUTPUT_DIR, getattr(model, "module", model), datasets, steps.seed)
+    def __init__(self, cfg: Config):
+        """
+        Raises:
+            ValueError: a value of the config that the run would stop at later; names its key.
+        """
+        TrainerBase.__init__(self)  # DefaultTrainer's has no place for the parts of a run
+        self.run = run = describe(cfg, weakref.proxy(self))
+        self.cfg, self.start_iter, self.max_iter = run.cfg, 0, run.max_iter
+        check(run)
+        model = run.build_model()
+        optimizer, loader = run.build_optimizer(model), run.build_train_loader()
+        steps = ReproducibleSteps(loader, shared_seed(run.seed))
+        write_record(run.output_dir, model, run.datasets, steps.seed)
+        model = wrap_data_parallel(model, **run.ddp)
+        self._trainer = _build_steps(run, model, loader, optimizer)
+        self.scheduler = run.build_scheduler(optimizer)
+        self.checkpointer = RunCheckpointer(
+            model, run.output_dir, key=run.keys["weights"], trainer=weakref.proxy(self)
+        )
         self.register_hooks([steps, *self.build_hooks(), PreemptionHook(self.checkpointer)])
+
+    def build_hooks(self) -> List[Optional[HookBase]]:
+        """DefaultTrainer's, in its order; the writer of metrics is the last."""
+        run, main = self.run, comm.is_main_process()
+        saving = hooks.PeriodicCheckpointer(self.checkpointer, **run.checkpointer) if main else None
+        augmented = None
+        if run.evaluate_augmented is not None:
+            augmented = hooks.EvalHook(0, lambda: self._keep(run.evaluate_augmented(self.model)))
+        writing = hooks.PeriodicWriter(self.build_writers(), run.log_period) if main else None
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            run.precise_bn(self.model),
+            saving,
+            hooks.EvalHook(run.eval_period, lambda: self._keep(run.evaluate(self.model))),
+            augmented,
+            writing,
+        ]
+
+    def _keep(self, results: Dict[str, Any]) -> Dict[str, Any]:
+        self._last_eval_results = {**getattr(self, "_last_eval_results", {}), **(results or {})}
+        return results
+
+    def build_writers(self) -> List[EventWriter]:
+        return default_writers(self.run.output_dir, self.max_iter)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        self.checkpointer.resume_or_load(self.run.weights, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1
+
+    def train(self) -> Dict[str, Any]:
+        """
+        Returns:
+            Results of the last evaluation, in the main process.
+        """
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        results = getattr(self, "_last_eval_results", {})
+        self.run.verify(results)
+        return results
+
+    def state_dict(self) -> Dict[str, Any]:
+        if self.run.nested:
+            return super().state_dict()
+        return {**self._trainer.state_dict(), **TrainerBase.state_dict(self)}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        if self.run.nested:
+            return super().load_state_dict(state_dict)
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict({**state_dict, "hooks": {}})
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         return build_train_loader(cfg)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(dataset_name, cfg.OUTPUT_DIR)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+    ) -> DatasetEvaluator:
+        """Each of several test sets has a folder of its own, or one would overwrite the other."""
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            folder = os.path.join(folder, dataset_name)
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        return build_evaluator(dataset_name, cfg.OUTPUT_DIR, sigmas, folder)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, Any]:
+        """``TEST.AUG``, as Detectron2's tools/train_net.py does it."""
+        model = getattr(model, "module", model)
+        if not isinstance(model, GeneralizedRCNN):
+            model = model.student
+        logger.info("Evaluating with test-time augmentation.")
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        names = cfg.DATASETS.TEST
+        evaluators = [cls.build_evaluator(cfg, name, output_folder=folder) for name in names]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{name}_TTA", values) for name, values in results.items())
+
+
+def describe(cfg: Config, trainer: Any = SKDTrainer) -> Run:
+    """
+    The run that a config of either form describes.
+
+    Args:
+        cfg: a YAML config or a LazyConfig.
+        trainer: an SKDTrainer or a subclass, whose methods make the parts of a YAML config's run.
+    """
+    register_shapes()  # a config may name them
+    return yaml_run(cfg, trainer) if isinstance(cfg, CfgNode) else lazy_run(cfg)
+
+
+def _build_steps(run: Run, model: nn.Module, loader: Any, optimizer: Any):
+    """What takes the training steps: Detectron2's, in parts and in mixed precision."""
+    steps = build_trainer(
+        model, loader, optimizer, run.amp is not None, run.accumulate, run.skip_non_finite
+    )
+    if run.amp is not None:
+        steps.precision = run.amp
+    return steps

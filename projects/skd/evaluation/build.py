@@ -1,7 +1,7 @@
-"""The evaluator that belongs to a data set, and where its results go."""
+"""The evaluator that belongs to a dataset, and where its results go."""
 
 import os
-from typing import Any, Dict
+from typing import Any, Dict, Optional, Sequence
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -19,29 +19,41 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
-# from the data set's metadata to what evaluates it, each called with (dataset_name, output_dir)
+
+def _coco(name: str, folder: str, sigmas: Sequence[float]) -> COCOEvaluator:
+    return COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=sigmas)
+
+
+def _sem_seg(name: str, folder: str, sigmas: Sequence[float]) -> SemSegEvaluator:
+    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+
+
+# from the dataset's metadata to what evaluates it: called with name, folder, keypoints' sigmas
 _EVALUATORS = {
-    "coco": [lambda name, out: COCOEvaluator(name, output_dir=out)],
-    "coco_panoptic_seg": [
-        lambda name, out: SemSegEvaluator(name, distributed=True, output_dir=out),
-        lambda name, out: COCOEvaluator(name, output_dir=out),
-        lambda name, out: COCOPanopticEvaluator(name, out),
-    ],
-    "sem_seg": [lambda name, out: SemSegEvaluator(name, distributed=True, output_dir=out)],
-    "lvis": [lambda name, out: LVISEvaluator(name, output_dir=out)],
-    "pascal_voc": [lambda name, out: PascalVOCDetectionEvaluator(name)],
-    "cityscapes_instance": [lambda name, out: CityscapesInstanceEvaluator(name)],
-    "cityscapes_sem_seg": [lambda name, out: CityscapesSemSegEvaluator(name)],
+    "coco": [_coco],
+    "coco_panoptic_seg": [_sem_seg, _coco, lambda name, out, _: COCOPanopticEvaluator(name, out)],
+    "sem_seg": [_sem_seg],
+    "lvis": [lambda name, out, _: LVISEvaluator(name, output_dir=out)],
+    "pascal_voc": [lambda name, out, _: PascalVOCDetectionEvaluator(name)],
+    "cityscapes_instance": [lambda name, out, _: CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": [lambda name, out, _: CityscapesSemSegEvaluator(name)],
 }
 
 
-def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+def build_evaluator(
+    dataset_name: str,
+    output_dir: str,
+    keypoint_sigmas: Sequence[float] = (),
+    folder: Optional[str] = None,
+) -> DatasetEvaluator:
     """
     Choose by the metadata's ``evaluator_type``, as Detectron2's own training script does.
 
     Args:
-        dataset_name: a registered data set.
+        dataset_name: a registered dataset.
         output_dir: of the run; results go to its folder ``inference``.
+        keypoint_sigmas: see ``TEST.KEYPOINT_OKS_SIGMAS``; empty for COCO's own.
+        folder: where results go in place of that, as an evaluator overwrites another's files.
 
     Raises:
         NotImplementedError: a type without an evaluator.
@@ -49,11 +61,11 @@ def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
     kind = MetadataCatalog.get(dataset_name).evaluator_type
     if kind not in _EVALUATORS:
         raise NotImplementedError(
-            f"No evaluator for data set '{dataset_name}' of type '{kind}'. "
+            f"No evaluator for dataset '{dataset_name}' of type '{kind}'. "
             f"Types with one: {', '.join(_EVALUATORS)}."
         )
-    folder = os.path.join(output_dir, "inference")
-    evaluators = [build(dataset_name, folder) for build in _EVALUATORS[kind]]
+    folder = folder or os.path.join(output_dir, "inference")
+    evaluators = [build(dataset_name, folder, keypoint_sigmas) for build in _EVALUATORS[kind]]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 

@@ -1,0 +1,40 @@
+"""Evaluate what a run describes."""
+
+from typing import Any, Dict
+
+from torch import nn
+
+from ..evaluation import write_results
+from ..runtime.record import write_record
+from .run import Run, check
+from .weights import RunCheckpointer
+
+
+def evaluate_model(run: Run, model: nn.Module) -> Dict[str, Any]:
+    """Results on all test sets, with those of test-time augmentation if the run asks for it."""
+    results = run.evaluate(model)
+    if run.evaluate_augmented is not None:
+        results.update(run.evaluate_augmented(model))
+    return results
+
+
+def evaluate(run: Run, resume: bool = False) -> Dict[str, Any]:
+    """
+    Build the model, load the weights, evaluate, and write the results as training does.
+
+    Args:
+        run: from :func:`skd.engine.describe`.
+        resume: take the last checkpoint of the run's folder in place of its weights, if any.
+
+    Returns:
+        The results, in the main process; an empty dict in others.
+    """
+    check(run, training=False)
+    model = run.build_model()
+    write_record(run.output_dir, model, run.test_sets or (), run.seed)
+    checkpointer = RunCheckpointer(model, run.output_dir, key=run.keys["weights"])
+    loaded = checkpointer.resume_or_load(run.weights, resume=resume)
+    results = evaluate_model(run, model)
+    write_results(results, run.output_dir, loaded.get("iteration", 0))
+    run.verify(results)
+    return results

@@ -1,0 +1,42 @@
+"""The weights a run starts from."""
+
+from typing import Any, Dict
+
+from torch import nn
+
+from ..runtime.checkpoint import SafeCheckpointer
+
+# of the model, but not learnt; and of the distiller, which no file to start from has
+_NOT_LEARNT = ("pixel_mean", "pixel_std", "distiller.")
+
+
+class RunCheckpointer(SafeCheckpointer):
+    """
+    Refuses a file from which the model takes nothing: a training from random weights was not asked
+    for. An empty name asks for it.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, key: str, **checkpointables: Any):
+        """
+        Args:
+            model, save_dir, checkpointables: as for Detectron2's checkpointer.
+            key: that names the file, for the error.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self._key = key
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        self._path = path
+        return super().load(path, *args, **kwargs)
+
+    def _load_model(self, checkpoint: Dict[str, Any]):
+        names = list(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        wanted = {k for k in self.model.state_dict() if not k.startswith(_NOT_LEARNT)}
+        if wanted and wanted <= set(incompatible.missing_keys):
+            raise ValueError(
+                f"{self._key} is '{self._path}', and the model takes none of its {len(names)} "
+                f"tensors: no name and shape agrees (there '{next(iter(names), '')}', here "
+                f"'{min(wanted)}'). Give weights of this model, or '' for random ones."
+            )
+        return incompatible

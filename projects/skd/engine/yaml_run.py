@@ -1,0 +1,108 @@
+"""A run from a YAML config, made by the methods of a DefaultTrainer."""
+
+import inspect
+from functools import partial
+from typing import Any, Optional
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+
+from ..config import student_config
+from ..config.yaml import check_teacher
+from .run import Run
+
+KEYS = {
+    "weights": "MODEL.WEIGHTS",
+    "device": "MODEL.DEVICE",
+    "max_iter": "SOLVER.MAX_ITER",
+    "learning_rate": "SOLVER.BASE_LR",
+    "images_per_batch": "SOLVER.IMS_PER_BATCH",
+    "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
+    "accumulate": "SOLVER.ACCUMULATE",
+    "skip_non_finite": "SOLVER.SKIP_NON_FINITE",
+    "amp": "SOLVER.AMP.ENABLED",
+    "eval_period": "TEST.EVAL_PERIOD",
+    "num_workers": "DATALOADER.NUM_WORKERS",
+    "train_sets": "DATASETS.TRAIN",
+    "test_sets": "DATASETS.TEST",
+}
+
+
+def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
+    """
+    Args:
+        cfg: of the run. With ``SOLVER.REFERENCE_WORLD_SIZE`` it is scaled to the processes.
+        trainer: an SKDTrainer, or the class: its ``build_*`` methods and ``test`` are used.
+
+    Raises:
+        ValueError: test-time augmentation for a model that has none, or a teacher without a
+            config that distils, or the reverse.
+    """
+    check_teacher(cfg)
+    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+    solver = cfg.SOLVER
+    augmented = None
+    if cfg.TEST.AUG.ENABLED:
+        _check_augmentation(cfg, trainer)
+        augmented = partial(trainer.test_with_TTA, cfg)
+    return Run(
+        cfg=cfg,
+        keys=KEYS,
+        build_model=lambda: trainer.build_model(cfg),
+        build_optimizer=lambda model: trainer.build_optimizer(cfg, model),
+        build_scheduler=lambda optimizer: trainer.build_lr_scheduler(cfg, optimizer),
+        build_train_loader=lambda: trainer.build_train_loader(cfg),
+        evaluate=lambda model: trainer.test(cfg, model),
+        evaluate_augmented=augmented,
+        precise_bn=lambda model: _precise_bn(cfg, trainer, model),
+        output_dir=cfg.OUTPUT_DIR,
+        weights=cfg.MODEL.WEIGHTS,
+        device=cfg.MODEL.DEVICE,
+        seed=cfg.SEED,
+        max_iter=solver.MAX_ITER,
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        checkpointer={"period": solver.CHECKPOINT_PERIOD},
+        train_sets=list(cfg.DATASETS.TRAIN),
+        test_sets=list(cfg.DATASETS.TEST),
+        nested=True,
+        learning_rate=solver.BASE_LR,
+        images_per_batch=solver.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        accumulate=solver.get("ACCUMULATE", 1),
+        skip_non_finite=solver.get("SKIP_NON_FINITE", 0),
+        amp=torch.float16 if solver.AMP.ENABLED else None,
+        ddp={"broadcast_buffers": False},
+        expected=list(cfg.TEST.EXPECTED_RESULTS),
+    )
+
+
+def _precise_bn(cfg: CfgNode, trainer: Any, model: nn.Module) -> Optional[hooks.PreciseBN]:
+    if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model)):
+        return None
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0  # as DefaultTrainer: a second loader, which saves its memory
+    loader = trainer.build_train_loader(cfg)
+    return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+
+
+def _check_augmentation(cfg: CfgNode, trainer: Any) -> None:
+    """What GeneralizedRCNNWithTTA asserts, before training instead of after."""
+    name = student_config(cfg).MODEL.META_ARCHITECTURE
+    kind = META_ARCH_REGISTRY.get(name)
+    why = ""
+    if not (inspect.isclass(kind) and issubclass(kind, GeneralizedRCNN)):
+        why = f"MODEL.META_ARCHITECTURE is {name}, and Detectron2 augments R-CNNs only"
+    elif issubclass(kind, PanopticFPN):
+        why = "Detectron2 does not augment the semantic segmentation of PanopticFPN"
+    elif cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
+        why = "Detectron2 does not augment with MODEL.KEYPOINT_ON or MODEL.LOAD_PROPOSALS"
+    elif "output_folder" not in inspect.signature(trainer.build_evaluator).parameters:
+        why = "build_evaluator of the trainer takes no output_folder, as Detectron2's script has it"
+    if why:
+        raise ValueError(f"TEST.AUG.ENABLED is True, but {why}: set it False.")

@@ -1,0 +1,102 @@
+"""
+Train or evaluate a Detectron2 model, with a teacher or without.
+
+    python -m skd.train_net --config-file CONFIG --num-gpus 8 [--teacher CONFIG] [KEY VALUE ...]
+    torchrun --nproc-per-node 8 -m skd.train_net --config-file CONFIG ...
+
+CONFIG is any Detectron2 config, a .yaml or a LazyConfig .py. It distils if it says so itself, or if
+--teacher is given; otherwise the model it describes is trained.
+"""
+
+import argparse
+import os
+from typing import Any, Dict
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from .config import Config, distill, form_of, is_distilling, read_config, student_config
+from .data import check_classes, check_classes_lazy, register_coco
+from .engine import SKDTrainer, describe, evaluate, launch
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--teacher",
+        default="",
+        metavar="CONFIG",
+        help="distil from this detector: a .yaml or LazyConfig .py file or a model-zoo name",
+    )
+    parser.add_argument(
+        "--teacher-weights",
+        default="",
+        metavar="FILE",
+        help="the teacher's checkpoint, path or URL (default: the model zoo's)",
+    )
+    parser.add_argument(
+        "--register-coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="make a dataset in COCO's format known as NAME, for DATASETS.TRAIN and DATASETS.TEST "
+        "(may be given several times)",
+    )
+    return parser
+
+
+def setup(args: argparse.Namespace) -> Config:
+    """
+    Build the config from a file of either form, the flags and the options; start the log and write
+    config.yaml, and for a run that distils student.yaml.
+
+    Raises:
+        ValueError: a teacher without a config that distils, or the reverse; classes that differ.
+    """
+    cfg = read_config(args.config_file)
+    form = form_of(cfg)
+    if args.teacher:
+        distill(cfg, args.teacher, args.teacher_weights)
+    cfg = form.override(cfg, args.opts)
+    if not args.eval_only:
+        form.check_teacher(cfg)
+    check_classes(cfg) if isinstance(cfg, CfgNode) else check_classes_lazy(student_config(cfg))
+    if args.eval_only or not is_distilling(cfg):
+        cfg = form.student_of(cfg, solver=True)  # nothing to learn, or nobody to learn from
+    folder = form.output_dir(cfg)
+    setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
+    if isinstance(cfg, CfgNode):
+        cfg.freeze()
+    default_setup(cfg, args)
+    if comm.is_main_process() and is_distilling(cfg):
+        weights = os.path.join(folder, "model_final.pth")
+        form.save_trained_student(cfg, weights, os.path.join(folder, "student.yaml"))
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Dict[str, Any]:
+    """
+    Train, or with ``--eval-only`` evaluate.
+
+    Returns:
+        Results of the last evaluation, in the main process.
+    """
+    if not args.config_file:
+        raise ValueError("--config-file is missing: give a .yaml or a LazyConfig .py file.")
+    if args.teacher_weights and not args.teacher:
+        raise ValueError("--teacher-weights without --teacher: name the teacher's config too.")
+    for dataset in args.register_coco:
+        register_coco(*dataset)
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(describe(cfg), resume=args.resume)
+    trainer = SKDTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    launch(main, argument_parser().parse_args())
