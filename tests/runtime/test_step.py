@@ -65,10 +65,10 @@ def test_parts_that_do_not_divide_the_batch_are_refused(teacher_files, shapes):
         ("SOLVER.BASE_LR", float("nan"), "a number above 0"),
         ("SOLVER.IMS_PER_BATCH", 0, "a multiple of the number of processes, 1"),
         ("SOLVER.CHECKPOINT_PERIOD", 0, "a whole number above 0"),
-        ("TEST.EVAL_PERIOD", -1, "a whole number, 0 for never"),
+        ("TEST.EVAL_PERIOD", -1, "a whole number, 0 or above; 0 for never"),
         ("SOLVER.SKIP_NON_FINITE", -1, "a whole number, 0 or above"),
         ("DATALOADER.NUM_WORKERS", -1, "a whole number, 0 or above"),
-        ("DATASETS.TRAIN", (), "a data set's name"),
+        ("DATASETS.TRAIN", (), "a dataset's name"),
     ],
 )
 def test_values_out_of_range_are_named_before_anything_is_built(key, value, expected):

@@ -84,12 +84,13 @@ def check(run: Run, training: bool = True) -> None:
     Raises:
         ValueError: a value that the run would stop at later; names its key.
     """
-    _check_device(run)
+    if training:
+        _check_numbers(run)
+        _check_datasets(run.keys["train_sets"], run.train_sets)
     _check_datasets(run.keys["test_sets"], run.test_sets)
+    _check_device(run)
     if not training:
         return
-    _check_datasets(run.keys["train_sets"], run.train_sets)
-    _check_numbers(run)
     if run.images_per_batch is not None:
         check_accumulate(run.accumulate, run.images_per_batch, run.keys["accumulate"])
     if run.amp is not None and not torch.cuda.is_available():
@@ -118,18 +119,18 @@ def _check_datasets(key: str, names: Optional[List[str]]) -> None:
 
 
 def _check_numbers(run: Run) -> None:
-    world = comm.get_world_size()
+    world, images = comm.get_world_size(), run.images_per_batch
     period = run.checkpointer.get("period")
-    images = run.images_per_batch
     share = _whole(images, 1) and images % world == 0
+    above, least = "a whole number above 0", "a whole number, 0 or above"
     for name, value, good, expected in (
-        ("max_iter", run.max_iter, _whole(run.max_iter, 1), "a whole number above 0"),
+        ("max_iter", run.max_iter, _whole(run.max_iter, 1), above),
         ("learning_rate", run.learning_rate, _positive(run.learning_rate), "a number above 0"),
         ("images_per_batch", images, share, f"a multiple of the number of processes, {world}"),
-        ("checkpoint_period", period, _whole(period, 1), "a whole number above 0"),
-        ("eval_period", run.eval_period, _whole(run.eval_period, 0), "a whole number, 0: never"),
-        ("skip_non_finite", run.skip_non_finite, _whole(run.skip_non_finite, 0), "0 or above"),
-        ("num_workers", run.num_workers, _whole(run.num_workers, 0), "a whole number, 0 or above"),
+        ("checkpoint_period", period, _whole(period, 1), above),
+        ("eval_period", run.eval_period, _whole(run.eval_period, 0), f"{least}; 0 for never"),
+        ("skip_non_finite", run.skip_non_finite, _whole(run.skip_non_finite, 0), least),
+        ("num_workers", run.num_workers, _whole(run.num_workers, 0), least),
         ("train_sets", run.train_sets, bool(run.train_sets), "a dataset's name"),
     ):
         if not good and value is not None:
