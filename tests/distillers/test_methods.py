@@ -304,3 +304,14 @@ def test_the_first_gradient_is_as_small_as_the_authors(name):
         sum(levels["p2"] for levels in terms.values()).backward()
         grads.append(x.grad.norm().item())
     assert grads[1] / grads[0] == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["FGFI", "ReviewKD"])
+def test_what_levels_share_is_not_kept(name):
+    distiller = make(name)
+    before = dict(vars(distiller))
+    distiller(*maps(), boxes_for(distiller))
+    assert vars(distiller) == before
+    with pytest.raises(KeyError):  # nor after a step that failed halfway
+        distiller(maps()[0], {"p4": maps()[1]["p4"]}, boxes_for(distiller))
+    assert vars(distiller) == before

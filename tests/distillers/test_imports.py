@@ -1,0 +1,37 @@
+"""Methods know tensors and shapes: nothing of a detector, a teacher or a training run."""
+
+import ast
+import os
+
+import pytest
+
+from tests.helpers import ROOT
+
+FOLDER = os.path.join(ROOT, "projects", "skd", "distillers")
+FILES = [
+    os.path.relpath(os.path.join(folder, name), FOLDER)
+    for folder, _, names in os.walk(FOLDER)
+    for name in names
+    if name.endswith(".py")
+]
+# of Detectron2: the config, shapes and registries, boxes and anchors
+ALLOWED = {
+    "detectron2.config", "detectron2.layers", "detectron2.utils.registry", "detectron2.structures",
+    "detectron2.modeling.anchor_generator", "detectron2.modeling.poolers",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_distillers_import_nothing_else(name):
+    with open(os.path.join(FOLDER, name)) as f:
+        nodes = list(ast.walk(ast.parse(f.read())))
+    depth = name.count(os.sep) + 1  # as many dots lead to skd.distillers, one more beyond it
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level <= depth, f"line {node.lineno} imports from beyond distillers/"
+            modules = [node.module] if node.level == 0 else []
+        else:
+            modules = [n.name for n in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            root = module.split(".")[0]
+            assert root != "skd" and (root != "detectron2" or module in ALLOWED), module
