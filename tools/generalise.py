@@ -15,10 +15,10 @@ import json
 import os
 from typing import Dict, List
 
-import yaml
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 
+from skd.config.safe_yaml import read_yaml
 from skd.data import thing_classes
 from skd.evaluation import match_classes, register_as
 from skd.study.models import Model, add_arguments, load_models
@@ -36,8 +36,7 @@ def main():
     args = parser.parse_args()
     mapping = {}
     if args.classes:
-        with open(args.classes) as f:
-            mapping = {str(k): str(v or "") for k, v in (yaml.safe_load(f) or {}).items()}
+        mapping = {str(k): str(v or "") for k, v in (read_yaml(args.classes) or {}).items()}
     models = load_models(args)
     classes = {name for dataset in args.dataset for name in classes_of(dataset)}
     if set(mapping) - classes:

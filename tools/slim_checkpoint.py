@@ -12,7 +12,7 @@ import os
 import torch
 
 from skd.modeling.teacher import DISTILLER_PREFIX
-from skd.runtime.checkpoint import load_tensors
+from skd.runtime.safe_files import load_tensors
 
 
 def main():

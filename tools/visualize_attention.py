@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from skd.distillers.attention import channel_attention
 from skd.modeling.features import FeatureTap, get_feature_module
-from skd.runtime.checkpoint import load_tensors
+from skd.runtime.safe_files import load_tensors
 from skd.study.models import Model, add_arguments, load_models
 from skd.visualization.attention import (
     attention_over_image,

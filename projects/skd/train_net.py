@@ -17,7 +17,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .config import Config, distill, form_of, is_distilling, read_config, student_config
+from .config import Config, distill, form_of, is_distilling, lazy, read_config, student_config
 from .data import check_classes, check_classes_lazy, register_coco
 from .engine import SKDTrainer, describe, evaluate, launch
 
@@ -35,6 +35,11 @@ def argument_parser() -> argparse.ArgumentParser:
         default="",
         metavar="FILE",
         help="the teacher's checkpoint, path or URL (default: the model zoo's)",
+    )
+    parser.add_argument(
+        "--trust-lazy",
+        action="store_true",
+        help="let a YAML config name a LazyConfig, which runs code, as its teacher",
     )
     parser.add_argument(
         "--register-coco",
@@ -61,6 +66,8 @@ def setup(args: argparse.Namespace) -> Config:
     if args.teacher:
         distill(cfg, args.teacher, args.teacher_weights)
     cfg = form.override(cfg, args.opts)
+    if args.trust_lazy and isinstance(cfg, CfgNode):
+        lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
     if not args.eval_only:
         form.check_teacher(cfg)
     check_classes(cfg) if isinstance(cfg, CfgNode) else check_classes_lazy(student_config(cfg))

@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Union
 
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 
 from . import lazy, yaml
 from .keys import META_ARCHITECTURE, SOLVER_KEYS, add_skd_config
+from .safe_yaml import outline
 from .yaml import merge_file
 
 Config = Union[CfgNode, DictConfig]
@@ -33,13 +33,16 @@ __all__ = [
 
 def is_lazy_file(path: str) -> bool:
     """
-    Whether a config file is a LazyConfig: a .py, or the .yaml that a LazyConfig run saves, which
-    has ``model:`` where others have ``MODEL:``.
+    Whether a config file is a LazyConfig: a .py, or the .yaml that a LazyConfig run saves, whose
+    ``model`` has a ``_target_``, and which has no ``MODEL``.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read, or is no YAML.
     """
     if path.endswith(".py"):
         return True
-    with PathManager.open(path, "r") as f:
-        return any(line.startswith("model:") for line in f)
+    content = outline(path)
+    return "_target_" in content.get("model", ()) and "MODEL" not in content
 
 
 def form_of(cfg: Config) -> ModuleType:

@@ -1,19 +1,58 @@
 """A LazyConfig: read it, make it distil, take the student out of it. The verbs are YAML's."""
 
 import copy
-from typing import Sequence
+import os
+from typing import Any, Dict, Sequence, Set
 
+from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
+
+from ..runtime.safe_files import TRUST_VARIABLE, is_trusted
+from .safe_yaml import UnsafeConfigError, read_yaml
 
 # SOLVER_KEYS of a YAML config, below ``train``
 TRAIN_KEYS = ("accumulate", "skip_non_finite", "expected_results")
 
 
+_allowed: Set[str] = set()  # files the user has named
+
+
+def allow(path: str) -> None:
+    """Take a file for the user's word: a YAML config may lead to it though it runs code."""
+    _allowed.add(os.path.realpath(path))
+
+
+def check_allowed(name: str, path: str, key: str) -> None:
+    """
+    Args:
+        name: a LazyConfig that a YAML config names.
+        path: the file it was found to be.
+        key: where it is named.
+
+    Raises:
+        UnsafeConfigError: the user has not named it, and it is not in Detectron2's model zoo.
+    """
+    zoo = os.path.join(os.path.dirname(os.path.realpath(model_zoo.__file__)), "configs", "")
+    named = {os.path.realpath(name), os.path.realpath(path)} & _allowed
+    if named or os.path.realpath(path).startswith(zoo) or is_trusted(path):
+        return
+    raise UnsafeConfigError(
+        f"{key} is '{name}', a LazyConfig, which runs code, and only a YAML config names it. If "
+        f"you trust who made it, name it on the command line ({key} or --teacher), give "
+        f"--trust-lazy, or name it in the environment variable {TRUST_VARIABLE}."
+    )
+
+
 def read(path: str) -> DictConfig:
-    """A LazyConfig, from its .py file or from the .yaml that a run has saved."""
-    return LazyConfig.load(path)
+    """
+    A LazyConfig, from its .py file or from the .yaml that a run has saved. Reading the former runs
+    it; instantiating either runs what it names.
+    """
+    if path.endswith(".py"):
+        return LazyConfig.load(path)
+    return OmegaConf.create(read_yaml(path), flags={"allow_objects": True})
 
 
 def override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
@@ -24,6 +63,36 @@ def override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
 def output_dir(cfg: DictConfig) -> str:
     """The folder of the run."""
     return cfg.train.output_dir
+
+
+def override_values(cfg: DictConfig, options: Sequence[str], key: str) -> DictConfig:
+    """
+    :func:`override` with options from a file, which may change values only.
+
+    Raises:
+        UnsafeConfigError: they would change what is called.
+    """
+    before = _targets(OmegaConf.to_container(cfg, resolve=False))
+    cfg = override(cfg, options)
+    after = _targets(OmegaConf.to_container(cfg, resolve=False))
+    if any("${" in option for option in options) or not after.items() <= before.items():
+        raise UnsafeConfigError(
+            f"{key} is {list(options)}; in a YAML config it must change values only, no _target_, "
+            "and have no ${...}, because these call things. Make a LazyConfig of your own for that."
+        )
+    return cfg
+
+
+def _targets(value: Any, place: str = "") -> Dict[str, Any]:
+    """Every ``_target_`` in a config, by its place."""
+    if isinstance(value, dict):
+        found = {place: value["_target_"]} if "_target_" in value else {}
+        items = value.items()
+    else:
+        found, items = {}, enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for name, inner in items:
+        found.update(_targets(inner, f"{place}/{name}"))
+    return found
 
 
 def is_distilling(cfg: DictConfig) -> bool:

@@ -1,15 +1,21 @@
 """A YAML config: read it, make it distil, take the student out of it."""
 
 import importlib
-from typing import Sequence
+import logging
+from typing import Any, Dict, Sequence
 
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
+from detectron2.config import downgrade_config, get_cfg, upgrade_config
+from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
 
+from . import lazy
 from .keys import META_ARCHITECTURE, NODES, SOLVER_KEYS, add_skd_config
-from .safe_yaml import check_yaml
+from .safe_yaml import read_yaml_with_base
 
+logger = logging.getLogger(__name__)
+
+TEACHER_KEY = "MODEL.TEACHER.CONFIG_FILE"
 # Keys of Detectron2's own projects: a node below MODEL, and the function that declares it.
 _PROJECTS = {"POINT_HEAD": ("detectron2.projects.point_rend", "add_pointrend_config")}
 
@@ -22,9 +28,10 @@ def merge_file(cfg: CN, path: str) -> None:
     Raises:
         ImportError: such a file, and a Detectron2 without that project.
         UnsafeConfigError: it, or one it is based on, would run code.
+        ValueError: it, or one it is based on, is no YAML, or too large.
     """
-    check_yaml(path)
-    model = CN.load_yaml_with_base(path, allow_unsafe=True).get("MODEL", {})
+    loaded = _node(read_yaml_with_base(path), path)
+    model = loaded.get("MODEL") or {}
     for node, (module, function) in _PROJECTS.items():
         if node not in model or node in cfg.MODEL:
             continue
@@ -36,7 +43,40 @@ def merge_file(cfg: CN, path: str) -> None:
                 f"Detectron2 has no such module: {error}"
             ) from error
         declare(cfg)
-    cfg.merge_from_file(path)
+    _merge_node(cfg, loaded, path)
+
+
+def _node(content: Dict[str, Any], path: str) -> CN:
+    try:
+        _check_keys(content)
+        return CN(content)
+    except (AssertionError, AttributeError, TypeError) as error:  # keys and values yacs cannot take
+        raise ValueError(f"Config file '{path}' has what no config may have: {error}") from None
+
+
+def _check_keys(content: Dict[Any, Any]) -> None:
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise TypeError(f"the key {key!r:.80}, which is no text")
+        if isinstance(value, dict):
+            _check_keys(value)
+
+
+def _merge_node(cfg: CN, loaded: CN, path: str) -> None:
+    """``CfgNode.merge_from_file`` from where it has read the file: old versions are upgraded."""
+    version = loaded.get("VERSION")
+    version = guess_version(loaded, path) if version is None else version
+    if version not in range(1, cfg.VERSION + 1):
+        raise ValueError(f"VERSION in '{path}' is {version!r}; it must be 1 to {cfg.VERSION}.")
+    if version == cfg.VERSION:
+        cfg.merge_from_other_cfg(loaded)
+        return
+    logger.warning(f"Config file '{path}' is of version {version}; it is upgraded.")
+    old = downgrade_config(cfg, to_version=version)
+    old.merge_from_other_cfg(loaded)
+    new = upgrade_config(old)
+    cfg.clear()
+    cfg.update(new)
 
 
 def read(path: str) -> CN:
@@ -50,6 +90,8 @@ def read(path: str) -> CN:
 def override(cfg: CN, options: Sequence[str]) -> CN:
     """The config with ``KEY VALUE ...`` of the command line, in place."""
     cfg.merge_from_list(list(options))
+    if TEACHER_KEY in options[::2]:
+        lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
     return cfg
 
 
@@ -76,6 +118,7 @@ def distil(cfg: CN, teacher: str, weights: str = "") -> None:
         cfg.MODEL.STUDENT.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
         cfg.MODEL.META_ARCHITECTURE = META_ARCHITECTURE
     cfg.MODEL.TEACHER.CONFIG_FILE = teacher
+    lazy.allow(teacher)
     cfg.MODEL.TEACHER.WEIGHTS = weights
 
 

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, LazyConfig, configurable, instantiate
+from detectron2.config import CfgNode, configurable, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..config import is_lazy_file, read_config, student_config
+from ..config import is_lazy_file, lazy, read_config, student_config
 from ..runtime.checkpoint import SafeCheckpointer
 from .features import FeatureTap, get_feature_module
 from .inherit import State, components
@@ -118,6 +118,7 @@ class FrozenTeacher(nn.Module):
             teacher.CONFIG_FILE,
             weights=teacher.WEIGHTS,
             opts=teacher.OPTS,
+            from_yaml=True,
             features=teacher.FEATURES,
             random_weights=teacher.RANDOM_WEIGHTS,
             precision=teacher.PRECISION,
@@ -231,6 +232,7 @@ def _teacher_args(
     weights: str = "",
     opts: Sequence[str] = (),
     random_weights: bool = False,
+    from_yaml: bool = False,
     **kwargs,
 ) -> Dict[str, Any]:
     path = find_config(config_file)
@@ -238,7 +240,7 @@ def _teacher_args(
         weights = _zoo_weights(config_file)
     if weights:
         _check_exists(weights)  # before the model is built, which takes long
-    cfg = _load_config(path, list(opts))
+    cfg = _load_config(config_file, path, list(opts), from_yaml)
     try:
         if isinstance(cfg, CfgNode):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
@@ -318,9 +320,12 @@ def _check_exists(weights: str) -> None:
         )
 
 
-def _load_config(path: str, opts: List[str]) -> Union[CfgNode, Any]:
+def _load_config(name: str, path: str, opts: List[str], from_yaml: bool) -> Union[CfgNode, Any]:
     if is_lazy_file(path):
-        return LazyConfig.apply_overrides(LazyConfig.load(path), opts)
+        if not from_yaml:
+            return lazy.override(lazy.read(path), opts)
+        lazy.check_allowed(name, path, "MODEL.TEACHER.CONFIG_FILE")
+        return lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS")
     try:
         cfg = read_config(path)  # a student of this project may be a teacher in turn
         cfg.merge_from_list(opts)

@@ -3,27 +3,21 @@
 import glob
 import logging
 import os
-import pickle
-import re
-from collections import OrderedDict
 from typing import Any, Dict, List
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from .safe_files import (
+    CheckpointError,
+    DamagedCheckpointError,
+    check_kinds,
+    is_trusted,
+    load_pickle,
+    load_tensors,
+)
+
 logger = logging.getLogger(__name__)
-
-# Files, separated as in PATH, whose maker you trust with running any code on this machine.
-TRUST_VARIABLE = "SKD_TRUST_CHECKPOINTS"
-
-
-class CheckpointError(RuntimeError):
-    """A file that is no checkpoint, or is not to be trusted."""
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A file that is cut off, or not a checkpoint at all."""
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -111,6 +105,10 @@ class SafeCheckpointer(DetectionCheckpointer):
             load_tensors(f)  # or an error: Detectron2 then reads it with torch's own default
         return super()._load_file(f)
 
+    def _convert_ndarray_to_tensor(self, state_dict: Dict[str, Any]) -> None:
+        super()._convert_ndarray_to_tensor(state_dict)
+        check_kinds(state_dict, self.model.state_dict())
+
     def _torch_load(self, f: str) -> Dict[str, Any]:
         return super()._torch_load(f) if is_trusted(f) else load_tensors(f)
 
@@ -133,119 +131,3 @@ def _write(path: str, write) -> None:
         os.fsync(folder)  # the new name, too
     finally:
         os.close(folder)
-
-
-def is_trusted(path: str) -> bool:
-    """Whether ``SKD_TRUST_CHECKPOINTS`` names a file."""
-    names = os.environ.get(TRUST_VARIABLE, "").split(os.pathsep)
-    return os.path.realpath(path) in {os.path.realpath(name) for name in names if name}
-
-
-def _refusal(path: str, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"'{path}' is refused: loading it would run {what}. A checkpoint needs arrays, numbers, "
-        "strings and containers only. If you trust who made it with your machine, set "
-        f"{TRUST_VARIABLE}={path}."
-    )
-
-
-def load_tensors(path: str) -> Dict[str, Any]:
-    """
-    ``torch.load`` of tensors and plain containers, to the CPU.
-
-    Raises:
-        CheckpointError: it holds something else; :class:`DamagedCheckpointError`: it is no
-            checkpoint.
-    """
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted:
-            raise _refusal(path, wanted.group(1)) from None
-        raise _damaged(path, str(error).splitlines()[-1]) from None
-    except Exception as error:  # whatever a broken file may lead to, torch's reader raises it
-        raise _damaged(path, error) from error
-    if not isinstance(data, dict):
-        raise _damaged(path, f"it holds a {type(data).__name__}, not a dict")
-    return data
-
-
-def _damaged(path: str, why: Any) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"'{path}' is damaged or no checkpoint: {why}.")
-
-
-def load_pickle(path: str) -> Dict[str, Any]:
-    """
-    A pickle of NumPy arrays and plain containers, as Detectron2's model zoo has them.
-
-    Raises:
-        CheckpointError: it holds something else; :class:`DamagedCheckpointError`: it is no pickle.
-    """
-    try:
-        with open(path, "rb") as f:
-            data = _ArrayUnpickler(f, path).load()
-    except CheckpointError:
-        raise
-    except Exception as error:  # a broken pickle may raise anything
-        raise _damaged(path, repr(error)) from error
-    if not isinstance(data, dict):
-        raise _damaged(path, f"it holds a {type(data).__name__}, not a dict")
-    return data
-
-
-def _empty_array(*_: Any) -> np.ndarray:
-    """NumPy's ``_reconstruct``, which makes an array whose shape and content are set later."""
-    return np.ndarray((0,), np.uint8)
-
-
-def _scalar(dtype: np.dtype, data: bytes) -> Any:
-    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype)[0]
-
-
-def _from_buffer(data: bytes, dtype: np.dtype, shape: Any, order: str) -> np.ndarray:
-    return np.frombuffer(data, dtype).reshape(shape, order=order)
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode(encoding)
-
-
-def _no_bytes() -> bytes:
-    return b""  # how the older protocols write it
-
-
-def _dtype(name: str, *_: Any) -> np.dtype:
-    dtype = np.dtype(name)
-    if dtype.hasobject:
-        raise ValueError("arrays of objects")
-    return dtype
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits what makes arrays; a name it does not know is refused before it is looked up."""
-
-    _ADMITTED = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("_codecs", "encode"): _encode,
-        ("builtins", "bytes"): _no_bytes,
-        ("__builtin__", "bytes"): _no_bytes,
-        ("numpy", "dtype"): _dtype,
-        ("numpy", "ndarray"): "numpy.ndarray",  # only ever an argument
-    }
-    for _core in ("numpy.core", "numpy._core"):
-        _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _empty_array
-        _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
-        _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _from_buffer
-
-    def __init__(self, file, path: str):
-        super().__init__(file, encoding="latin1")
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ADMITTED:
-            raise _refusal(self._path, f"{module}.{name}")
-        return self._ADMITTED[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise _refusal(self._path, f"a persistent load of {pid!r}")

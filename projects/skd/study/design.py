@@ -7,10 +7,9 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
-import yaml
-
 from skd import distill
-from skd.config import is_lazy_file, read_config
+from skd.config import is_lazy_file, lazy, read_config
+from skd.config.safe_yaml import read_yaml
 from skd.distillers import build_distiller
 
 from .runs import Run, read_metrics
@@ -113,6 +112,7 @@ class Study:
         """Read every config as train_net.py will. Raises ValueError, KeyError or OSError."""
         for cell in self.cells.values():
             if is_lazy_file(cell.config):
+                lazy.check_allowed(cell.config, cell.config, "A detector's config")
                 continue  # Python: train_net.py tells
             cfg = read_config(cell.config)
             if cell.method not in (BASELINE, "teacher"):
@@ -193,8 +193,7 @@ class Study:
 
 
 def load_study(path: str) -> Optional[Dict[str, Any]]:
-    with open(path) as f:
-        spec = yaml.safe_load(f)
+    spec = read_yaml(path)
     if not isinstance(spec, dict):
         raise ValueError(f"'{path}' is no study: it must be a YAML file of keys and values.")
     return spec
