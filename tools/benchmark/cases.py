@@ -1,5 +1,6 @@
 """What is measured: the loss, a training step, inference, the teacher's forward."""
 
+import itertools
 import math
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -11,8 +12,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from measure import flops
+from torch import nn
 
-from skd import build_teacher, distill
+from skd import build_teacher, distill, student_config
 from skd.config import read_config
 from skd.distillers import StructuredDistiller
 
@@ -125,24 +127,35 @@ def inputs(images: int, size: Tuple[int, int]) -> List[Dict[str, Any]]:
     return batch
 
 
-def mask_rcnn(device: str, precision: str = "fp32"):
-    """Mask R-CNN R50 <- R101 of the zoo, untrained: speed does not depend on weights."""
+def mask_rcnn(device: str, precision: str = "fp32") -> Tuple[nn.Module, nn.Module]:
+    """
+    Mask R-CNN R50 <- R101 of the zoo, and the baseline: R50 by itself, with the same weights.
+    Untrained, because speed does not depend on them.
+    """
     cfg = read_config(model_zoo.get_config_file(ZOO.format(50, 1)))
     distill(cfg, ZOO.format(101, 3))
     cfg.MODEL.DEVICE = device
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
     cfg.MODEL.TEACHER.PRECISION = precision
+    # as after the first iterations: from then on BALANCE measures gradients in every 20th only
+    cfg.MODEL.DISTILLER.BALANCE.BURN_IN = 1
     torch.manual_seed(0)
-    return build_model(cfg)
+    model, baseline = build_model(cfg), build_model(student_config(cfg))
+    baseline.load_state_dict(model.state_dict(), strict=False)  # all but distiller.*
+    return model, baseline
 
 
 def training_step(model, batch: List[Dict[str, Any]], amp: bool = False) -> Callable[[], None]:
-    """A step of SGD."""
+    """A step of SGD. The first one, a warm-up, is iteration 1."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-6, momentum=0.9)
     model.train()
+    iterations = itertools.count(1)
 
     def step():
-        with EventStorage(), torch.autocast("cuda", dtype=torch.float16, enabled=amp):
+        with (
+            EventStorage(next(iterations)),
+            torch.autocast("cuda", dtype=torch.float16, enabled=amp),
+        ):
             losses = model(batch)
         optimizer.zero_grad()
         sum(losses.values()).backward()

@@ -15,12 +15,11 @@ from skd.engine import wrap_data_parallel
 
 def _worker(device: str, size, repeats: int, path: str) -> None:
     torch.set_num_threads(1)
-    model = mask_rcnn(device)
+    model, baseline = mask_rcnn(device)
     batch = inputs(1, size)
-    # two wrappers of the same parameters would both reduce them: the student gets its own
     step, student_step = (
         training_step(wrap_data_parallel(net, broadcast_buffers=False), batch)
-        for net in (model, mask_rcnn(device).student)
+        for net in (model, baseline)
     )
 
     def reference():
