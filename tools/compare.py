@@ -20,6 +20,7 @@ import sys
 from typing import Any, Dict, List
 
 from skd import register_coco
+from skd.config.lazy import allow
 from skd.distillers import DISTILLER_REGISTRY
 from skd.study.design import BASELINE, Cell, Study, load_study
 from skd.study.runs import ROOT, print_table, run_all
@@ -53,6 +54,8 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
         raise ValueError(
             "Give a study file, or --config-file, --teacher, --teacher-weights and --iterations."
         )
+    for path in (*args.config_file, args.teacher):
+        allow(path)  # Python or not: the user has named it
     known = sorted(name for name, _ in DISTILLER_REGISTRY)
     names = known if args.methods == ["all"] else args.methods
     detectors = {

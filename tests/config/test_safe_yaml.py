@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skd import DistillRCNN, add_skd_config, distill, register_coco
+from skd import DistillRCNN, add_skd_config, distill, register_coco, train_net
 from skd.config import is_lazy_file, lazy, merge_file, read_config
 from skd.config.safe_yaml import (
     MAX_BYTES,
@@ -26,6 +26,7 @@ from skd.config.safe_yaml import (
 from skd.config.yaml import override
 from skd.modeling.teacher import build_teacher
 from skd.runtime.safe_files import TRUST_VARIABLE
+from skd.study.design import Study
 from tests.helpers import ROOT
 
 RUNS = "!!python/object/apply:os.mkdir ['{marker}']"
@@ -322,6 +323,22 @@ def test_a_path_in_a_yaml_is_not_the_users_word(kind, tmp_path):
     assert not marker.exists()
 
 
+def trust_lazy(path, folder):
+    config = write(
+        folder,
+        student=f"""
+_BASE_: {ROOT}/configs/shapes/student.yaml
+MODEL:
+  META_ARCHITECTURE: DistillRCNN
+  TEACHER: {{CONFIG_FILE: {path}, RANDOM_WEIGHTS: True}}
+OUTPUT_DIR: {folder}/out
+""",
+    )
+    train_net.setup(
+        train_net.argument_parser().parse_args(["--config-file", config, "--trust-lazy"])
+    )
+
+
 @pytest.mark.parametrize("kind", ["py", "yaml"])
 @pytest.mark.parametrize("word", ["--teacher", "option", "variable", "--trust-lazy", "Python"])
 def test_these_are_the_users_word(word, kind, tmp_path, monkeypatch):
@@ -335,10 +352,28 @@ def test_these_are_the_users_word(word, kind, tmp_path, monkeypatch):
     elif word == "variable":
         monkeypatch.setenv(TRUST_VARIABLE, str(path))
     elif word == "--trust-lazy":
-        lazy.allow(str(path))
+        trust_lazy(path, tmp_path)
     with pytest.raises(Exception):  # it is no detector
         build_teacher(str(path), random_weights=True) if word == "Python" else DistillRCNN(cfg)
     assert marker.exists()
+
+
+@pytest.mark.parametrize("place", ["detectors", "teachers"])
+def test_a_study_is_not_the_users_word(place, tmp_path, monkeypatch):
+    path, marker = lazy_file(tmp_path, "py")
+    plain = {"config": os.path.join(ROOT, "configs", "shapes", "student.yaml"), "weights": "w.pth"}
+    spec = {
+        "iterations": 1, "seeds": [1], "methods": {}, "teachers": {"it": plain},
+        "detectors": {"it": plain},
+        "compare": [{"name": "x", "detector": "it", "methods": ["baseline"]}],
+    }  # fmt: skip
+    Study(spec, str(tmp_path / "work")).check()
+    spec[place] = {"it": {"config": str(path), "weights": "w.pth"}}
+    with pytest.raises(UnsafeConfigError, match=f"config is '{path}', a LazyConfig"):
+        Study(spec, str(tmp_path / "work")).check()
+    monkeypatch.setenv(TRUST_VARIABLE, str(path))
+    Study(spec, str(tmp_path / "work")).check()
+    assert not marker.exists()  # train_net.py will read it
 
 
 def test_a_file_here_does_not_pass_for_the_zoos(tmp_path, monkeypatch):

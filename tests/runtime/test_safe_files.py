@@ -179,7 +179,7 @@ def dtype(code="f4", state=STATE):
 
 FIELD = b"}" + text("a") + number(7) + number(0) + b"\x86s"  # {"a": (7, 0)}: no dtype
 FIELDS = b"(K\3" + text("|") + b"N" + text("a") + b"\x85" + FIELD + number(8) + b"K\1" + b"K\x3ftb"
-NESTED = b")" + b"q\0h\0h\0\x86" * 60  # t = (t, t), sixty times
+NESTED = b")q\0" + b"h\0\x86q\0" * 60  # t = (t, t), sixty times
 CRAFTED = {
     "fields that are no types": array(dtype("V8", FIELDS)),
     "fields of floats": array(dtype("f4", FIELDS)),

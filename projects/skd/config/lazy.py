@@ -40,8 +40,8 @@ def check_allowed(name: str, path: str, key: str) -> None:
         return
     raise UnsafeConfigError(
         f"{key} is '{name}', a LazyConfig, which runs code, and only a YAML config names it. If "
-        f"you trust who made it, name it on the command line ({key} or --teacher), give "
-        f"--trust-lazy, or name it in the environment variable {TRUST_VARIABLE}."
+        "you trust who made it, name it on the command line, give train_net.py's --trust-lazy, or "
+        f"name it in the environment variable {TRUST_VARIABLE}."
     )
 
 

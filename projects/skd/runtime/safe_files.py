@@ -68,7 +68,8 @@ def load_tensors(path: str) -> Dict[str, Any]:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             raise _refusal(path, wanted.group(1)) from None
-        raise _damaged(path, str(error).splitlines()[-1]) from None
+        reason = re.search(r"WeightsUnpickler error:\s*(\S.*)", str(error))
+        raise _damaged(path, reason.group(1)[:200] if reason else error) from None
     except Exception as error:  # whatever a broken file may lead to, torch's reader raises it
         raise _damaged(path, error) from error
     if not isinstance(data, dict):

@@ -11,6 +11,7 @@ from skd import distill
 from skd.config import is_lazy_file, lazy, read_config
 from skd.config.safe_yaml import read_yaml
 from skd.distillers import build_distiller
+from skd.runtime.safe_files import is_url
 
 from .runs import Run, read_metrics
 
@@ -110,6 +111,9 @@ class Study:
 
     def check(self) -> None:
         """Read every config as train_net.py will. Raises ValueError, KeyError or OSError."""
+        for teacher in self.teachers.values():
+            if is_url(teacher.config) and is_lazy_file(teacher.config):
+                lazy.check_allowed(teacher.config, teacher.config, "A teacher's config")
         for cell in self.cells.values():
             if is_lazy_file(cell.config):
                 lazy.check_allowed(cell.config, cell.config, "A detector's config")
