@@ -4,11 +4,13 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from multiprocessing import active_children
 from typing import Any, Callable
 
 import torch
 from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed as dist
 from torch import multiprocessing
@@ -23,7 +25,8 @@ def under_torchrun() -> bool:
 
 
 def _launch_here(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
-    if args.num_gpus * args.num_machines > 1:
+    here = threading.current_thread() is threading.main_thread()
+    if args.num_gpus * args.num_machines > 1 and here:
         # they stop in good order themselves (see PreemptionHook); this process waits for them
         for number in SIGNALS:
             signal.signal(number, _pass_on)
@@ -77,12 +80,14 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     store, rank, size = next(rendezvous("env://"))
     store = dist.PrefixStore(f"skd_restart_{restarts}", store)
-    dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size)
-    try:
-        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        comm.synchronize()
-        if restarts > 0:
-            args.resume = True
-        return main(args)
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(
+        "nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=DEFAULT_TIMEOUT
+    )
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+    if restarts > 0:
+        args.resume = True
+    result = main(args)
+    # not after an error: it waits for the other processes, which wait for this one
+    dist.destroy_process_group()
+    return result

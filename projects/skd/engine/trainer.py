@@ -13,15 +13,17 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
+from omegaconf import OmegaConf
 from torch import nn
 
 from ..config import Config
 from ..data import register_shapes
 from ..evaluation import build_evaluator
 from ..runtime.loader import build_train_loader
+from ..runtime.plain_numbers import PlainNumbers
 from ..runtime.preemption import PreemptionHook
-from ..runtime.record import write_record
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
+from ..runtime.run_folder import RunFolder
 from ..runtime.step import build_trainer
 from .lazy_run import lazy_run
 from .run import Run, check
@@ -58,14 +60,16 @@ class SKDTrainer(DefaultTrainer):
         model = run.build_model()
         optimizer, loader = run.build_optimizer(model), run.build_train_loader()
         steps = ReproducibleSteps(loader, shared_seed(run.seed))
-        write_record(run.output_dir, model, run.datasets, steps.seed)
         model = wrap_data_parallel(model, **run.ddp)
         self._trainer = _build_steps(run, model, loader, optimizer)
         self.scheduler = run.build_scheduler(optimizer)
         self.checkpointer = RunCheckpointer(
             model, run.output_dir, key=run.keys["weights"], trainer=weakref.proxy(self)
         )
-        self.register_hooks([steps, *self.build_hooks(), PreemptionHook(self.checkpointer)])
+        self.folder = RunFolder(self.checkpointer, _as_mapping(run.cfg), run.datasets, steps.seed)
+        numbers = PlainNumbers(model, run.checkpointer["period"])
+        preemption = PreemptionHook(self.checkpointer)
+        self.register_hooks([self.folder, steps, numbers, *self.build_hooks(), preemption])
 
     def build_hooks(self) -> List[Optional[HookBase]]:
         """DefaultTrainer's, in its order; the writer of metrics is the last."""
@@ -93,9 +97,7 @@ class SKDTrainer(DefaultTrainer):
         return default_writers(self.run.output_dir, self.max_iter)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        self.checkpointer.resume_or_load(self.run.weights, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
-            self.start_iter = self.iter + 1
+        self.start_iter = self.folder.resume_or_load(self.run.weights, resume)
 
     def train(self) -> Dict[str, Any]:
         """
@@ -157,6 +159,10 @@ def describe(cfg: Config, trainer: Any = SKDTrainer) -> Run:
     """
     register_shapes()  # a config may name them
     return yaml_run(cfg, trainer) if isinstance(cfg, CfgNode) else lazy_run(cfg)
+
+
+def _as_mapping(cfg: Config) -> Dict[str, Any]:
+    return cfg if isinstance(cfg, CfgNode) else OmegaConf.to_container(cfg)
 
 
 def _build_steps(run: Run, model: nn.Module, loader: Any, optimizer: Any):

@@ -1,13 +1,16 @@
 """Checkpoints that are written whole or not at all, and read without running what is in them."""
 
-import glob
+import errno
+import fnmatch
 import logging
 import os
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 
+from .record import read_records
 from .safe_files import (
     CheckpointError,
     DamagedCheckpointError,
@@ -16,6 +19,7 @@ from .safe_files import (
     load_pickle,
     load_tensors,
 )
+from .whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,9 @@ class SafeCheckpointer(DetectionCheckpointer):
     - a file that wants to run code when it is loaded is refused.
     """
 
+    # Names the run in its checkpoints, so that resuming takes no other run's. None: not told.
+    run_id: Optional[str] = None
+
     def save(self, name: str, **kwargs: Any) -> None:
         """
         Raises:
@@ -37,7 +44,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        if "://" in self.save_dir:  # not a file system, and nothing to rename there
+        if self.run_id:
+            kwargs["run"] = self.run_id
+        if _is_remote(self.save_dir):  # not a file system, and nothing to rename there
             return super().save(name, **kwargs)
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
@@ -45,7 +54,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         try:
-            _write(path, lambda f: torch.save(data, f))
+            write_whole(path, lambda f: torch.save(data, f))
             self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             before = self.get_checkpoint_file() if self.has_checkpoint() else "none"
@@ -55,28 +64,129 @@ class SafeCheckpointer(DetectionCheckpointer):
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        if "://" in self.save_dir:
+        if _is_remote(self.save_dir):
             return super().tag_last_checkpoint(last_filename_basename)
         name = last_filename_basename.encode()
-        _write(os.path.join(self.save_dir, "last_checkpoint"), lambda f: f.write(name))
+        write_whole(os.path.join(self.save_dir, "last_checkpoint"), lambda f: f.write(name))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         """
         Raises:
             CheckpointError: to resume from there are only files that cannot be read.
         """
-        if not resume or not self.has_checkpoint():
-            return super().resume_or_load(path, resume=resume)
-        files = self._newest_first()
+        loaded = self.read_last() if resume else None
+        if loaded is None:
+            return super().resume_or_load(path, resume=False)
+        return self.resume_from(*loaded)
+
+    def read_last(self) -> Optional[Tuple[str, Dict[str, Any]]]:
+        """
+        The newest checkpoint of the folder's last run that is not damaged. Process 0 chooses it;
+        all have to call this, and each reads the file itself if it can.
+
+        Returns:
+            Its path and content, or None if the folder has none.
+
+        Raises:
+            CheckpointError: all of them are damaged.
+            OSError, MemoryError: reading failed, which says nothing about the file.
+        """
+        files = comm.all_gather(self._newest_first())[0]
+        run_id = None
         for file in files:
             try:
-                return self.load(file)
+                data = self._read_everywhere(file)
             except DamagedCheckpointError as error:
                 logger.error(f"{error} Going back to the checkpoint before it.")
+                continue
+            run_id = run_id or data.get("run") or self._last_run()
+            if run_id and data.get("run") not in (None, run_id):
+                logger.error(f"'{file}' is another run's checkpoint, and passed over.")
+                continue
+            return file, data
+        if not files:
+            return None
         raise CheckpointError(
             f"None of the checkpoints in '{self.save_dir}' can be read: {', '.join(files)}. "
-            "Remove them to start anew."
+            "Start anew without --resume, in another OUTPUT_DIR."
         )
+
+    def _last_run(self) -> Optional[str]:
+        """By the record, for where the newest checkpoint cannot say whose it is."""
+        runs = [r["run"] for r in read_records(self.save_dir) if "run" in r]
+        return comm.all_gather(runs[-1] if runs else None)[0]
+
+    def _read_everywhere(self, file: str) -> Dict[str, Any]:
+        try:
+            data, error = self._read(file), None
+        except Exception as e:
+            data, error = None, e
+        errors = comm.all_gather(None if error is None else f"{type(error).__name__}: {error}")
+        if errors[0] is not None:
+            raise error or CheckpointError(f"Process 0 cannot read '{file}': {errors[0]}")
+        failed = [f"process {i} ({e})" for i, e in enumerate(errors) if e is not None]
+        if not failed:
+            return data
+        # a folder that is not shared, or a network file system that has not caught up
+        if comm.is_main_process():
+            logger.warning(
+                f"'{file}' cannot be read by {', '.join(failed)}: all get the content that "
+                "process 0 has read."
+            )
+        return comm.all_gather(data if comm.is_main_process() else None)[0]
+
+    def _read(self, file: str) -> Dict[str, Any]:
+        path = self.path_manager.get_local_path(file)
+        try:
+            data = self._torch_load(path)
+        except DamagedCheckpointError as error:
+            raise _reason_outside(path, error) or error
+        return data if "model" in data else {"model": data}
+
+    def resume_from(self, path: str, data: Dict[str, Any]) -> Dict[str, Any]:
+        """
+        Take up what :meth:`read_last` has read.
+
+        Returns:
+            What is in it besides the model and the states of training.
+
+        Raises:
+            CheckpointError: it does not fit the model; nothing has been changed then.
+        """
+        if self.checkpointables:
+            self._check_fits(path, data)
+        self.logger.info(f"Resuming from {path}")
+        incompatible = self._load_model(data)
+        if incompatible is not None:
+            self._log_incompatible_keys(incompatible)
+        for key, obj in self.checkpointables.items():
+            obj.load_state_dict(data.pop(key))
+        return data
+
+    def _check_fits(self, path: str, data: Dict[str, Any]) -> None:
+        gone = [key for key in self.checkpointables if key not in data]
+        if gone:
+            raise CheckpointError(
+                f"'{path}' has weights only, and no state of {', '.join(gone)} to resume from. "
+                "Start a new run from it: MODEL.WEIGHTS, another OUTPUT_DIR, no --resume."
+            )
+        before = {k[7:] if k.startswith("module.") else k: v for k, v in data["model"].items()}
+        bad = []
+        for name, value in self.model.state_dict().items():
+            if name in ("pixel_mean", "pixel_std") and name not in before:
+                continue  # Detectron2 takes them from the config
+            if name not in before:
+                bad.append(f"{name} is not in it")
+            elif tuple(before[name].shape) != tuple(value.shape):
+                shapes = tuple(before[name].shape), tuple(value.shape)
+                bad.append(f"{name} has shape {shapes[0]} in it and {shapes[1]} in the model")
+        if bad:
+            raise CheckpointError(
+                f"'{path}' is of another model than the one to train; {len(bad)} of the model's "
+                f"tensors do not fit: {'; '.join(bad[:3])}{'; ...' * (len(bad) > 3)}. Resume with "
+                "the configuration the run was started with, or start a new run from its weights: "
+                f"MODEL.WEIGHTS {path}, another OUTPUT_DIR, no --resume."
+            )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         try:
@@ -85,10 +195,12 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
 
     def _newest_first(self) -> List[str]:
-        last = self.get_checkpoint_file()
-        others = glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth"))
-        others = sorted(set(others) - {last}, key=os.path.getmtime, reverse=True)
-        return ([last] if os.path.isfile(last) else []) + others
+        if not self.save_dir or not self.has_checkpoint():
+            return []
+        last, isfile = self.get_checkpoint_file(), self.path_manager.isfile
+        names = fnmatch.filter(self.path_manager.ls(self.save_dir), "model_*.pth")
+        others = {os.path.join(self.save_dir, name) for name in names} - {last}
+        return ([last] if isfile(last) else []) + sorted(others, key=_age, reverse=True)
 
     def _load_file(self, f: str) -> Dict[str, Any]:
         if is_trusted(f):
@@ -113,21 +225,29 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super()._torch_load(f) if is_trusted(f) else load_tensors(f)
 
 
-def _write(path: str, write) -> None:
-    """Let a file appear under its name when all of it is on the disk."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+def _is_remote(folder: str) -> bool:
+    return "://" in folder
+
+
+def _age(file: str) -> Tuple[float, str]:
+    """Sorts by time; where a remote folder tells none, by name, with model_final the oldest."""
     try:
-        with open(temporary, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
+        return os.path.getmtime(file), ""
+    except OSError:
+        return 0.0, os.path.basename(file).replace("final", "")
+
+
+def _reason_outside(path: str, error: DamagedCheckpointError) -> Optional[BaseException]:
+    """What kept a file from being read, if that was not the file's content."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno != errno.EINVAL:  # a place outside of the file
+        return cause
+    if isinstance(cause, MemoryError) or "can't allocate memory" in str(cause):
+        return cause
+    try:  # torch's reader makes an error of its own of a device's
+        with open(path, "rb") as f:
+            while f.read(1 << 24):
+                pass
+    except OSError as unreadable:
+        return unreadable
+    return None

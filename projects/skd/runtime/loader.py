@@ -11,7 +11,9 @@ workers.
 import itertools
 import logging
 import random
+import signal
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -19,11 +21,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
 from detectron2.data.build import _train_loader_from_config
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 logger = logging.getLogger(__name__)
+
+# how long a worker outlives a SIGTERM, for the training process to finish its iteration
+WORKER_GRACE_SECONDS = 60
 
 Place = Tuple[int, int]  # in the order of all processes, and in the data set
 
@@ -138,8 +143,7 @@ class TrainLoader:
             images: how many of them all processes have had.
         """
         self.dataset.seed = seed
-        if hasattr(self.batches.sampler, "_seed"):
-            self.batches.sampler._seed = seed
+        _seed_sampler(self.batches.sampler, seed)
         self.batches.skip = images // self.images_per_batch
 
     def __iter__(self):
@@ -176,7 +180,8 @@ def build_train_loader(
             to go on in; use Detectron2's loader for it.)
         mapper, sampler, total_batch_size, aspect_ratio_grouping, num_workers, collate_fn, kwargs:
             as there.
-        seed: of the order and the augmentation; None for one that all processes draw.
+        seed: of the order, the augmentation and ``RandomSubsetTrainingSampler``'s subset, in place
+            of the sampler's own; None for one that all processes draw.
 
     Returns:
         A :class:`TrainLoader`.
@@ -193,15 +198,13 @@ def build_train_loader(
             f"processes, {world}."
         )
     seed = comm.shared_random_seed() if seed is None else seed
-    groups = None
-    if aspect_ratio_grouping:
-        groups = [0 if record["width"] > record["height"] else 1 for record in dataset]
+    groups = _groups(dataset) if aspect_ratio_grouping else None
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
     if sampler is None:
         sampler = TrainingSampler(len(dataset))
-    if hasattr(sampler, "_seed"):
-        sampler._seed = seed
+    _seed_sampler(sampler, seed)
+    kwargs["worker_init_fn"] = partial(_init_worker, kwargs.get("worker_init_fn"))
     return TrainLoader(
         MappedDataset(dataset, mapper, seed),
         GroupedBatches(sampler, total_batch_size // world, groups),
@@ -210,6 +213,41 @@ def build_train_loader(
         collate_fn=collate_fn or _as_they_are,
         **kwargs,
     )
+
+
+def _groups(dataset) -> Optional[List[int]]:
+    """For each record 0 if it is wider than high, else 1."""
+    try:
+        return [0 if record["width"] > record["height"] else 1 for record in dataset]
+    except KeyError:  # Detectron2's mapper finds the size when it reads the image
+        logger.warning(
+            "Some records have no width and height: batches are not grouped by aspect ratio, so "
+            "more of each image's canvas may be padding."
+        )
+        return None
+
+
+def _seed_sampler(sampler: Sampler, seed: int) -> None:
+    """The loader's seed rules the order, and which images a random subset has."""
+    if hasattr(sampler, "_seed"):
+        sampler._seed = seed
+    if isinstance(sampler, RandomSubsetTrainingSampler):
+        again = RandomSubsetTrainingSampler(sampler._size, 1.0, seed_shuffle=seed, seed_subset=seed)
+        sampler._seed_subset = seed
+        sampler._indexes_subset = again._indexes_subset[: sampler._size_subset]
+
+
+def _init_worker(then: Optional[Callable], worker: int) -> None:
+    """
+    A scheduler's signal reaches the whole process group. The training process acts on it, and
+    needs its workers to the end of the iteration; torch would end them, and that would be an error
+    in the training process. One that is not wanted any more ends by itself, at the latest after a
+    minute.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE_SECONDS))
+    if then is not None:
+        then(worker)
 
 
 def _as_they_are(batch: List[Any]) -> List[Any]:

@@ -3,12 +3,13 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
 import time
-from typing import Any, Dict, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import detectron2
 import torch
@@ -17,23 +18,36 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+logger = logging.getLogger(__name__)
+
 FILE = "runs.jsonl"
+# Whatever a dataset's folder is on, a run starts soon.
+SECONDS_FOR_IMAGES = 5.0
+MOST_IMAGES = 500_000
 PACKAGES = ("torch", "torchvision", "numpy", "fvcore", "pycocotools", "opencv-python", "timm")
 
 
-def write_record(output_dir: str, model: nn.Module, datasets: Sequence[str], seed: int) -> None:
+def describe_run(
+    model: nn.Module,
+    datasets: Sequence[str],
+    seed: int,
+    config: Optional[Mapping[str, Any]] = None,
+) -> Optional[Dict[str, Any]]:
     """
-    Append a line to ``runs.jsonl``, next to Detectron2's ``config.yaml`` and ``log.txt``: command,
-    seed, versions, git commit, SHA-256 of the teacher's file, fingerprints of the data sets.
+    Command, seed, versions, git commit, SHA-256 of the teacher's file, fingerprints of the
+    datasets and the config.
 
     Args:
-        output_dir: of the run.
-        model: a DistillRCNN, or any other model.
+        model: any; one with a ``teacher`` that has ``weights`` has these fingerprinted.
         datasets: names of those trained and tested on.
         seed: of the run.
+        config: nested.
+
+    Returns:
+        The record, in the main process; None in the others.
     """
     if not comm.is_main_process():
-        return
+        return None
     record: Dict[str, Any] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [sys.executable, *sys.argv],
@@ -41,14 +55,135 @@ def write_record(output_dir: str, model: nn.Module, datasets: Sequence[str], see
         "seed": seed,
         "versions": versions(),
         "git": git_state(),
-        "datasets": {name: fingerprint(name) for name in datasets},
+        "datasets": {name: _or_why(fingerprint, name) for name in datasets},
     }
     weights = getattr(getattr(model, "teacher", None), "weights", "")
     if weights:
-        record["teacher"] = {"weights": weights, "sha256": file_sha256(weights)}
-    PathManager.mkdirs(output_dir)
-    with PathManager.open(os.path.join(output_dir, FILE), "a") as f:
-        f.write(json.dumps(record) + "\n")
+        record["teacher"] = {"weights": weights, **_or_why(_weights_hash, weights)}
+    if config is not None:
+        record["config"] = flatten(config)
+    return record
+
+
+def _or_why(describe: Callable[[str], Dict[str, str]], what: str) -> Dict[str, str]:
+    """A record never stops a run: what cannot be read is described by the error."""
+    try:
+        return describe(what)
+    except Exception as error:
+        return {"unknown": f"{type(error).__name__}: {error}"}
+
+
+def _weights_hash(path: str) -> Dict[str, str]:
+    return {"sha256": file_sha256(path)}
+
+
+def write_record(output_dir: str, model: nn.Module, datasets: Sequence[str], seed: int) -> None:
+    """Record a run that is no training; trainings are recorded by :class:`RunFolder`."""
+    append_record(output_dir, describe_run(model, datasets, seed))
+
+
+def append_record(output_dir: str, record: Optional[Dict[str, Any]]) -> None:
+    """
+    Append a record to ``runs.jsonl``, next to Detectron2's ``config.yaml`` and ``log.txt``. Where
+    that cannot be done, a warning says so and the run goes on.
+
+    Args:
+        output_dir: of the run.
+        record: of :func:`describe_run`; None, as in other processes than the main one, for none.
+    """
+    if record is None:
+        return
+    try:
+        PathManager.mkdirs(output_dir)
+        with PathManager.open(os.path.join(output_dir, FILE), "a") as f:
+            f.write(json.dumps(record, default=str) + "\n")
+    except Exception as error:  # a remote folder's handler may raise anything
+        logger.warning(f"This run has no line in '{output_dir}/{FILE}': {error}")
+
+
+def read_records(output_dir: str) -> List[Dict[str, Any]]:
+    """The lines of ``runs.jsonl``, those that are whole; none where it cannot be read."""
+    try:
+        with PathManager.open(os.path.join(output_dir, FILE), "r") as f:
+            lines = f.readlines()
+    except Exception:
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # half a line of a killed run
+            continue
+    return [r for r in records if isinstance(r, dict)]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """A nested config as one mapping with dotted keys, of what JSON has."""
+    flat: Dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = _plain(value)
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [flatten(v) if isinstance(v, Mapping) else _plain(v) for v in value]
+    if isinstance(value, type) or callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return type(value).__qualname__
+
+
+# Keys, by how they begin, that change nothing of what is learnt. Of YAML and of LazyConfigs.
+_WITHOUT_EFFECT = (
+    "OUTPUT_DIR", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "TEST.", "DATASETS.TEST",
+    "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
+    "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATALOADER.NUM_WORKERS", "MODEL.WEIGHTS",
+    "MODEL.DEVICE", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.SKIP_NON_FINITE",
+    "train.output_dir", "train.init_checkpoint", "train.max_iter", "train.device",
+    "train.checkpointer", "train.eval_period", "train.log_period", "train.skip_non_finite",
+    "dataloader.test", "dataloader.evaluator", "dataloader.train.num_workers",
+    "optimizer.params.model",
+)  # fmt: skip
+
+
+def changes(before: Dict[str, Any], now: Dict[str, Any]) -> List[str]:
+    """
+    What differs between two records and matters for what is learnt, as "KEY: old -> new". What one
+    of them does not say is no change.
+    """
+    found = _changed_keys(before.get("config"), now.get("config"))
+    old, new = before.get("teacher", {}), now.get("teacher", {})
+    if old.get("sha256") and new.get("sha256") and old["sha256"] != new["sha256"]:
+        found.append(
+            f"the teacher's file: '{old['weights']}' ({old['sha256'][:8]}) -> '{new['weights']}' "
+            f"({new['sha256'][:8]})"
+        )
+    for name, new in now.get("datasets", {}).items():
+        old = before.get("datasets", {}).get(name, {})
+        for part in ("annotations", "images"):
+            if part in old and part in new and old[part] != new[part]:
+                found.append(f"the {part} of dataset '{name}': other content under the name")
+    if before.get("processes", now["processes"]) != now["processes"]:
+        found.append(f"number of processes: {before['processes']} -> {now['processes']}")
+    return found
+
+
+def _changed_keys(old: Optional[Dict[str, Any]], new: Optional[Dict[str, Any]]) -> List[str]:
+    if old is None or new is None:
+        return []
+    new = json.loads(json.dumps(new, default=str))  # as the old one was read
+    nothing = "(not there)"
+    pairs = {k: (old.get(k, nothing), new.get(k, nothing)) for k in sorted({*old, *new})}
+    return [
+        f"{k}: {a!r:.200} -> {b!r:.200}"
+        for k, (a, b) in pairs.items()
+        if a != b and not k.startswith(_WITHOUT_EFFECT)
+    ]
 
 
 def versions() -> Dict[str, str]:
@@ -69,13 +204,15 @@ def git_state() -> Dict[str, Any]:
     here = os.path.dirname(os.path.abspath(__file__))
 
     def git(*args):
-        done = subprocess.run(["git", "-C", here, *args], capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "-C", here, *args], capture_output=True, text=True, timeout=10
+        )
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
         commit = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no")
-    except OSError:  # no git here
+    except (OSError, subprocess.TimeoutExpired):  # no git here, or a slow folder
         return {}
     return {"commit": commit, "changed": bool(changed)} if commit else {}
 
@@ -90,8 +227,9 @@ def file_sha256(path: str) -> str:
 
 def fingerprint(dataset: str) -> Dict[str, str]:
     """
-    SHA-256 of a data set's annotation file, and of its images' names and sizes (their content
-    would take too long to read). Empty for one whose metadata names no files.
+    SHA-256 of a dataset's annotation file, and of its images' names and sizes (their content would
+    take too long to read). Empty for one whose metadata names no files; without the images where
+    looking at them takes more than ``SECONDS_FOR_IMAGES``, as on a network folder.
     """
     metadata = MetadataCatalog.get(dataset).as_dict()
     found = {}
@@ -99,12 +237,29 @@ def fingerprint(dataset: str) -> Dict[str, str]:
     if json_file and PathManager.isfile(json_file):
         found["annotations"] = file_sha256(json_file)
     if root and os.path.isdir(root):
-        digest = hashlib.sha256()
-        for folder, folders, names in os.walk(root):
-            folders.sort()
-            for name in sorted(names):
-                path = os.path.join(folder, name)
-                size = os.path.getsize(path)
-                digest.update(f"{os.path.relpath(path, root)} {size}\n".encode())
-        found["images"] = digest.hexdigest()
+        files = _names_and_sizes(root)
+        if files is not None:
+            found["images"] = hashlib.sha256("".join(files).encode(errors="replace")).hexdigest()
     return found
+
+
+def _names_and_sizes(root: str) -> Optional[List[str]]:
+    """A line for each file below a folder, sorted; None if time runs out."""
+    end = time.monotonic() + SECONDS_FOR_IMAGES
+    lines, folders = [], [root]
+    while folders:
+        for entry in os.scandir(folders.pop()):
+            if time.monotonic() > end or len(lines) > MOST_IMAGES:
+                return None
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            else:
+                lines.append(f"{os.path.relpath(entry.path, root)} {_size(entry)}\n")
+    return sorted(lines)
+
+
+def _size(entry: os.DirEntry) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a link to nowhere
+        return -1

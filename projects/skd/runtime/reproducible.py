@@ -23,6 +23,8 @@ class ReproducibleSteps(HookBase):
         """
         self.loader = loader
         self.seed = seed
+        # images taken up to the end of an iteration; batches may have had other sizes before
+        self._images, self._iteration = 0, -1
 
     def before_step(self) -> None:
         seed_everything(self.seed, comm.get_rank(), self.trainer.iter)
@@ -30,12 +32,22 @@ class ReproducibleSteps(HookBase):
     def state_dict(self) -> Dict[str, int]:
         if not isinstance(self.loader, TrainLoader):
             return {"seed": self.seed}
-        images = (self.trainer.iter + 1) * self.loader.images_per_batch
-        return {"seed": self.seed, "order": self.loader.seed, "images": images}
+        iteration = self.trainer.iter
+        images = self._images + (iteration - self._iteration) * self.loader.images_per_batch
+        return {
+            "seed": self.seed,
+            "order": self.loader.seed,
+            "images": images,
+            "iteration": iteration,
+        }
 
     def load_state_dict(self, state: Dict[str, int]) -> None:
         self.seed = state["seed"]
         if isinstance(self.loader, TrainLoader) and "images" in state:
+            self._images = state["images"]
+            # checkpoints of before had one size of batches all along, and no iteration
+            iterations = state["images"] // self.loader.images_per_batch
+            self._iteration = state.get("iteration", iterations - 1)
             self.loader.resume(state["order"], state["images"])
 
 

@@ -4,19 +4,27 @@ batches left out whose loss is not finite, and with a helpful error when memory 
 """
 
 import logging
+import math
 import time
 from contextlib import nullcontext
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
+import numpy as np
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import distributed as dist
 from torch import nn
+
+from .checkpoint import CheckpointError
+from .plain_numbers import read_numbers, write_numbers
 
 logger = logging.getLogger(__name__)
 
 Batch = List[Dict[str, Any]]
+Scalars = Dict[str, torch.Tensor]
 
 
 class BatchTooLargeError(RuntimeError):
@@ -63,6 +71,10 @@ class _Step:
     """
     Takes the loader's batch in equal parts. The gradient is the mean over the parts, as it is the
     mean over processes in data-parallel training; these reduce it once, after the last part.
+
+    All losses are copied from the device at once, after the backward, and the optimizer steps only
+    if they are finite. A model with a method ``pop_metrics()`` has the scalar tensors it returns,
+    by name, copied along: they are checked like losses, and written to the event storage.
     """
 
     parts = 1
@@ -74,6 +86,7 @@ class _Step:
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        before = self._changeable() if self.skip_non_finite else None
         try:
             total = self._forward_backward(data)
         except (RuntimeError, MemoryError) as error:
@@ -81,9 +94,10 @@ class _Step:
                 raise
             raise BatchTooLargeError(_memory_advice(data, self.parts)) from error
         if total is None:
+            self._put_back(before)
             return
         self.after_backward()
-        self._write_metrics(total, data_time)
+        self._check_and_write(*total, data, data_time)
         scaler = getattr(self, "grad_scaler", None)
         if scaler is None:
             self.optimizer.step()
@@ -91,11 +105,15 @@ class _Step:
             scaler.step(self.optimizer)
             scaler.update()
 
-    def _forward_backward(self, data: Batch) -> Optional[Dict[str, torch.Tensor]]:
-        """The losses, with their gradients in place; None for a batch that is left out."""
+    def _forward_backward(self, data: Batch) -> Optional[Tuple[Scalars, Scalars]]:
+        """
+        The losses, with their gradients in place, and the model's metrics; None for a batch that
+        is left out.
+        """
         scaler = getattr(self, "grad_scaler", None)
         size = len(data) // self.parts
-        total: Dict[str, torch.Tensor] = {}
+        total: Scalars = {}
+        metrics: Scalars = {}
         self.optimizer.zero_grad()
         for i in range(self.parts):
             last = i == self.parts - 1
@@ -108,27 +126,40 @@ class _Step:
                     return None
                 loss = sum(losses.values()) / self.parts
                 (loss if scaler is None else scaler.scale(loss)).backward()
-            for name, value in losses.items():
-                total[name] = total.get(name, 0) + value.detach() / self.parts
-        return total
+            _add(total, losses, self.parts)
+            _add(metrics, self._pop_metrics(), self.parts)
+        return total, metrics
 
-    def _losses(self, part: Batch, amp: bool) -> Optional[Dict[str, torch.Tensor]]:
+    def _pop_metrics(self) -> Scalars:
+        pop = getattr(getattr(self.model, "module", self.model), "pop_metrics", None)
+        return pop() if pop is not None else {}
+
+    def _forward(self, part: Batch, amp: bool) -> Scalars:
         precision = torch.autocast("cuda", dtype=self.precision) if amp else nullcontext()
         with precision:
-            if not self.skip_non_finite:
-                return self.model(part)
-            try:
-                losses, error = self.model(part), None
-                if not torch.stack([v.detach().float() for v in losses.values()]).isfinite().all():
-                    values = {name: value.item() for name, value in losses.items()}
-                    error = FloatingPointError(f"Loss is not finite: {values}.")
-            except FloatingPointError as not_finite:
-                losses, error = None, not_finite
+            losses = self.model(part)
+        return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
+
+    def _losses(self, part: Batch, amp: bool) -> Optional[Scalars]:
+        if not self.skip_non_finite:
+            return self._forward(part, amp)
+        try:
+            losses = self._forward(part, amp)
+            error = _not_finite(_copy(losses), part, self.iter)
+        except FloatingPointError as not_finite:  # half way: Detectron2's proposals raise it
+            losses, error = None, not_finite
+            _refuse_synchronised(self.model, error)
         # all processes leave out the step, or none: else they would wait for each other
         if not _anywhere(error is not None):
             return losses
+        if losses is not None:
+            values = {**_copy(losses), **_copy(self._pop_metrics())}
+            error = _not_finite(values, part, self.iter)
+        self._leave_out(error or "Loss is not finite in another process.")
+        return None
+
+    def _leave_out(self, reason: Any) -> None:
         self._skipped += 1
-        reason = error or "Loss is not finite in another process."
         if self._skipped > self.skip_non_finite:
             raise FloatingPointError(
                 f"{reason} {self.skip_non_finite} such batches were left out before, as many as "
@@ -137,15 +168,128 @@ class _Step:
         logger.warning(
             f"Batch left out, {self._skipped} of at most {self.skip_non_finite}: {reason}"
         )
+
+    def _changeable(self) -> Tuple[List[Tuple[torch.Tensor, torch.Tensor]], Dict[str, Any]]:
+        """What a forward changes, and a copy of it: running statistics, and plain numbers."""
+        return [(b, b.clone()) for b in self.model.buffers()], read_numbers(self.model)
+
+    @torch.no_grad()
+    def _put_back(self, before) -> None:
+        buffers, numbers = before
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        write_numbers(self.model, numbers)
+
+    def _check_and_write(
+        self, losses: Scalars, metrics: Scalars, data: Batch, data_time: float
+    ) -> None:
+        """In place of Detectron2's ``write_metrics``, which copies the losses one by one."""
+        values = _copy({**losses, **metrics})
+        error = _not_finite(values, data, self.iter)
+        names = [*losses]
+        if (self.iter + 1) % self.gather_metric_period == 0:
+            # before the error is raised here, for process 0 to learn of it too
+            everyone = comm.gather({**{k: values[k] for k in names}, "data_time": data_time})
+            get_event_storage().put_scalar("rank_data_time", data_time, cur_iter=self.iter)
+            if comm.is_main_process() and error is None:
+                error = self._write_means(everyone, names, data)
+        if error is not None:
+            raise error
+        for name in metrics:
+            get_event_storage().put_scalar(name, values[name], cur_iter=self.iter)
+
+    def _write_means(self, everyone, names: List[str], data: Batch) -> Optional[FloatingPointError]:
+        """Means over the processes; or what is not finite in another of them."""
+        means = {k: float(np.mean([x[k] for x in everyone])) for k in names}
+        error = _not_finite(means, data, self.iter, "images of all processes, here")
+        if error is not None:
+            return error
+        storage = get_event_storage()
+        storage.put_scalar("data_time", max(x["data_time"] for x in everyone), cur_iter=self.iter)
+        storage.put_scalar("total_loss", sum(means.values()), cur_iter=self.iter)
+        if len(means) > 1:
+            storage.put_scalars(cur_iter=self.iter, **means)
         return None
 
 
+def _add(total: Scalars, part: Scalars, parts: int) -> None:
+    for name, value in part.items():
+        total[name] = total.get(name, 0) + value.detach() / parts
+
+
+def _copy(scalars: Scalars) -> Dict[str, float]:
+    """Scalar tensors to the host, by one copy."""
+    if not scalars:
+        return {}
+    values = torch.stack([v.detach().float().reshape(()) for v in scalars.values()])
+    return dict(zip(scalars, values.tolist()))
+
+
+def _not_finite(
+    values: Dict[str, float], data: Batch, iteration: int, images: str = "images"
+) -> Optional[FloatingPointError]:
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if not bad:
+        return None
+    names = ", ".join(str(x.get("image_id", x.get("file_name", "?"))) for x in data)
+    return FloatingPointError(
+        f"Loss is not finite at iteration {iteration}, {images} {names}: {'; '.join(bad)}. "
+        "The optimizer has not stepped. Lower SOLVER.BASE_LR or the losses' weights, enable "
+        "SOLVER.CLIP_GRADIENTS, or let SOLVER.SKIP_NON_FINITE batches be left out."
+    )
+
+
+def _refuse_synchronised(model: nn.Module, error: FloatingPointError) -> None:
+    """
+    Raise where leaving out would hang: a forward has stopped half way in this process, and the
+    others may be waiting for it in a synchronised norm. They end when this process does.
+    """
+    kinds = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+    names = [n for n, m in model.named_modules() if isinstance(m, kinds)]
+    if comm.get_world_size() > 1 and names:
+        raise FloatingPointError(
+            f"{error} The batch cannot be left out: the forward stopped half way, and with "
+            f"synchronised norms ({names[0]}) the other processes wait for it. Use norms of one "
+            "process (BN, GN), or lower the learning rate."
+        ) from error
+
+
 class _Trainer(_Step, SimpleTrainer):
-    pass
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        _check_optimizer(state["optimizer"], self.optimizer)
+        super().load_state_dict(state)
 
 
 class _AMPTrainer(_Step, AMPTrainer):
-    pass
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        _check_optimizer(state["optimizer"], self.optimizer)
+        # a run that was without mixed precision before has none; begin with a new one
+        state.setdefault("grad_scaler", self.grad_scaler.state_dict())
+        super().load_state_dict(state)
+
+
+def _check_optimizer(state: Dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """
+    Raises:
+        CheckpointError: the state is of an optimizer with other parameters. (torch tells other
+            numbers of them, and takes momenta of other shapes.)
+    """
+    old = [i for group in state["param_groups"] for i in group["params"]]
+    new = [p for group in optimizer.param_groups for p in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    fits = sizes == [len(group["params"]) for group in state["param_groups"]]
+    if fits:
+        for i, parameter in zip(old, new):
+            tensors = [v for v in state["state"].get(i, {}).values() if torch.is_tensor(v)]
+            fits &= all(v.ndim == 0 or v.shape == parameter.shape for v in tensors)
+    if not fits:
+        raise CheckpointError(
+            f"The checkpoint's optimizer has {len(old)} parameters in "
+            f"{len(state['param_groups'])} groups, and the one to train with {len(new)} in "
+            f"{len(sizes)}, or of other shapes. Resume with the configuration the run was started "
+            "with, or start a new run from its weights: MODEL.WEIGHTS, another OUTPUT_DIR, no "
+            "--resume."
+        )
 
 
 def _anywhere(here: bool) -> bool:

@@ -1,0 +1,67 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import os
+import re
+from typing import BinaryIO, Callable
+
+_LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint)\.\d+\.tmp")
+# what file systems answer that know no fsync, or none of folders (FUSE, SMB, some of NFS)
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+
+
+def write_whole(path: str, write: Callable[[BinaryIO], None]) -> None:
+    """
+    Let a file appear under its name when all of it is on the disk.
+
+    Args:
+        path: of the file, which may exist.
+        write: writes the content into an open file.
+
+    Raises:
+        OSError: it could not be written; what was under the name is still there.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            _fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    _fsync_folder(os.path.dirname(path) or ".")
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+
+
+def _fsync_folder(path: str) -> None:
+    """Make the new name last. The file is complete by now: that a folder cannot is no error."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(folder)
+    except OSError:
+        pass
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove what killed runs left half written. Only for the one run that uses the folder."""
+    try:
+        for name in os.listdir(folder):
+            if _LEFTOVER.fullmatch(name):
+                os.remove(os.path.join(folder, name))
+    except OSError:
+        pass  # it costs space, no more
