@@ -92,14 +92,15 @@ class SafeCheckpointer(DetectionCheckpointer):
             OSError, MemoryError: reading failed, which says nothing about the file.
         """
         files = comm.all_gather(self._newest_first())[0]
-        run_id = None
+        run_id, damaged = None, False
         for file in files:
             try:
                 data = self._read_everywhere(file)
             except DamagedCheckpointError as error:
                 logger.error(f"{error} Going back to the checkpoint before it.")
+                run_id, damaged = self._last_run(), True
                 continue
-            run_id = run_id or data.get("run") or self._last_run()
+            run_id = run_id if damaged else data.get("run")
             if run_id and data.get("run") not in (None, run_id):
                 logger.error(f"'{file}' is another run's checkpoint, and passed over.")
                 continue
@@ -112,7 +113,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         )
 
     def _last_run(self) -> Optional[str]:
-        """By the record, for where the newest checkpoint cannot say whose it is."""
+        """By the record: the newest checkpoint cannot say whose it is."""
         runs = [r["run"] for r in read_records(self.save_dir) if "run" in r]
         return comm.all_gather(runs[-1] if runs else None)[0]
 

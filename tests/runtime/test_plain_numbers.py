@@ -1,0 +1,86 @@
+"""Numbers on a model that are in no state_dict."""
+
+import os
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import instantiate
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+
+from skd.engine import SKDTrainer
+from skd.runtime.plain_numbers import PlainNumbers, read_numbers
+from tests.helpers import distilling, tiny_config
+
+
+class Trainer:
+    iter, max_iter = 0, 10
+
+
+class Counting(torch.nn.Module):
+    def __init__(self, alpha=0.25):
+        super().__init__()
+        self.alpha, self.on = alpha, True
+
+
+def test_what_training_changed_is_kept_and_the_rest_follows_the_config():
+    outer = Counting()
+    object.__setattr__(outer, "hidden", Counting())  # no submodule, as a distilled student
+    hook = PlainNumbers(outer, 2)
+    hook.trainer = Trainer()
+    assert hook.state_dict() == {}
+    outer.hidden.mean, outer.hidden.last = 3.5, torch.tensor(2.0)
+    state = hook.state_dict()
+    again = Counting(alpha=0.5)
+    object.__setattr__(again, "hidden", Counting(alpha=0.5))
+    loaded = PlainNumbers(again, 2)
+    loaded.load_state_dict(state)
+    assert (again.hidden.mean, again.hidden.last, again.alpha) == (3.5, torch.tensor(2.0), 0.5)
+    assert set(read_numbers(again)) == {"alpha", "hidden.alpha", "hidden.mean", "hidden.last"}
+    loaded.trainer = Trainer()
+    assert loaded.state_dict() == state  # what it took up, it keeps
+
+
+def test_each_process_has_its_own(monkeypatch):
+    model = Counting()
+    hook = PlainNumbers(model, 2)
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    hook.load_state_dict({"processes": [{"mean": 1.0}, {"mean": 2.0}]})
+    assert model.mean == 2.0
+
+
+def run(base, folder, resume=False):
+    cfg = base.clone()
+    cfg.OUTPUT_DIR = str(folder)
+    os.makedirs(folder, exist_ok=True)
+    seed_all_rng(3)
+    trainer = SKDTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return torch.load(folder / "model_final.pth")["model"]
+
+
+def test_retinanet_resumes_to_the_very_weights(teacher_files, shapes, tmp_path):
+    plain = tiny_config(
+        "retinanet", SEED=3, SOLVER__MAX_ITER=6, SOLVER__CHECKPOINT_PERIOD=2,
+        INPUT__MIN_SIZE_TRAIN=(64,), INPUT__MAX_SIZE_TRAIN=64, DATASETS__TEST=(),
+    )  # fmt: skip
+    cfg = distilling(plain, teacher_files)
+    whole = run(cfg, tmp_path / "whole")
+    run(cfg, tmp_path / "stopped")
+    for name in ("model_final.pth", "model_0000005.pth"):
+        os.remove(tmp_path / "stopped" / name)
+    (tmp_path / "stopped" / "last_checkpoint").write_text("model_0000003.pth")
+    resumed = run(cfg, tmp_path / "stopped", resume=True)
+    for name, value in whole.items():
+        # A bias before a norm has no gradient but rounding, 1e-12, which depends on where in
+        # memory its map lies: two uninterrupted runs of one process differ there as well.
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-15)
+
+
+def test_fcos_keeps_its_normaliser_too():
+    model = instantiate(model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py").model)
+    hook = PlainNumbers(model, 2)
+    hook.trainer = Trainer()
+    model._ema_update("loss_normalizer", 7, 300)
+    assert hook.state_dict() == {"processes": [{"loss_normalizer": model.loss_normalizer}]}

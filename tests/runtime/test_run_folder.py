@@ -1,0 +1,212 @@
+"""A run and its folder: resumed as itself, with a word about what changed, one at a time."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from skd.engine import SKDTrainer
+from skd.runtime import lock, record
+from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
+from skd.runtime.lock import FolderInUseError
+from tests.helpers import distilling, environment, save_detector, tiny_config
+
+
+@pytest.fixture
+def base(teacher_files, shapes, tmp_path):
+    """A config of a few seconds."""
+    cfg = distilling(
+        tiny_config(
+            "retinanet", SEED=3, SOLVER__MAX_ITER=2, INPUT__MIN_SIZE_TRAIN=(64,),
+            INPUT__MAX_SIZE_TRAIN=64, DATASETS__TEST=(),
+        ),
+        teacher_files,
+    )  # fmt: skip
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    return cfg
+
+
+def start(cfg, resume=False, **changes):
+    cfg = cfg.clone()
+    for key, value in changes.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    trainer = SKDTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def train(cfg, resume=False, **changes):
+    trainer = start(cfg, resume, **changes)
+    trainer.train()
+    return trainer
+
+
+def warnings(caplog):
+    return [r.getMessage() for r in caplog.records if r.name == "skd.runtime.run_folder"]
+
+
+CHANGES = [
+    {"SEED": 4},
+    {"SOLVER__IMS_PER_BATCH": 4},
+    {"SOLVER__BASE_LR": 0.02},
+    {"SOLVER__CLIP_GRADIENTS__CLIP_VALUE": 0.123},
+    {"DATASETS__TRAIN": ("tiny_val",)},
+    {"MODEL__DISTILLER__STRUCTURED__WEIGHT_AM": 1e-4},
+    {"MODEL__RETINANET__FOCAL_LOSS_ALPHA": 0.3},
+    {"INPUT__RANDOM_FLIP": "none"},
+]
+
+
+def test_what_changed_is_named_in_one_warning_and_the_run_goes_on(base, caplog):
+    """All at once, to train but once: each is named, with both values."""
+    train(base)
+    every = {k: v for change in CHANGES for k, v in change.items()}
+    with caplog.at_level(logging.WARNING):
+        trainer = start(base, resume=True, **every)
+    (said,) = warnings(caplog)
+    for key in every:
+        assert f"{key.replace('__', '.')}: " in said
+    assert "SOLVER.BASE_LR: 0.01 -> 0.02" in said and "SEED: 3 -> 4" in said
+    assert trainer.start_iter == 2
+    trainer.folder.after_train()
+
+
+def test_nothing_changed_is_no_warning(base, caplog):
+    train(base)
+    with caplog.at_level(logging.WARNING):
+        trainer = train(base, resume=True, SOLVER__MAX_ITER=3, DATALOADER__NUM_WORKERS=1)
+    assert warnings(caplog) == [] and trainer.start_iter == 2
+    with open(os.path.join(base.OUTPUT_DIR, "runs.jsonl")) as f:
+        first, second = map(json.loads, f)
+    assert first["run"] == second["run"]
+
+
+def test_another_file_in_the_teachers_place_is_named(base, tmp_path, caplog):
+    files = save_detector(tiny_config(width=6, fpn=24), tmp_path / "teacher", seed=1)
+    base.MODEL.TEACHER.CONFIG_FILE, base.MODEL.TEACHER.WEIGHTS = files
+    train(base)
+    save_detector(tiny_config(width=6, fpn=24), tmp_path / "teacher", seed=2)
+    with caplog.at_level(logging.WARNING):
+        start(base, resume=True).folder.after_train()
+    (said,) = warnings(caplog)
+    assert f"the teacher's file: '{files[1]}'" in said
+
+
+@pytest.mark.parametrize(
+    "change,expected",
+    [
+        ({"MODEL__RETINANET__NUM_CLASSES": 7}, "MODEL.RETINANET.NUM_CLASSES: 6 -> 7"),
+        ({"MODEL__FPN__OUT_CHANNELS": 32}, "MODEL.FPN.OUT_CHANNELS: 16 -> 32"),
+        ({"MODEL__DISTILLER__NAME": "MGD"}, "MODEL.DISTILLER.NAME"),
+        ({"MODEL__BACKBONE__FREEZE_AT": 3}, "MODEL.BACKBONE.FREEZE_AT"),
+    ],
+)
+def test_what_cannot_go_on_is_an_error_before_the_optimizer_is_touched(base, change, expected):
+    train(base)
+    cfg = base.clone()
+    for key, value in change.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    trainer = SKDTrainer(cfg)
+    with pytest.raises(CheckpointError, match="Changed since that run started:") as error:
+        trainer.resume_or_load(resume=True)
+    assert expected in str(error.value) and "MODEL.WEIGHTS" in str(error.value)
+    assert trainer.optimizer.state_dict()["state"] == {} and trainer.start_iter == 0
+    with open(os.path.join(base.OUTPUT_DIR, "runs.jsonl")) as f:
+        assert len(f.readlines()) == 1  # the next --resume is compared with what ran
+    trainer.folder.after_train()
+
+
+def test_a_new_run_in_a_used_folder_leaves_no_trap(base, caplog):
+    """It is killed before its first checkpoint; the next --resume is not the old run."""
+    old = train(base, SEED=1)
+    with caplog.at_level(logging.WARNING):
+        killed = start(base, SEED=2)
+    assert "has the checkpoints of another run" in warnings(caplog)[0]
+    killed.folder.after_train()
+    again = train(base, resume=True, SEED=2)
+    assert again.start_iter == 0
+    before, now = old.model.state_dict(), again.model.state_dict()
+    assert not all(torch.equal(before[k], now[k]) for k in before)
+
+
+def test_falling_back_takes_no_other_runs_checkpoint(tmp_path):
+    for run_id, iterations in (("old", (5,)), ("new", (1, 2))):
+        saver = SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+        saver.run_id = run_id
+        for iteration in iterations:
+            saver.save(f"model_{iteration:07d}", iteration=iteration)
+    os.utime(tmp_path / "model_0000001.pth", (1, 1))  # older than the other run's
+    (tmp_path / "model_0000002.pth").write_bytes(b"")
+    (tmp_path / "runs.jsonl").write_text('{"run": "old"}\n{"run": "new"}\n{"half a li')
+    reader = SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    assert reader.resume_or_load("", resume=True)["iteration"] == 1
+
+
+HOLD = """
+import sys
+from skd.runtime import lock
+print(lock.acquire(sys.argv[1]), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_is_not_in_the_way(base):
+    os.makedirs(base.OUTPUT_DIR)
+    other = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HOLD, base.OUTPUT_DIR], text=True,
+        env=environment(base.OUTPUT_DIR), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert other.stdout.readline() == "None\n"
+    with pytest.raises(FolderInUseError, match=f"another run is using it .process {other.pid} on"):
+        start(base)
+    assert "runs.jsonl" not in os.listdir(base.OUTPUT_DIR)
+    other.kill()
+    other.wait()
+    train(base)
+
+
+def test_a_folder_that_cannot_be_locked_is_a_warning(base, monkeypatch, caplog):
+    def refuse(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuse)
+    with caplog.at_level(logging.WARNING):
+        train(base)
+    assert "cannot be locked ([Errno 37] No locks available)" in warnings(caplog)[0]
+
+
+def test_half_written_files_of_killed_runs_go(base):
+    os.makedirs(base.OUTPUT_DIR)
+    for name in ("model_0000001.pth.123.tmp", "last_checkpoint.123.tmp", "mine.tmp"):
+        with open(os.path.join(base.OUTPUT_DIR, name), "w"):
+            pass
+    train(base)
+    names = os.listdir(base.OUTPUT_DIR)
+    assert [n for n in names if n.endswith(".tmp")] == ["mine.tmp"]
+
+
+def test_the_record_never_stops_a_run(base, shapes, tmp_path, caplog, monkeypatch):
+    """Links to nowhere for the record itself, and among the images."""
+    from detectron2.data import MetadataCatalog
+
+    os.makedirs(base.OUTPUT_DIR)
+    os.symlink(tmp_path / "gone" / "runs.jsonl", os.path.join(base.OUTPUT_DIR, "runs.jsonl"))
+    with caplog.at_level(logging.WARNING):
+        train(base)
+    assert "This run has no line in" in caplog.text
+    images = tmp_path / "images"
+    images.mkdir()
+    os.symlink(tmp_path / "gone.jpg", images / "gone.jpg")
+    MetadataCatalog.get("tiny_linked").set(image_root=str(images))
+    assert len(record.fingerprint("tiny_linked")["images"]) == 64
+    monkeypatch.setattr(record, "SECONDS_FOR_IMAGES", 0.0)  # a network folder of minutes
+    assert record.fingerprint("tiny_linked") == {}
+    monkeypatch.setattr(record, "fingerprint", lambda name: 1 / 0)
+    described = record.describe_run(torch.nn.Linear(1, 1), ["tiny_linked"], 0)
+    assert described["datasets"] == {
+        "tiny_linked": {"unknown": "ZeroDivisionError: division by zero"}
+    }
