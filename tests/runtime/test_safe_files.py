@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.build import load_proposals_into_dataset
+from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -372,7 +373,9 @@ def proposals(folder, **more):
 
 
 def test_proposals_are_read_as_data(tmp_path):
-    records = load_proposals_into_dataset([{"image_id": 7}], proposals(tmp_path))
+    path = proposals(tmp_path, bbox_mode=BoxMode.XYWH_ABS)
+    records = load_proposals_into_dataset([{"image_id": 7}], path)
+    assert records[0]["proposal_bbox_mode"] is BoxMode.XYWH_ABS
     assert records[0]["proposal_objectness_logits"].tolist() == [2, 1]
 
 

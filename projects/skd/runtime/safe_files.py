@@ -219,6 +219,12 @@ def _no_bytes() -> bytes:
     return b""  # how the older protocols write it
 
 
+def _box_mode(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError("a BoxMode that is no number")
+    return value  # Detectron2 makes a BoxMode of it
+
+
 def _ordered(pairs: Any = ()) -> Dict[Any, Any]:
     if type(pairs) not in (list, tuple):
         raise ValueError("a dict of something else than pairs")
@@ -268,6 +274,7 @@ class _ArrayUnpickler(pickle._Unpickler):
         ("__builtin__", "bytes"): _no_bytes,
         ("numpy", "dtype"): lambda name, *_: _DType(name),
         ("numpy", "ndarray"): None,  # only ever an argument
+        ("detectron2.structures.boxes", "BoxMode"): _box_mode,  # of proposals
     }
     for _core in ("numpy.core", "numpy._core"):
         _CALLS[f"{_core}.multiarray", "_reconstruct"] = _Array
