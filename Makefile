@@ -18,14 +18,11 @@ demo: setup
 test: setup
 	@$(BIN) -m pytest $(PYTEST_ARGS)
 
-lint: setup
-	@$(BIN) -m black --check --quiet $(CODE) || { echo "lint: run 'make format'"; exit 1; }
-	@$(BIN) -m isort --check --quiet $(CODE) || { echo "lint: run 'make format'"; exit 1; }
-	@$(BIN) -m flake8 $(CODE)
+lint:
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash tools/lint.sh --check $(CODE)
 
-format: setup
-	@$(BIN) -m black --quiet $(CODE)
-	@$(BIN) -m isort --quiet $(CODE)
+format:
+	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash tools/lint.sh $(CODE)
 
 study: setup
 	@$(BIN) -W ignore tools/compare.py configs/shapes/study.yaml --work output/compare --output docs/results/study
@@ -33,10 +30,11 @@ study: setup
 bench: setup
 	@$(BIN) -W ignore tools/benchmark $(BENCH_ARGS)
 
-# Needs uv ('pip install uv').
+# Needs uv ('pip install uv'). Keeps the versions of the lock that is there where they still fit.
 lock:
-	@head -2 requirements.lock >requirements.lock.new
-	@uv pip compile requirements.txt -c constraints.txt --generate-hashes --python-version 3.11 \
-	    --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-header --no-annotate --quiet \
-	    >>requirements.lock.new
-	@mv requirements.lock.new requirements.lock
+	@head -2 requirements.lock >requirements.lock.head
+	@uv pip compile requirements.txt requirements-test.txt requirements-lint.txt -c constraints.txt \
+	    --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	    --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock >/dev/null
+	@cat requirements.lock.head requirements.lock >requirements.lock.new
+	@mv requirements.lock.new requirements.lock && rm requirements.lock.head

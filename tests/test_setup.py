@@ -11,6 +11,8 @@ import pytest
 
 from tests.helpers import ROOT, read
 
+REQUIREMENTS = ("requirements.txt", "requirements-test.txt", "requirements-lint.txt")
+
 
 def setup(cwd=ROOT, **environment):
     return subprocess.run(
@@ -20,8 +22,9 @@ def setup(cwd=ROOT, **environment):
 
 
 def test_a_second_time_does_nothing():
-    if not os.path.exists(os.path.join(sys.prefix, ".skd-setup")):
-        pytest.skip("these tests run in an environment of another making")
+    stamp = os.path.join(sys.prefix, ".skd-setup")
+    if not (os.path.exists(stamp) and open(stamp).read().endswith(f" {ROOT}\n")):
+        pytest.skip("this environment was not made from this checkout")
     done = setup(VENV=sys.prefix)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -47,7 +50,7 @@ def test_old_python_is_one_clear_sentence(tmp_path):
 def test_an_installed_detectron2_is_kept(tmp_path):
     """In a folder with a space, with a stand-in for Python that notes what pip is told."""
     root = tmp_path / "a folder"
-    for name in ("tools/setup.sh", "requirements.txt", "requirements-detectron2.txt",
+    for name in ("tools/setup.sh", *REQUIREMENTS, "requirements-detectron2.txt",
                  "requirements.lock", "constraints.txt", "pyproject.toml"):  # fmt: skip
         os.makedirs(os.path.dirname(root / name), exist_ok=True)
         shutil.copy(os.path.join(ROOT, name), root / name)
@@ -60,6 +63,7 @@ def test_an_installed_detectron2_is_kept(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "keeping the Detectron2 and the torch that are there" in done.stdout
     calls = log.read_text()
+    assert all(name in calls for name in REQUIREMENTS)
     assert "detectron2.txt" not in calls and "constraints.txt" not in calls
     log.unlink()
     assert setup(root, VENV="venv").stdout == "" and not log.exists()
@@ -77,7 +81,7 @@ def pins(name):
 def test_the_lock_has_the_tested_versions_with_hashes():
     lock = pins("requirements.lock")
     assert pins("constraints.txt").items() <= lock.items()
-    wanted = re.findall(r"^([\w.-]+)", read("requirements.txt"), re.M)
+    wanted = re.findall(r"^([\w.-]+)", "\n".join(map(read, REQUIREMENTS)), re.M)
     assert {re.sub(r"[-_.]+", "-", name).lower() for name in wanted} <= set(lock)
     entries = re.split(r"\n(?=\S)", read("requirements.lock"))
     assert len(entries) > 100

@@ -38,13 +38,13 @@ pip() {
 }
 if "$py" -W ignore -c 'import detectron2' 2>/dev/null; then
   echo "setup: keeping the Detectron2 and the torch that are there."
-  pip -r requirements.txt || die "pip failed; its message is above. Is the network up?"
+  pip -r requirements.txt -r requirements-test.txt -r requirements-lint.txt || die "pip failed; its message is above. Is the network up?"
 else
   platform=$("$py" -c 'import platform, sys; print(*sys.version_info[:2], sys.platform, platform.machine())')
   if [ "$platform" = "3 11 linux x86_64" ]; then
     tested=(--require-hashes -r requirements.lock)
   else
-    tested=(-r requirements.txt -c constraints.txt)
+    tested=(-r requirements.txt -r requirements-test.txt -r requirements-lint.txt -c constraints.txt)
   fi
   pip "${tested[@]}" ||
     die "pip failed; its message is above. Are the network up and 6 GB of disk free?"

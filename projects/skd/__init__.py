@@ -7,6 +7,8 @@ from .modeling.meta_arch import DistillRCNN
 from .modeling.teacher import FrozenTeacher, build_teacher
 from .modeling.timm_backbone import TimmBackbone
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DISTILLER_REGISTRY",
     "DistillRCNN",
