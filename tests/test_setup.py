@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import skd
 from tests.helpers import ROOT, read
 
 REQUIREMENTS = ("requirements.txt", "requirements-test.txt", "requirements-lint.txt")
@@ -89,6 +90,17 @@ def test_the_lock_has_the_tested_versions_with_hashes():
         assert entry.startswith("#") or "--hash=sha256:" in entry, entry
     hosts = re.findall(r"https?://|file:", read("requirements.lock"))
     assert not hosts
+
+
+def test_pre_commit_has_the_tested_formatters():
+    hooks = re.findall(r"dependencies: \[([\w.-]+)==(.+)\]", read(".pre-commit-config.yaml"))
+    tested = pins("constraints.txt")
+    wanted = re.findall(r"^\w+", read("requirements-lint.txt"), re.M)
+    assert dict(hooks) == {name: tested[name] for name in wanted}
+
+
+def test_the_citation_names_this_version():
+    assert f"\nversion: {skd.__version__}\n" in read("CITATION.cff")
 
 
 @pytest.mark.skipif(
