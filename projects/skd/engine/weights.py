@@ -6,9 +6,6 @@ from torch import nn
 
 from ..runtime.checkpoint import SafeCheckpointer
 
-# of the model, but not learnt; and of the distiller, which no file to start from has
-_NOT_LEARNT = ("pixel_mean", "pixel_std", "distiller.")
-
 
 class RunCheckpointer(SafeCheckpointer):
     """
@@ -36,7 +33,8 @@ class RunCheckpointer(SafeCheckpointer):
     def _load_model(self, checkpoint: Dict[str, Any]):
         names = list(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        wanted = {k for k in self.model.state_dict() if not k.startswith(_NOT_LEARNT)}
+        # parameters only: loading makes up some buffers; and no file to start from has a distiller
+        wanted = {k for k, _ in self.model.named_parameters() if not k.startswith("distiller.")}
         if wanted and wanted <= set(incompatible.missing_keys):
             raise ValueError(
                 f"{self._key} is '{self._path}', and the model takes none of its {len(names)} "

@@ -1,0 +1,311 @@
+"""A run described from either form of config: what each key does, and which values are refused."""
+
+import inspect
+import json
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine.defaults import default_setup
+from detectron2.evaluation import DatasetEvaluator, verify_results
+
+from skd import student_config
+from skd.engine import SKDTrainer, describe, evaluate
+from skd.engine.lazy_run import KEYS as LAZY_KEYS
+from skd.runtime.loader import build_train_loader
+from tests.engine.test_train_net import LAZY
+from tests.helpers import distilling, environment, tiny_config
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+# The keys of a YAML config that Detectron2's tools/train_net.py, and what it calls, read themselves
+# (the model, the loaders, the optimizer and the schedule read theirs as always), and what is done.
+TREATED = {
+    "OUTPUT_DIR": "honoured",
+    "MODEL.WEIGHTS": "honoured; of which nothing matches: refused",
+    "SEED": "honoured, by default_setup and at each step",
+    "CUDNN_BENCHMARK": "honoured, by default_setup",
+    "DATASETS.TEST": "honoured; of several, each has a folder of results",
+    "DATALOADER.NUM_WORKERS": "honoured",
+    "SOLVER.AMP.ENABLED": "honoured on GPUs; refused without one",
+    "SOLVER.REFERENCE_WORLD_SIZE": "honoured",
+    "SOLVER.BASE_LR": "honoured",
+    "SOLVER.CHECKPOINT_PERIOD": "honoured",
+    "SOLVER.IMS_PER_BATCH": "honoured",
+    "SOLVER.MAX_ITER": "honoured",
+    "SOLVER.STEPS": "honoured",
+    "SOLVER.WARMUP_ITERS": "honoured",
+    "TEST.EVAL_PERIOD": "honoured",
+    "TEST.EXPECTED_RESULTS": "honoured",
+    "TEST.PRECISE_BN.ENABLED": "honoured",
+    "TEST.PRECISE_BN.NUM_ITER": "honoured",
+    "TEST.AUG.ENABLED": "honoured for R-CNNs; refused for others",
+    "TEST.KEYPOINT_OKS_SIGMAS": "honoured, though that script does not",
+}
+SCRIPT = {"OUTPUT_DIR", "DATASETS.TEST", "MODEL.WEIGHTS", "TEST.AUG.ENABLED"}
+EVALUATOR = {"TEST.KEYPOINT_OKS_SIGMAS"}
+
+
+def test_every_key_that_detectron2_reads_is_treated():
+    """Fails where another version of Detectron2 reads another key."""
+    code = "".join(map(inspect.getsource, (DefaultTrainer, default_setup, verify_results)))
+    read = set(re.findall(r"\bcfg\.([A-Z][A-Z_0-9]*(?:\.[A-Z][A-Z_0-9]*)*)", code))
+    read |= set(re.findall(r'"([A-Z_]+)", "(?:train|output)', code))
+    assert read | SCRIPT | EVALUATOR == set(TREATED)
+
+
+def hook(trainer, kind):
+    (found,) = [h for h in trainer._hooks if type(h) is kind]
+    return found
+
+
+def test_the_keys_of_the_default_trainer_have_their_effect(shapes, tmp_path):
+    """All at once, scaled from 2 processes to this one."""
+    cfg = tiny_config(OUTPUT_DIR=str(tmp_path), SOLVER__REFERENCE_WORLD_SIZE=2, SEED=7)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER = 8, 0.02, 10
+    cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = (5,), 2, 0.25
+    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD = 3, 4
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = True, 11
+    cfg.DATALOADER.NUM_WORKERS = 1
+    trainer = SKDTrainer(cfg)
+    assert trainer.data_loader.images_per_batch == 4
+    assert trainer.data_loader.kwargs["num_workers"] == 1
+    assert trainer.data_loader.seed == 7
+    assert trainer.optimizer.defaults["lr"] == 0.01
+    assert trainer.max_iter == trainer.cfg.SOLVER.MAX_ITER == 20
+    multiplier = trainer.scheduler._multiplier
+    assert [multiplier(where) for where in (0, 9.9 / 20, 10.1 / 20)] == [0.25, 1, 0.1]
+    assert hook(trainer, hooks.PeriodicCheckpointer).period == 6
+    assert hook(trainer, hooks.EvalHook)._period == 8
+    assert hook(trainer, hooks.PreciseBN)._num_iter == 11
+    assert trainer.checkpointer.save_dir == str(tmp_path)
+
+
+def lazy_config(tmp_path, *options):
+    path = tmp_path / "student.py"
+    path.write_text(LAZY.replace("skd_shapes", "tiny"))
+    output = f"train.output_dir={tmp_path / 'lazy'}"
+    return LazyConfig.apply_overrides(LazyConfig.load(str(path)), [output, *options])
+
+
+def test_both_forms_have_the_same_hooks_and_return_the_results(shapes, tmp_path):
+    cfg = tiny_config(OUTPUT_DIR=str(tmp_path / "yaml"), SOLVER__MAX_ITER=1)
+    names = []
+    for form in (cfg, lazy_config(tmp_path, "train.max_iter=1")):
+        trainer = SKDTrainer(form)
+        names.append([type(h).__name__ for h in trainer._hooks])
+        assert {"bbox", "segm"} == set(trainer.train())
+    assert names[0] == names[1]
+    assert names[0][-2:] == ["PeriodicWriter", "PreemptionHook"]
+
+
+def test_a_lazy_checkpoint_is_as_detectron2_s_script_writes_it(shapes, tmp_path):
+    cfg = lazy_config(tmp_path, "train.max_iter=2")
+    del cfg.dataloader["evaluator"]
+    SKDTrainer(cfg).train()
+    state = torch.load(tmp_path / "lazy" / "model_final.pth")["trainer"]
+    assert {"iteration", "hooks", "optimizer"} == set(state) and state["iteration"] == 1
+    cfg.train.max_iter = 3
+    again = SKDTrainer(cfg)
+    again.resume_or_load(resume=True)
+    assert again.start_iter == 2
+    first, second = state["optimizer"]["state"][0], again.optimizer.state_dict()["state"][0]
+    assert torch.equal(first["momentum_buffer"], second["momentum_buffer"])
+
+
+def test_a_subclass_makes_its_own_parts(shapes, tmp_path):
+    called = []
+
+    class Evaluator(DatasetEvaluator):
+        def process(self, inputs, outputs):
+            pass
+
+        def evaluate(self):
+            return {"mine": {"AP": 12.0}}
+
+    class Mine(SKDTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            called.append("loader")
+            return build_train_loader(cfg)
+
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            return Evaluator()
+
+        def build_hooks(self):
+            found = super().build_hooks()
+            found.insert(-1, Count())
+            return found
+
+    class Count(HookBase):
+        def after_step(self):
+            called.append("step")
+
+    assert Mine(tiny_config(OUTPUT_DIR=str(tmp_path), SOLVER__MAX_ITER=2)).train() == {
+        "mine": {"AP": 12.0}
+    }
+    assert called == ["loader", "step", "step"]
+    rows = [json.loads(line) for line in open(tmp_path / "metrics.json")]
+    assert rows[-1]["mine/AP"] == 12.0
+
+
+def augmented(**changes):
+    return tiny_config(
+        TEST__AUG__ENABLED=True, TEST__AUG__MIN_SIZES=(64,), TEST__AUG__MAX_SIZE=96, **changes
+    )
+
+
+def test_augmentation_and_two_test_sets_in_training(teacher_files, shapes, tmp_path):
+    cfg = distilling(augmented(OUTPUT_DIR=str(tmp_path), SOLVER__MAX_ITER=1), teacher_files)
+    cfg.DATASETS.TEST = ("tiny_val", "tiny_train")
+    results = SKDTrainer(cfg).train()
+    sets = {"tiny_val", "tiny_train", "tiny_val_TTA", "tiny_train_TTA"}
+    assert set(results) == sets
+    last = [json.loads(line) for line in open(tmp_path / "metrics.json")][-1]
+    assert {f"{name}/bbox/AP" for name in sets} <= set(last)
+    for folder in ("inference", "inference_TTA"):
+        for name in cfg.DATASETS.TEST:
+            assert (tmp_path / folder / name / "coco_instances_results.json").is_file()
+
+
+def test_augmentation_in_evaluation(shapes, tmp_path):
+    results = evaluate(describe(augmented(OUTPUT_DIR=str(tmp_path))))
+    assert set(results) == {"bbox", "segm", "bbox_TTA", "segm_TTA"}
+    assert "bbox_TTA/AP" in json.loads((tmp_path / "metrics.json").read_text())
+    assert (tmp_path / "inference" / "coco_instances_results.json").is_file()
+    assert (tmp_path / "inference_TTA" / "coco_instances_results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "cfg,reason",
+    [
+        (lambda: augmented(kind="retinanet"), "META_ARCHITECTURE is RetinaNet, .* R-CNNs only"),
+        (lambda: augmented(MODEL__META_ARCHITECTURE="PanopticFPN"), "PanopticFPN"),
+        (lambda: augmented(MODEL__KEYPOINT_ON=True), "MODEL.KEYPOINT_ON"),
+    ],
+)
+def test_augmentation_is_refused_where_there_is_none(cfg, reason):
+    with pytest.raises(ValueError, match=f"^TEST.AUG.ENABLED is True, but .*{reason}"):
+        SKDTrainer(cfg())
+
+
+def test_augmentation_needs_an_evaluator_that_goes_elsewhere():
+    class Mine(SKDTrainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            raise AssertionError("not to be called")
+
+    with pytest.raises(ValueError, match="takes no output_folder"):
+        Mine(augmented())
+
+
+def test_sigmas_of_keypoints_reach_the_evaluator(shapes, tmp_path):
+    cfg = tiny_config(TEST__KEYPOINT_OKS_SIGMAS=[0.1, 0.2], OUTPUT_DIR=str(tmp_path))
+    assert list(SKDTrainer.build_evaluator(cfg, "tiny_val")._kpt_oks_sigmas) == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("form", ["yaml", "lazy"])
+def test_expected_results_are_verified(form, shapes, tmp_path):
+    cfg = tiny_config(TEST__EXPECTED_RESULTS=[["bbox", "AP", 30.0, 0.5]])
+    if form == "lazy":
+        cfg = lazy_config(tmp_path, "train.expected_results=[[bbox,AP,30.0,0.5]]")
+    run = describe(cfg)
+    run.verify({"bbox": {"AP": 30.4}})
+    with pytest.raises(SystemExit):
+        run.verify({"bbox": {"AP": 30.6}})
+
+
+@CPU_ONLY
+@pytest.mark.parametrize("training", [True, False])
+def test_a_missing_gpu_is_named_in_the_words_of_the_form(training, shapes, tmp_path):
+    yaml = tiny_config(MODEL__DEVICE="cuda", OUTPUT_DIR=str(tmp_path))
+    lazy = lazy_config(tmp_path, "train.device=cuda:0")
+    for cfg, key in ((yaml, "MODEL.DEVICE"), (lazy, "train.device")):
+        with pytest.raises(ValueError, match=f"^{key} is 'cuda.* set {key} cpu"):
+            SKDTrainer(cfg) if training else evaluate(describe(cfg))
+
+
+@pytest.mark.parametrize(
+    "name,option,message",
+    [
+        ("max_iter", "0", "is 0; it must be a whole number above 0"),
+        ("learning_rate", "-1.0", r"is -1.0; it must be a number above 0"),
+        ("images_per_batch", "0", "is 0; it must be a multiple of the number of processes"),
+        ("checkpoint_period", "0", "is 0; it must be a whole number above 0"),
+        ("eval_period", "-1", "is -1; it must be a whole number, 0 or above"),
+        ("num_workers", "-1", "is -1; it must be a whole number, 0 or above"),
+        ("accumulate", "3", "is 3, and each process gets 2 images"),
+        ("train_sets", "typo", "names 'typo', which nobody has registered"),
+        ("test_sets", "typo", "names 'typo', which nobody has registered"),
+        pytest.param("amp", "True", "needs a GPU", marks=CPU_ONLY),
+    ],
+)
+def test_lazy_values_out_of_range_are_named_by_their_path(name, option, message, shapes, tmp_path):
+    key = LAZY_KEYS[name]
+    with pytest.raises(ValueError, match=f"^{re.escape(key)} {message}"):
+        SKDTrainer(lazy_config(tmp_path, f"{key}={option}"))
+
+
+def test_what_lazy_training_does_not_do_is_said(tmp_path, caplog):
+    with pytest.raises(ValueError, match="^train.async_write_metrics is True; it must be False"):
+        describe(lazy_config(tmp_path, "+train.async_write_metrics=True"))
+    with pytest.raises(ValueError, match="^train.amp.precision is 'int8'; .* fp16, bf16"):
+        describe(lazy_config(tmp_path, "+train.amp.precision=int8"))
+    run = describe(lazy_config(tmp_path, "+train.amp.precision=bf16", "train.amp.enabled=True"))
+    assert run.amp is torch.bfloat16
+    describe(lazy_config(tmp_path, "+train.zero_grad_before_forward=True", "+train.model_ema=1"))
+    assert "No effect here: train.model_ema." in caplog.text
+
+
+def test_a_teacher_and_a_config_that_distils_come_together(teacher_files, tmp_path):
+    cfg = tiny_config()
+    cfg.MODEL.TEACHER.CONFIG_FILE = teacher_files[0]
+    with pytest.raises(ValueError, match="^MODEL.TEACHER.CONFIG_FILE is .* does not distil"):
+        SKDTrainer(cfg)
+    cfg = distilling(tiny_config(), teacher_files)
+    cfg.MODEL.TEACHER.CONFIG_FILE = ""
+    with pytest.raises(ValueError, match="MODEL.TEACHER.CONFIG_FILE is empty: name a teacher"):
+        SKDTrainer(cfg)
+    describe(student_config(cfg))
+    lazy = lazy_config(tmp_path)
+    lazy.model = {"student": lazy.model, "distiller": {}}
+    with pytest.raises(ValueError, match="model.teacher is missing"):
+        SKDTrainer(lazy)
+
+
+@pytest.mark.parametrize("form", ["pth", "pkl"])
+def test_weights_of_which_nothing_matches_are_refused(form, teacher_files, shapes, tmp_path):
+    """For a student with a distiller too, which no file to start from could satisfy."""
+    path = tmp_path / f"other.{form}"
+    if form == "pth":
+        torch.save({"model": {"trunk.weight": torch.zeros(3), "trunk.bias": torch.zeros(3)}}, path)
+    else:
+        arrays = {"trunk.weight": torch.zeros(3).numpy(), "trunk.bias": torch.zeros(3).numpy()}
+        content = {"model": arrays, "__author__": "somebody", "matching_heuristics": True}
+        path.write_bytes(pickle.dumps(content))
+    cfg = tiny_config(MODEL__WEIGHTS=str(path), OUTPUT_DIR=str(tmp_path))
+    for cfg in (cfg, distilling(cfg, teacher_files)):
+        trainer = SKDTrainer(cfg)
+        with pytest.raises(ValueError, match=r"^MODEL.WEIGHTS is '.*takes none of its 2 tensors"):
+            trainer.resume_or_load(resume=False)
+
+
+def test_the_package_runs_without_the_checkout(tmp_path):
+    """From elsewhere; and importing it makes no dataset known."""
+    code = (
+        "import skd\nfrom detectron2.data import DatasetCatalog\n"
+        "assert not [name for name in DatasetCatalog if 'skd' in name]"
+    )
+    for arguments in (["-c", code], ["-m", "skd.train_net", "--help"]):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment(tmp_path), text=True,
+            capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert "--teacher-weights" in done.stdout
