@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-All that is wrong with a data set in COCO's format, at once: broken or missing images, boxes and
+All that is wrong with a dataset in COCO's format, at once: broken or missing images, boxes and
 masks that cannot be, ids that are there twice or not at all. Ends with 1 if training would stop at
 any of it, with 0 if there are warnings at most.
 

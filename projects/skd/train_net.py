@@ -17,8 +17,8 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from .config import Config, distill, form_of, is_distilling, lazy, read_config, student_config
-from .data import check_classes, check_classes_lazy, register_coco
+from .config import Config, distill, form_of, is_distilling, lazy, read_config
+from .data import check_datasets, register_coco
 from .engine import SKDTrainer, describe, evaluate, launch
 
 
@@ -70,11 +70,11 @@ def setup(args: argparse.Namespace) -> Config:
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
     if not args.eval_only:
         form.check_teacher(cfg)
-    check_classes(cfg) if isinstance(cfg, CfgNode) else check_classes_lazy(student_config(cfg))
     if args.eval_only or not is_distilling(cfg):
         cfg = form.student_of(cfg, solver=True)  # nothing to learn, or nobody to learn from
     folder = form.output_dir(cfg)
     setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
+    check_datasets(cfg, args.eval_only)
     if isinstance(cfg, CfgNode):
         cfg.freeze()
     default_setup(cfg, args)
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> Dict[str, Any]:
     if args.teacher_weights and not args.teacher:
         raise ValueError("--teacher-weights without --teacher: name the teacher's config too.")
     for dataset in args.register_coco:
-        register_coco(*dataset)
+        register_coco(*dataset, check=False)
     cfg = setup(args)
     if args.eval_only:
         return evaluate(describe(cfg), resume=args.resume)

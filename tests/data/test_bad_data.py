@@ -1,23 +1,28 @@
 """
-Broken data sets: each either trains, or gives one error that says which file and what is expected.
-For each case: what is done to a good data set, what check_coco says, and how training ends.
+Broken datasets: each either trains and is evaluated, or gives one error that says which file and
+what is expected. For each case: what is done to a good dataset, what check_coco says, and how
+training ends.
 """
 
 import json
+import os
 import random
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_util
 
 from skd import register_coco
-from skd.data import check_classes
+from skd.data import check_datasets
 from skd.data.check import check_coco
 from skd.engine import SKDTrainer
+from skd.evaluation import build_evaluator
 from skd.runtime.loader import DataError
 from tests.helpers import distilling, run_script, tiny_config
 
@@ -26,7 +31,7 @@ TRAINS = "trains"
 
 
 def write(folder, content=None):
-    """A good data set of three images: (JSON file, folder of images, content)."""
+    """A good dataset of three images: (JSON file, folder of images, content)."""
     images = folder / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -91,9 +96,34 @@ def truncate(content, images):
 
 
 def remove(content, images):
-    import os
-
     os.remove(f"{images}/1.png")
+
+
+def pipe(content, images):
+    remove(content, images)
+    os.mkfifo(f"{images}/1.png")
+
+
+def a_folder(content, images):
+    remove(content, images)
+    os.mkdir(f"{images}/1.png")
+
+
+def number_of_rle(value):
+    """pycocotools' text for one number."""
+    text, more = "", True
+    while more:
+        bits, value = value & 31, value >> 5
+        more = value != (-1 if bits & 16 else 0)
+        text += chr((bits | 32 if more else bits) + 48)
+    return text
+
+
+def huge_rle(content, images):
+    side = 10**6
+    counts = number_of_rle(0) + number_of_rle(side * side)
+    image(width=side, height=side)(content, images)
+    annotation(segmentation={"size": [side, side], "counts": counts})(content, images)
 
 
 def rle(mask):
@@ -122,7 +152,7 @@ CASES = {
     "an id that is a list": (image(id=[1]), "has the id [1], no number", "has the id [1]"),
     "an annotation without image": (annotation(image_id=...), "has no 'image_id'", "no 'image_id'"),
     "duplicate image": (image(id=2), "images 2: this id is there 2 times", "2 times"),
-    "duplicate annotation": (annotation(id=2), "annotations 2: this id is there", "2 times"),
+    "duplicate annotation": (annotation(id=2), "several times: all get new ids", TRAINS),
     "duplicate category": (
         replace(categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]),
         "categories 3: this id is there 2 times", "2 times",
@@ -197,7 +227,79 @@ CASES = {
     "extremely long": (save(np.full((9, 999), 9, np.uint8)), "too long to leave much", TRAINS),
     "extremely high": (save(np.full((999, 9), 9, np.uint8)), "too long to leave much", TRAINS),
     "a thread": (save(np.full((4, 4000), 9, np.uint8)), "too long to leave", "must be > 0"),
+    # what only the evaluation needs
+    "no area": (annotation(area=...), "area is missing or no number: computed", TRAINS),
+    "area null": (annotation(area=None), "area is missing or no number: computed", TRAINS),
+    "area of text": (annotation(area="big"), "area is missing or no number: computed", TRAINS),
+    "area of nan": (annotation(area=float("nan")), "area is missing or no number", TRAINS),
+    "negative area given": (annotation(area=-4), "area is missing or no number", TRAINS),
+    "area beyond float": (annotation(area=10**400), "area is missing or no number", TRAINS),
+    "no iscrowd": (annotation(iscrowd=...), "iscrowd is missing or null: 0 is taken", TRAINS),
+    "iscrowd null": (annotation(iscrowd=None), "iscrowd is missing or null: 0 is taken", TRAINS),
+    "iscrowd of text": (annotation(iscrowd="yes"), "iscrowd is text: taken for 0 or 1", TRAINS),
+    "iscrowd true": (annotation(iscrowd=True), "iscrowd is no whole number: made one", TRAINS),
+    "iscrowd of 7": (annotation(iscrowd=7), "iscrowd is 7; it must be 0 or 1", "must be 0 or 1"),
+    "iscrowd a list": (annotation(iscrowd=[0]), "iscrowd is [0]; it must be", "must be 0 or 1"),
+    "no id": (annotation(id=...), "an id is missing or no whole number: all get", TRAINS),
+    "id null": (annotation(id=None), "an id is missing or no whole number: all get", TRAINS),
+    "id of text": (annotation(id="a"), "an id is missing or no whole number: all get", TRAINS),
+    "id a list": (annotation(id=[1]), "an id is missing or no whole number: all get", TRAINS),
+    "id 0": (annotation(id=0), "an id is not above 0", TRAINS),
+    "id negative": (annotation(id=-3), "an id is not above 0", TRAINS),
+    "id beyond 64 bits": (annotation(id=2**70), "an id is not above 0", TRAINS),
+    "ignore": (annotation(ignore=1), "marked 'ignore': taken for a crowd", TRAINS),
+    "ignore null": (annotation(ignore=None), "ignore is no whole number: 0 is taken", TRAINS),
+    "float sizes": (image(width=48.0, height=48.0), "width is a float where a whole", TRAINS),
+    "half a pixel": (image(width=48.5), "width is 48.5; it must be", "width is 48.5"),
+    "float ids": (
+        lambda c, i: (image(id=1.0)(c, i), annotation(image_id=1.0, category_id=3.0)(c, i)),
+        "image_id is a float where a whole number belongs", TRAINS,
+    ),
+    "a float id of a category": (
+        replace(categories=[{"id": 3.0, "name": "cat"}]), "id is a float where a whole", TRAINS,
+    ),
+    "references of text": (
+        annotation(image_id="1", category_id="3"), "is a number in quotes", TRAINS,
+    ),
+    "an empty polygon": (annotation(segmentation=[[]]), "has 0 points, needs 3", TRAINS),
+    "two points, then a mask": (
+        annotation(segmentation=[[1, 1, 9, 9], [5, 5, 25, 5, 25, 25]]), "has 2 points", TRAINS,
+    ),
+    "an uncompressed RLE": (
+        annotation(segmentation={"size": [48, 48], "counts": [48, 48, 2208]}), None, TRAINS,
+    ),
+    "keypoints nobody wants": (annotation(keypoints=[]), "keypoints are empty", TRAINS),
+    "keypoints of null": (annotation(keypoints=[None] * 3), "keypoints must be a list", "keypoin"),
+    "keypoints of text": (annotation(keypoints="abc"), "keypoints must be a list", "keypoints"),
+    # what crashes or hangs
+    "an RLE of a huge image": (huge_rle, "it must be at most", "it must be at most"),
+    "an RLE without end": (
+        annotation(segmentation={"size": [48, 48], "counts": "o" * 10**6}), "decoded", "decoded",
+    ),
+    "a polygon far away": (
+        annotation(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]), "further away than", "further away",
+    ),
+    "a polygon beyond float": (
+        annotation(segmentation=[[0, 0, 10**400, 0, 9, 9]]), "a polygon must be", "a polygon must",
+    ),
+    "a box far away": (annotation(bbox=[0, 0, 1e300, 9]), "further away than", "further away"),
+    "a box beyond float": (annotation(bbox=[0, 0, 10**400, 9]), "it must be [x, y", "[x, y, w"),
+    "a size beyond float": (image(width=10**400), "it must be at most", "it must be at most"),
+    "a name with NUL": (image(file_name="1\0.png"), "has a NUL in its file_name", "has a NUL"),
+    "a pipe for an image": (pipe, "is a pipe or device; it must be a file", "is a pipe"),
+    "a folder for an image": (a_folder, "is a folder; it must be a file", "is a folder"),
+    "a link that leads nowhere": (
+        lambda c, i: (remove(c, i), os.symlink("/nowhere", f"{i}/1.png")),
+        "a link that leads nowhere", "leads nowhere",
+    ),
     # annotations as a whole
+    "annotations null": (replace(annotations=None), "for predictions only", "None of the 0 obj"),
+    "no annotations": (replace(annotations=...), "for predictions only", "None of the 0 objects"),
+    "nothing annotated": (replace(annotations=[]), None, "None of the 0 objects"),
+    "all crowds": (
+        lambda c, i: [a.update(iscrowd=1) for a in c["annotations"]] and None, None,
+        "None of the 3 objects",
+    ),
     "an image without objects": (lambda c, i: c["annotations"].pop(0), None, TRAINS),
     "crowds only": (annotation(iscrowd=1), None, TRAINS),
     "text for ids": (
@@ -205,6 +307,9 @@ CASES = {
         "has ids that are numbers and ids that are text", "numbers and ids",
     ),
 }  # fmt: skip
+
+
+POLYGON = dict.fromkeys(("a good RLE", "an uncompressed RLE"), "are RLE, but INPUT.MASK_FORMAT")
 
 
 def broken(name, folder):
@@ -239,35 +344,70 @@ def registered():
             MetadataCatalog.remove(name)
 
 
-def train(files, teacher_files, folder, registered):
+def train(files, teacher_files, folder, registered, mask_format):
     registered("broken")
     register_coco("broken", *files)
     cfg = distilling(
         tiny_config(
             SOLVER__MAX_ITER=2, SOLVER__IMS_PER_BATCH=3, MODEL__ROI_HEADS__NUM_CLASSES=1,
-            INPUT__MASK_FORMAT="bitmask", SOLVER__BASE_LR=1e-5, DATASETS__TEST=(),
+            INPUT__MASK_FORMAT=mask_format, SOLVER__BASE_LR=1e-5, DATASETS__TEST=(),
             DATALOADER__FILTER_EMPTY_ANNOTATIONS=False, DATALOADER__ASPECT_RATIO_GROUPING=False,
         ),
         teacher_files,
     )  # fmt: skip
-    cfg.DATASETS.TRAIN = ("broken",)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("broken",)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(MetadataCatalog.get("broken").thing_classes)
-    check_classes(cfg)
+    check_datasets(cfg)
     cfg.OUTPUT_DIR = str(folder)
     SKDTrainer(cfg).train()
 
 
+def evaluate_perfect(name, folder):
+    """Results of predictions that are the annotations, in boxes and masks."""
+    evaluator = build_evaluator(name, folder)
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        shape = record["height"], record["width"]
+        objects = [a for a in record["annotations"] if not a["iscrowd"]]
+        boxes = np.array([a["bbox"] for a in objects]).reshape(-1, 4)
+        found = Instances(shape)
+        found.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+        found.pred_classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.long)
+        found.scores = torch.ones(len(objects))
+        masks = [np.zeros(shape, bool)] * 0
+        for a in objects:
+            mask = a.get("segmentation", [[0, 0, 1, 0, 1, 1]])
+            if isinstance(mask, list):
+                mask = mask_util.merge(mask_util.frPyObjects(mask, *shape))
+            masks.append(mask_util.decode(mask).astype(bool))
+        found.pred_masks = torch.tensor(np.array(masks).reshape(-1, *shape))
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()
+
+
+LESS = {"zero area", "negative area", "outside", "1x1"}  # a box that nothing is matched with
+
+
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
 @pytest.mark.parametrize("name", CASES)
-def test_it_trains_or_gives_one_error(name, teacher_files, tmp_path, registered):
+def test_it_trains_and_evaluates_or_gives_one_error(
+    name, mask_format, teacher_files, tmp_path, registered
+):
     files = broken(name, tmp_path)
     expected = CASES[name][2]
+    if mask_format == "polygon":
+        expected = POLYGON.get(name, expected)
     if expected == TRAINS:
-        train(files, teacher_files, tmp_path / "out", registered)
+        train(files, teacher_files, tmp_path / "out", registered, mask_format)
+        results = evaluate_perfect("broken", str(tmp_path / "out"))
+        for task in ("bbox", "segm"):
+            assert results[task]["AP"] == pytest.approx(100) or name in LESS, results
         return
     with pytest.raises((ValueError, DataError)) as error:
-        train(files, teacher_files, tmp_path / "out", registered)
+        train(files, teacher_files, tmp_path / "out", registered, mask_format)
     text = str(error.value)
-    assert expected in text and (files[0] in text or files[1] in text)
+    named = files[0] in text or files[1] in text
+    assert expected in text and (named or name == "a thread")  # which may pass in training
     assert "SyntaxError" not in text
 
 

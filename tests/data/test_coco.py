@@ -1,4 +1,4 @@
-"""Data sets of one's own, and whether a model fits them."""
+"""Datasets of one's own, and whether a model fits them."""
 
 import json
 
@@ -7,7 +7,7 @@ from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from skd import distill, register_coco, student_config
-from skd.data import check_classes, check_classes_lazy
+from skd.data import check_datasets
 from skd.data.shapes import SHAPES_CLASSES, VERSION
 from skd.modeling.teacher import find_config
 from tests.helpers import run_script, tiny_config
@@ -70,33 +70,33 @@ def test_missing_files_are_named(files, tmp_path, mine):
 def test_the_number_of_classes_is_compared(kind, mine):
     key = {"mask_rcnn": "ROI_HEADS", "retinanet": "RETINANET"}[kind]
     cfg = tiny_config(kind)
-    check_classes(cfg)
+    check_datasets(cfg)
     cfg.merge_from_list([f"MODEL.{key}.NUM_CLASSES", 3, "DATASETS.TEST", ("mine",)])
     for config in (cfg, student_config(cfg)):
         with pytest.raises(ValueError, match=f"has 6 classes .*MODEL.{key}.NUM_CLASSES 3. Set"):
-            check_classes(config)
+            check_datasets(config)
     distill(cfg, "any.yaml")
     with pytest.raises(ValueError, match="6 classes"):
-        check_classes(cfg)
+        check_datasets(cfg)
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("coco_2017_val",)
     with pytest.raises(ValueError, match=r"80 classes \(person, .*, \.\.\.\)"):
-        check_classes(cfg)
+        check_datasets(cfg)
 
 
 def test_class_agnostic_detectors_fit_all():
     cfg = student_config(tiny_config("faster_rcnn", MODEL__ROI_HEADS__NUM_CLASSES=3))
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-    check_classes(cfg)
+    check_datasets(cfg)
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_1x", "retinanet_R_50_FPN_1x"])
 def test_the_same_for_lazy_configs(name, mine):
     folder = "COCO-InstanceSegmentation" if "mask" in name else "COCO-Detection"
     cfg = LazyConfig.load(find_config(f"{folder}/{name}.py"))
-    check_classes_lazy(cfg)
+    check_datasets(cfg)
     cfg.dataloader.train.dataset.names = ["coco_2017_train", "mine"]
     with pytest.raises(ValueError, match="'mine' has 6 classes.*num_classes 80. Set model"):
-        check_classes_lazy(cfg)
+        check_datasets(cfg)
 
 
 def test_from_the_command_line(files, shapes, tmp_path):
@@ -114,4 +114,4 @@ def test_from_the_command_line(files, shapes, tmp_path):
     printed = run_script(
         "train_net.py", *flags, "MODEL.ROI_HEADS.NUM_CLASSES", 5, datasets=shapes, ok=False
     )
-    assert "Data set 'my_train' has 6 classes" in printed and "Starting training" not in printed
+    assert "Dataset 'my_train' has 6 classes" in printed and "Starting training" not in printed

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from skd.data import SHAPES_CLASSES
 from skd.data.shapes import SIDE, SPLITS, draw, shapes_root, write_split
 
-# of the first 20 images of each split: changes only with the data set's VERSION
+# of the first 20 images of each split: changes only with the dataset's VERSION
 PIXELS = {
     "skd_shapes_train": "0afe9dad9c93b158221074f92a76ef9dbb305a20a0248a15add1cb9b40570edc",
     "skd_shapes_val": "a19a69831d1e3f778cbcb26ec40a6cc98aad60d5fc6a5aafacb11cb41536ff85",

@@ -7,7 +7,7 @@ from skd.evaluation import build_evaluator
 
 @pytest.fixture
 def metadata(tmp_path):
-    """Makes and later removes data sets that have only metadata."""
+    """Makes and later removes datasets that have only metadata."""
     made = []
 
     def make(kind, **more):

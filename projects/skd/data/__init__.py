@@ -1,11 +1,10 @@
-from .coco import check_classes, check_classes_lazy, lazy_datasets, register_coco, thing_classes
+from .coco import register_coco
+from .fit import check_datasets, thing_classes
 from .shapes import SHAPES_CLASSES, register_shapes
 
 __all__ = [
     "SHAPES_CLASSES",
-    "check_classes",
-    "check_classes_lazy",
-    "lazy_datasets",
+    "check_datasets",
     "register_coco",
     "register_shapes",
     "thing_classes",

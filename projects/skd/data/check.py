@@ -1,23 +1,49 @@
-"""What is wrong with a data set in COCO's format: all of it at once."""
+"""
+What is wrong with a dataset in COCO's format: all of it at once.
 
+The file comes from anywhere, so nothing in it may crash or hang the check: types are looked at
+before values, and values are bounded before pycocotools, which writes past its memory for some,
+sees them. A clean annotation, as nearly all are, is recognised in about a microsecond; only the
+others are looked at in detail.
+"""
+
+import gc
 import json
 import math
 import os
+import stat
 from collections import Counter
+from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from .mend import Notes, mend
+
 LISTS = ("images", "annotations", "categories")
+NEEDS = {
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
 LONGEST = 20  # times as long as wide: little is left of such an image at a usual size
+# No coordinate may be further away than this many times the image's longer side: pycocotools
+# overflows at about 4e8 pixels, and takes memory for every pixel of an edge before.
+FAR, FAR_LEAST = 10, 10_000  # times; pixels
+TURNS = {
+    2: "mirrors it", 3: "turns it by 180 degrees", 4: "mirrors it", 5: "turns and mirrors it",
+    6: "turns it by 90 degrees", 7: "turns and mirrors it", 8: "turns it by 90 degrees",
+}  # fmt: skip
+Size = Tuple[float, float, float]  # an image's width and height, and how far away is too far
 
 
 class Problem(NamedTuple):
     """
     Attributes:
-        level: "error" for what stops training, "warning" for what Detectron2 passes over.
+        level: "error" for what stops training or evaluation, "warning" for what is mended here or
+            passed over by Detectron2.
         where: the file, image, annotation or category.
         what: is wrong, and what would be right.
     """
@@ -30,6 +56,23 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
+class Report(NamedTuple):
+    """
+    Attributes:
+        content: of the file, mended in place; what the JSON holds if it is no COCO file.
+        problems: errors first.
+        notes: what was mended, and the annotations whose masks have no area.
+    """
+
+    content: Any
+    problems: List[Problem]
+    notes: Notes
+
+    @property
+    def errors(self) -> List[Problem]:
+        return [p for p in self.problems if p.level == "error"]
+
+
 def check_coco(json_file: str, image_root: str, read_images: bool = True) -> List[Problem]:
     """
     Check annotations and images.
@@ -39,51 +82,74 @@ def check_coco(json_file: str, image_root: str, read_images: bool = True) -> Lis
         image_root: the folder the images' ``file_name`` starts from.
         read_images: decode every image as well, which takes long.
     """
-    content, problems = read_coco(json_file)
-    return problems or check_content(content, image_root, read_images)
+    return examine(json_file, image_root, read_images).problems
 
 
-def read_coco(json_file: str) -> Tuple[Any, List[Problem]]:
-    """The content of an annotation file, and what makes it no COCO file."""
+def examine(json_file: str, image_root: str, read_images: bool = False) -> Report:
+    """As :func:`check_coco`, with what was read and mended."""
+    notes = Notes()
+    with _without_gc():
+        content, problems = read_coco(json_file, notes)
+        if not problems:
+            mend(content, notes)
+            problems = [*_annotations(content), *_files(content, image_root)]
+            problems += [Problem("warning", where, what) for where, what in notes.lines()]
+        if read_images and content is not None:
+            problems += _images(content, image_root, problems)
+    problems.sort(key=lambda problem: problem.level != "error")
+    return Report(content, problems, notes)
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """Millions of objects are made and none is garbage: looking for it takes half the time."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        with PathManager.open(json_file) as f:
-            content = json.load(f)
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def read_coco(json_file: str, notes: Notes) -> Tuple[Any, List[Problem]]:
+    """The content of an annotation file, or None, and what makes it no COCO file."""
+    try:
+        if os.path.exists(json_file) and not os.path.isfile(json_file):
+            raise OSError("it is no regular file")  # a pipe would hang, a device never end
+        with PathManager.open(json_file, "rb") as f:
+            data = f.read()
+        content = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         return None, [Problem("error", json_file, f"cannot be read as JSON: {error}")]
-    problems = _structure(content)
-    return content, [Problem(p.level, f"{json_file}, {p.where}", p.what) for p in problems]
-
-
-def check_content(
-    content: Dict[str, Any], image_root: str, read_images: bool = True
-) -> List[Problem]:
-    """As :func:`check_coco`, of what :func:`read_coco` found nothing wrong with."""
-    problems = list(_annotations(content)) + list(_files(content, image_root))
-    if read_images:
-        missing = {p.where for p in problems if p.level == "error"}
-        for image in content["images"]:
-            where = _name(image)
-            if where not in missing:
-                problems += _pixels(image, os.path.join(image_root, image["file_name"]), where)
-    return problems
-
-
-def _name(image: Dict[str, Any]) -> str:
-    return f"image {image['id']} ('{image['file_name']}')"
-
-
-def masks_missing(content: Dict[str, Any]) -> int:
-    """How many annotations have no mask."""
-    return sum(not annotation.get("segmentation") for annotation in content["annotations"])
+    if json.detect_encoding(data[:4]) != "utf-8":
+        notes.add("the file", "is not in plain UTF-8, which pycocotools needs")
+    problems = list(_structure(content))
+    bad = [Problem(p.level, f"{json_file}, {p.where}", p.what) for p in problems]
+    return (None if bad else content), bad
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    # 7.0 is what pandas makes of 7
+    return type(value) in (int, str) or (type(value) is float and value.is_integer())
 
 
 def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond float
+        return False
+
+
+def _short(value: Any) -> str:
+    """For a message: numbers of a thousand digits and lists of a million stay out of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # too many digits
+        return f"a {type(value).__name__} too long to print"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _structure(content: Any) -> Iterator[Problem]:
@@ -91,114 +157,185 @@ def _structure(content: Any) -> Iterator[Problem]:
     if not isinstance(content, dict):
         yield Problem("error", "top", f"is a {type(content).__name__}; it must be an object")
         return
-    needs = {
-        "images": ("id", "file_name"),
-        "annotations": ("id", "image_id", "category_id"),
-        "categories": ("id", "name"),
-    }
     for key in LISTS:
+        if key == "annotations" and content.get(key) is None:
+            continue  # a test set whose annotations are kept back
         if not isinstance(content.get(key), list):
             yield Problem("error", key, f"has no list '{key}'")
             continue
+        kinds = set()
         for i, entry in enumerate(content[key]):
-            if not isinstance(entry, dict):
-                yield Problem("error", f"{key}[{i}]", "is no object")
-                continue
-            missing = [name for name in needs[key] if name not in entry]
-            if missing:
-                yield Problem("error", f"{key}[{i}]", f"has no {', '.join(map(repr, missing))}")
-                continue
-            for name in needs[key]:
-                value, text = entry[name], name in ("file_name", "name")
-                if not (isinstance(value, str) if text else _is_id(value)):
-                    kind = "text" if text else "number or text"
-                    yield Problem("error", f"{key}[{i}]", f"has the {name} {value!r}, no {kind}")
-        kinds = {type(e.get("id")) for e in content[key] if isinstance(e, dict)}
-        if kinds == {int, str}:
+            problem = _entry(entry, key)
+            if problem:
+                yield Problem("error", f"{key}[{i}]", problem)
+            elif key != "annotations":
+                kinds.add(isinstance(entry["id"], str))
+        if len(kinds) == 2:
             yield Problem("error", key, "has ids that are numbers and ids that are text")
     if content.get("images") == [] or content.get("categories") == []:
         yield Problem("error", "top", "lists no images, or no categories")
 
 
+def _entry(entry: Any, key: str) -> str:
+    if not isinstance(entry, dict):
+        return "is no object"
+    missing = [name for name in NEEDS[key] if name not in entry]
+    if missing:
+        return f"has no {', '.join(map(repr, missing))}"
+    for name in NEEDS[key]:
+        value, text = entry[name], name in ("file_name", "name")
+        if not (isinstance(value, str) if text else _is_id(value)):
+            return f"has the {name} {_short(value)}, no {'text' if text else 'number or text'}"
+        if isinstance(value, str) and "\0" in value:
+            return f"has a NUL in its {name} {_short(value)}"
+    return ""
+
+
+def image_name(image: Dict[str, Any]) -> str:
+    return f"image {_short(image['id'])} ({_short(image['file_name'])})"
+
+
+def annotation_name(annotation: Dict[str, Any]) -> str:
+    return f"annotation {_short(annotation.get('id'))}"
+
+
 def _annotations(content: Dict[str, Any]) -> Iterator[Problem]:
-    for key in LISTS:
+    for key in ("images", "categories"):
         for value, count in Counter(entry["id"] for entry in content[key]).items():
             if count > 1:
-                yield Problem("error", f"{key} {value!r}", f"this id is there {count} times")
+                yield Problem("error", f"{key} {_short(value)}", f"this id is there {count} times")
     for name, count in Counter(c["name"] for c in content["categories"]).items():
         if count > 1:
             yield Problem("warning", f"category '{name}'", f"this name is there {count} times")
+    if "annotations" not in content:
+        yield Problem("warning", "annotations", "there are none: for predictions only")
+        return
     without = masks_missing(content)
     if 0 < without < len(content["annotations"]):
         what = f"{without} of {len(content['annotations'])} have no segmentation: for boxes only"
         yield Problem("warning", "annotations", what)
     images = {image["id"]: image for image in content["images"]}
+    sizes = {key: _size(image) for key, image in images.items()}
     categories = {category["id"] for category in content["categories"]}
     for annotation in content["annotations"]:
-        where = f"annotation {annotation['id']}"
-        image = images.get(annotation["image_id"])
-        if image is None:
-            yield Problem("error", where, f"there is no image {annotation['image_id']!r}")
-            continue
-        where += f" of {_name(image)}"
-        if annotation["category_id"] not in categories:
-            what = f"there is no category {annotation['category_id']!r}; there are "
-            yield Problem("error", where, what + _some(sorted(categories, key=str)))
-        yield from _box(annotation, image, where)
-        yield from _mask(annotation, image, where)
+        size = sizes.get(annotation["image_id"])
+        clean = size is not None and annotation["category_id"] in categories
+        if not (clean and _clean(annotation, size)):
+            yield from _annotation(annotation, images, sizes, categories)
+
+
+def masks_missing(content: Dict[str, Any]) -> int:
+    """How many annotations have no mask."""
+    return sum(not a.get("segmentation") for a in content.get("annotations", ()))
+
+
+def _size(image: Dict[str, Any]) -> Size:
+    # (of an image whose own size is an error, no coordinate is judged by it)
+    width, height = image.get("width"), image.get("height")
+    if not (_is_number(width) and _is_number(height)):
+        return math.inf, math.inf, FAR_LEAST
+    return width, height, max(FAR * max(width, height), FAR_LEAST)
+
+
+def _clean(annotation: Dict[str, Any], size: Size) -> bool:
+    """Whether box, polygons and keypoints are as they should be: fast, and strict."""
+    width, height, far = size
+    box = annotation.get("bbox")
+    try:  # what is no number does not compare, and nan compares as False
+        x, y, w, h = box
+        inside = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
+        if not (type(box) is list and w > 0 and h > 0 and inside):
+            return False
+        for polygon in annotation.get("segmentation") or ():
+            if len(polygon) < 6 or len(polygon) % 2 or min(polygon) < -far or max(polygon) > far:
+                return False
+            total = sum(polygon)
+            if total != total:
+                return False
+    except (TypeError, ValueError):
+        return False
+    if "keypoints" in annotation or type(annotation.get("segmentation")) is dict:
+        return False
+    return annotation.get("iscrowd") in (0, 1)
+
+
+def _annotation(annotation, images, sizes, categories) -> Iterator[Problem]:
+    where = annotation_name(annotation)
+    image = images.get(annotation["image_id"])
+    if image is None:
+        yield Problem("error", where, f"there is no image {_short(annotation['image_id'])}")
+        return
+    where += f" of {image_name(image)}"
+    if annotation["category_id"] not in categories:
+        what = f"there is no category {_short(annotation['category_id'])}; there are "
+        yield Problem("error", where, what + _some(sorted(categories, key=str)))
+    size = sizes[annotation["image_id"]]
+    yield from _box(annotation, size, where)
+    yield from _mask(annotation, image, size, where)
+    yield from _keypoints(annotation, size, where)
+    if annotation.get("iscrowd") not in (0, 1):
+        what = f"iscrowd is {_short(annotation.get('iscrowd'))}; it must be 0 or 1"
+        yield Problem("error", where, what)
 
 
 def _some(values: List[Any]) -> str:
     return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
 
 
-def _box(annotation: Dict[str, Any], image: Dict[str, Any], where: str) -> Iterator[Problem]:
+def _box(annotation: Dict[str, Any], size: Size, where: str) -> Iterator[Problem]:
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        yield Problem("error", where, f"bbox is {box!r}; it must be [x, y, width, height]")
+        what = f"bbox is {_short(box)}; it must be [x, y, width, height]"
+        yield Problem("error", where, what)
         return
     x, y, w, h = box
-    if w <= 0 or h <= 0:
+    width, height, far = size
+    if max(map(abs, box)) > far:
+        yield Problem("error", where, f"bbox {_short(box)} is further away than {far:g} pixels")
+    elif w <= 0 or h <= 0:
         yield Problem("warning", where, f"bbox {box} has no area, and is left out")
-        return
-    width, height = image.get("width"), image.get("height")
-    if _is_number(width) and _is_number(height):
-        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            what = f"bbox {box} is outside of the image ({width} x {height}), and is left out"
-            yield Problem("warning", where, what)
-        elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-            what = f"bbox {box} reaches out of the image ({width} x {height}), and is clipped"
-            yield Problem("warning", where, what)
+    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        what = f"bbox {box} is outside of the image ({width} x {height}), and is left out"
+        yield Problem("warning", where, what)
+    elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+        what = f"bbox {box} reaches out of the image ({width} x {height}), and is clipped"
+        yield Problem("warning", where, what)
 
 
-def _mask(annotation: Dict[str, Any], image: Dict[str, Any], where: str) -> Iterator[Problem]:
+def _mask(annotation: Dict, image: Dict, size: Size, where: str) -> Iterator[Problem]:
     mask = annotation.get("segmentation")
     if not mask:  # for Detectron2 there is none, then
         return
     if isinstance(mask, list):
         for polygon in mask:
             numbers = isinstance(polygon, list) and all(map(_is_number, polygon))
-            if not numbers or len(polygon) % 2:
+            if not numbers or (len(polygon) % 2 and len(polygon) > 5):
                 what = "a polygon must be a list of x, y, x, y, ..."
                 yield Problem("error", where, what)
-            elif len(polygon) < 6:
-                what = f"a polygon has {len(polygon) // 2} points, needs 3, and is left out"
-                yield Problem("warning", where, what)
+            elif polygon and max(map(abs, polygon)) > size[2]:
+                what = f"a polygon has a point further away than {size[2]:g} pixels"
+                yield Problem("error", where, what)
     elif isinstance(mask, dict):
-        size = [image.get("height"), image.get("width")]
-        if not {"size", "counts"} <= set(mask) or mask["size"] != size:
-            what = f"the RLE's size is {mask.get('size')}; it must be the image's, {size}"
-            yield Problem("error", where, what)
-            return
-        counts = mask["counts"]
-        if isinstance(counts, list):
-            whole = all(isinstance(c, int) and c >= 0 for c in counts)
-            if not whole or sum(counts) != size[0] * size[1]:
-                yield Problem("error", where, "the RLE's counts do not add up to the image")
-        elif not isinstance(counts, str) or not _decodes(mask):
-            yield Problem("error", where, "the RLE's counts cannot be decoded")
+        yield from _rle(mask, image, where)
     else:
         yield Problem("error", where, f"segmentation is a {type(mask).__name__}")
+
+
+def _rle(mask: Dict, image: Dict, where: str) -> Iterator[Problem]:
+    size = [image.get("height"), image.get("width")]
+    if not {"size", "counts"} <= set(mask) or mask["size"] != size:
+        what = f"the RLE's size is {_short(mask.get('size'))}; it must be the image's, {size}"
+        yield Problem("error", where, what)
+        return
+    if not all(_is_side(side) for side in size) or size[0] * size[1] > most_pixels():
+        return  # said of the image
+    counts = mask["counts"]
+    if isinstance(counts, list):
+        whole = all(type(c) is int and c >= 0 for c in counts)
+        if not whole or sum(counts) != size[0] * size[1]:
+            yield Problem("error", where, "the RLE's counts do not add up to the image")
+    elif not isinstance(counts, str) or not _decodes(mask):
+        yield Problem("error", where, "the RLE's counts cannot be decoded")
 
 
 def _decodes(rle: Dict[str, Any]) -> bool:
@@ -207,7 +344,7 @@ def _decodes(rle: Dict[str, Any]) -> bool:
     total, value, shift, runs = 0, 0, 0, []
     for byte in rle["counts"].encode("latin1", "replace"):
         code = byte - 48
-        if not 0 <= code < 64:
+        if not 0 <= code < 64 or shift > 60 or total > height * width:
             return False
         value |= (code & 31) << shift
         shift += 5
@@ -216,55 +353,169 @@ def _decodes(rle: Dict[str, Any]) -> bool:
                 value |= -1 << shift
             if len(runs) > 2:
                 value += runs[-2]
+            if value < 0:
+                return False
             runs.append(value)
             total += value
             value, shift = 0, 0
-    if shift or total != height * width or any(run < 0 for run in runs):
+    if shift or total != height * width:
         return False
     return mask_util.decode(rle).shape == (height, width)
 
 
+def _keypoints(annotation: Dict, size: Size, where: str) -> Iterator[Problem]:
+    points = annotation.get("keypoints")
+    if not points:
+        return
+    good = isinstance(points, list) and len(points) % 3 == 0 and all(map(_is_number, points))
+    if not good or max(map(abs, points)) > size[2]:
+        what = "keypoints must be a list of x, y, visibility, x, y, visibility, ..."
+        yield Problem("error", where, what)
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def most_pixels() -> int:
+    """Of an image: what Pillow, which Detectron2 reads with, decodes; at most what fits an int."""
+    return min(2 * (Image.MAX_IMAGE_PIXELS or 2**30), 2**31 - 1)
+
+
 def _files(content: Dict[str, Any], root: str) -> Iterator[Problem]:
-    present: Dict[str, set] = {}
-    inside = os.path.realpath(root) + os.sep
+    remote = "://" in root
+    if not remote and not os.path.isdir(root):
+        yield Problem("error", root, "there is no such folder of images")
+        return
+    inside = os.path.join(os.path.normpath(root), "")
+    folders: Dict[str, Dict[str, os.DirEntry]] = {}
     for image in content["images"]:
-        where, name = _name(image), image["file_name"]
-        path = os.path.join(root, name)
-        if not os.path.realpath(path).startswith(inside):
-            yield Problem("error", where, f"is not in the folder of images, '{root}'")
+        yield from _sides(image)
+        path = os.path.join(root, image["file_name"])
+        if remote:
+            continue
+        # as written: where links lead is up to whoever made them (DVC's and git-annex's lead out)
+        suspicious = ".." in path or os.path.isabs(image["file_name"])
+        if suspicious and not os.path.normpath(path).startswith(inside):
+            what = f"is not in the folder of images, '{root}'"
+            yield Problem("error", image_name(image), what)
             continue
         folder, base = os.path.split(path)
-        if folder not in present:
-            found = os.path.isdir(folder)
-            present[folder] = set(os.listdir(folder)) if found else set()
-        if base not in present[folder]:
-            yield Problem("error", where, f"there is no file '{path}'")
-        for side in ("width", "height"):
-            if not (_is_number(image.get(side)) and image[side] >= 1):
-                what = f"{side} is {image.get(side)!r}; it must be the image's, in pixels"
-                yield Problem("error", where, what)
+        if folder not in folders:
+            folders[folder] = _listing(folder)
+        what = _is_file(folders[folder].get(base), path)
+        if what:
+            yield Problem("error", image_name(image), what)
 
 
-def _pixels(image: Dict[str, Any], path: str, where: str) -> Iterator[Problem]:
+def _sides(image: Dict[str, Any]) -> Iterator[Problem]:
+    good = True
+    for side in ("width", "height"):
+        if not _is_side(image.get(side)):
+            good = False
+            what = f"{side} is {_short(image.get(side))}; it must be the image's, in pixels"
+            yield Problem("error", image_name(image), what)
+    if good and image["width"] * image["height"] > most_pixels():
+        size = f"{_short(image['width'])} x {_short(image['height'])}"
+        what = f"its size is {size}; it must be at most {most_pixels()} pixels (Pillow's limit)"
+        yield Problem("error", image_name(image), what)
+    elif good and max(image["width"], image["height"]) > LONGEST * min(
+        image["width"], image["height"]
+    ):
+        size = f"{image['width']} x {image['height']}"
+        what = f"is of {size} pixels: too long to leave much at a usual size"
+        yield Problem("warning", image_name(image), what)
+
+
+def _listing(folder: str) -> Dict[str, os.DirEntry]:
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            size, mode = picture.size, picture.mode
-            rotated = picture.getexif().get(0x0112, 1) >= 5  # stored lying on its side
+        with os.scandir(folder) as entries:
+            return {entry.name: entry for entry in entries}
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_file(entry: Any, path: str) -> str:
+    """What is wrong with a file of a folder; its name's type is known without a system call."""
+    if entry is None:
+        return f"there is no file {_short(path)}"
+    try:
+        if entry.is_file():
+            return ""
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return (
+            f"there is no file {_short(path)}: it is a link that leads nowhere ({error.strerror})"
+        )
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+    return f"{_short(path)} is {kind}; it must be a file"
+
+
+def _images(content: Dict, root: str, problems: List[Problem]) -> List[Problem]:
+    missing = {p.where for p in problems if p.level == "error"}
+    found: List[Problem] = []
+    for image in content["images"]:
+        if image_name(image) not in missing and root not in missing:
+            found += _pixels(image, os.path.join(root, image["file_name"]))
+    return found
+
+
+def _pixels(image: Dict[str, Any], path: str, decode: bool = True) -> Iterator[Problem]:
+    where = image_name(image)
+    try:
+        with PathManager.open(path, "rb") as f, Image.open(f) as picture:
+            if decode:
+                picture.load()
+            stored, mode, flag = picture.size, picture.mode, picture.getexif().get(0x0112, 1)
     except Exception as error:  # decoders raise all kinds
-        yield Problem("error", where, f"cannot be read: {error}")
-        return
-    size = size[::-1] if rotated else size
-    said = (image.get("width"), image.get("height"))
-    if size != said:
-        what = f"is of {size[0]} x {size[1]} pixels; the annotations say {said[0]} x {said[1]}"
+        what = (
+            f"cannot be read: {_said(error, path)}. Detectron2 reads what Pillow does: {_formats()}"
+        )
         yield Problem("error", where, what)
+        return
+    shown = stored[::-1] if flag in (5, 6, 7, 8) else stored
+    said = (image.get("width"), image.get("height"))
+    if flag in TURNS and said == stored != shown:
+        what = (
+            f"the annotations are of the {stored[0]} x {stored[1]} pixels as stored, but its EXIF "
+            f"orientation {flag} {TURNS[flag]} when Detectron2 reads it: {shown[0]} x {shown[1]}. "
+            "Remove the flag, or annotate the image as it is shown"
+        )
+        yield Problem("error", where, what)
+    elif shown != said:
+        what = f"is of {shown[0]} x {shown[1]} pixels; the annotations say {said[0]} x {said[1]}"
+        yield Problem("error", where, what)
+    elif flag in TURNS and shown == stored:  # its size cannot show what the boxes are of
+        what = (
+            f"its EXIF orientation {flag} {TURNS[flag]} when Detectron2 reads it: boxes that were "
+            "drawn on the pixels as stored are then in the wrong place"
+        )
+        yield Problem("warning", where, what)
     if mode not in ("RGB", "L", "P", "CMYK", "YCbCr"):
         what = f"has the mode '{mode}': alpha is dropped, and more than 8 bits are cut off"
         yield Problem("warning", where, what)
-    if max(size) > LONGEST * min(size):
-        what = f"is of {size[0]} x {size[1]} pixels: too long to leave much at a usual size"
-        yield Problem("warning", where, what)
+
+
+def _said(error: Exception, path: str) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"cannot identify image file {_short(path)}"
+    return str(error) or type(error).__name__
+
+
+def _formats() -> str:
+    Image.init()
+    known = {"JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000"}
+    return ", ".join(sorted(known & set(Image.OPEN)))
+
+
+def sample_images(content: Dict[str, Any], root: str, most: int = 64) -> List[Problem]:
+    """What the headers of a few images, spread over the dataset, say against the annotations."""
+    images = content["images"]
+    step = max(1, len(images) // most)
+    found: List[Problem] = []
+    for image in images[::step][:most]:
+        found += _pixels(image, os.path.join(root, image["file_name"]), decode=False)
+    return found
 
 
 def summary(problems: List[Problem], most: int = 10) -> str:

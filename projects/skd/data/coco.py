@@ -1,31 +1,77 @@
-"""Data sets of one's own in COCO's format, and whether a model fits them."""
+"""
+Datasets of one's own in COCO's format: registered, checked, mended.
 
+The user's file is never changed. What was mended is written once into iopath's cache folder, under
+a name made of the content, and both the loader and the evaluator read that copy.
+"""
+
+import hashlib
 import json
 import logging
+import os
 import re
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+import tempfile
+import threading
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from detectron2.config import CfgNode
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig, OmegaConf
+from iopath.common.file_io import get_cache_dir
 
-from ..config import is_distilling
-from .check import check_content, masks_missing, read_coco, summary
+from .check import Report, examine, masks_missing, sample_images, summary
+from .mend import finish, renumber
 
 logger = logging.getLogger(__name__)
+PATIENCE = 5.0  # seconds until a line says what takes so long
 
 
-def register_coco(name: str, json_file: str, image_root: str) -> None:
+class Checked(NamedTuple):
     """
-    Register a data set of one's own: Detectron2's ``register_coco_instances``, after a look at
-    what it is given. What ``--register-coco`` does.
+    What a model is compared with.
+
+    Attributes:
+        source: the user's file.
+        json_file: the same, or its mended copy.
+        classes: names in Detectron2's order.
+        annotated: whether there is a list of annotations at all.
+        objects: annotations in the file, by class.
+        usable: those of them that a training's loader keeps, by class.
+        masks: annotations that are no crowds and have a mask.
+        rles: masks among them that are RLE.
+        without_mask: annotations that have none.
+        keypoint_names: of the categories, if all agree.
+        keypoints: numbers of keypoints of the annotations.
+        options: of :func:`check_one`, to do the same on a machine that does not see the copy.
+    """
+
+    source: str
+    json_file: str
+    classes: Tuple[str, ...]
+    annotated: bool
+    objects: Tuple[int, ...]
+    usable: Tuple[int, ...]
+    masks: int
+    rles: int
+    without_mask: int
+    keypoint_names: Tuple[str, ...]
+    keypoints: Tuple[int, ...]
+    options: Dict[str, Any]
+
+
+def register_coco(name: str, json_file: str, image_root: str, check: bool = True) -> None:
+    """
+    Register a dataset of one's own, as Detectron2's ``register_coco_instances`` does, and check it.
+    What ``--register-coco`` does, which checks the datasets a run uses, once it is known which.
 
     Args:
         name: to use in ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file: annotations in COCO's format.
         image_root: the folder the images' ``file_name`` starts from.
+        check: at once (in the main process), or when the dataset is first used.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -34,109 +80,201 @@ def register_coco(name: str, json_file: str, image_root: str) -> None:
     """
     if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
         raise ValueError(  # files of results are named after it
-            f"Data set '{name}': a name may have letters, digits and _ - + . in it, nothing else."
+            f"Dataset '{name}': a name may have letters, digits and _ - + . in it, nothing else."
         )
     if name in DatasetCatalog.list():
-        raise ValueError(f"Data set '{name}' is registered already: choose another name.")
-    if not PathManager.isfile(json_file):
-        raise FileNotFoundError(f"Data set '{name}': no annotation file '{json_file}'.")
+        raise ValueError(f"Dataset '{name}' is registered already: choose another name.")
+    checked = check_one(name, json_file, image_root) if check and comm.is_main_process() else None
+    DatasetCatalog.register(name, lambda: _load(name))
+    MetadataCatalog.get(name).set(
+        source_json_file=json_file, json_file=json_file, image_root=image_root,
+        evaluator_type="coco",
+    )  # fmt: skip
+    if checked:
+        use(name, checked)
+
+
+def _load(name: str) -> List[Dict[str, Any]]:
+    metadata = MetadataCatalog.get(name)
+    options = metadata.get("check_options")
+    if options is None or not PathManager.isfile(metadata.json_file):
+        # nobody has, or on a machine that does not see the other's cache
+        files = metadata.source_json_file, metadata.image_root
+        use(name, check_one(name, *files, **(options or {})))
+    return load_coco_json(metadata.json_file, metadata.image_root, name)
+
+
+def is_own(name: str) -> bool:
+    """Whether :func:`register_coco` has registered a dataset."""
+    return name in DatasetCatalog and "source_json_file" in MetadataCatalog.get(name).as_dict()
+
+
+def use(name: str, checked: Checked) -> None:
+    """Let loader and evaluator of this process read what was checked."""
+    metadata = MetadataCatalog.get(name)
+    values = {"json_file": checked.json_file, "thing_classes": list(checked.classes)}
+    for key, value in {**values, "check_options": checked.options}.items():
+        if metadata.get(key) != value:
+            metadata.__dict__.pop(key, None)  # set() refuses another value
+            metadata.set(**{key: value})
+    metadata.__dict__.pop("thing_dataset_id_to_contiguous_id", None)  # the loader's, of before
+    if checked.keypoint_names and not metadata.get("keypoint_names"):
+        names = list(checked.keypoint_names)
+        metadata.set(keypoint_names=names, keypoint_flip_map=_flips(names))
+
+
+def _flips(names: Sequence[str]) -> List[Tuple[str, str]]:
+    """Pairs of keypoints that a mirrored image swaps, as their names say."""
+    pairs = [(n, re.sub("left", "right", n)) for n in names if "left" in n]
+    return [pair for pair in pairs if pair[1] in names]
+
+
+def check_one(
+    name: str,
+    json_file: str,
+    image_root: str,
+    with_masks: bool = True,
+    with_keypoints: bool = False,
+    classes: Optional[Sequence[str]] = None,
+) -> Checked:
+    """
+    Check and mend a dataset.
+
+    Args:
+        name, json_file, image_root: see :func:`register_coco`.
+        with_masks, with_keypoints: see :func:`skd.data.mend.finish`.
+        classes: names in training's order, to map this dataset's by name where they agree.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`register_coco`.
+    """
+    if not os.path.exists(json_file) and not PathManager.isfile(json_file):
+        raise FileNotFoundError(f"Dataset '{name}': no annotation file '{json_file}'.")
     if not PathManager.isdir(image_root):
-        raise FileNotFoundError(f"Data set '{name}': no folder of images '{image_root}'.")
-    content, problems = read_coco(json_file)
-    problems = problems or check_content(content, image_root, read_images=False)
-    errors = [p for p in problems if p.level == "error"]
-    if errors:
+        raise FileNotFoundError(f"Dataset '{name}': no folder of images '{image_root}'.")
+    with _patience(f"Checking dataset '{name}' ('{json_file}') ..."):
+        report = examine(json_file, image_root)
+        _stop_at_errors(name, report, json_file, image_root)
+        finish(report.content, report.notes, with_masks, with_keypoints)
+        _map_classes(name, report, classes)
+        problems = report.problems + sample_images(report.content, image_root)
+        _stop_at_errors(name, report._replace(problems=problems), json_file, image_root)
+        if problems:
+            logger.warning(f"Dataset '{name}':\n{summary(problems, 8)}")
+        copy = _write_copy(name, report.content) if report.notes else json_file
+        options = dict(with_masks=with_masks, with_keypoints=with_keypoints, classes=classes)
+        return _facts(report.content, json_file)._replace(json_file=copy, options=options)
+
+
+@contextmanager
+def _patience(text: str) -> Iterator[None]:
+    timer = threading.Timer(PATIENCE, logger.info, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _stop_at_errors(name: str, report: Report, json_file: str, image_root: str) -> None:
+    if report.errors:
         raise ValueError(
-            f"Data set '{name}' cannot be trained or evaluated on. '{json_file}' must be in COCO's "
-            f"format, and its file names must start from '{image_root}':\n{summary(errors)}"
+            f"Dataset '{name}' cannot be trained or evaluated on. '{json_file}' must be in COCO's "
+            f"format, and its file names must start from '{image_root}':\n{summary(report.errors)}"
         )
-    if problems:
-        logger.warning(f"Data set '{name}':\n{summary(problems, 3)}")
-    metadata = {"thing_classes": _classes(content), "masks_missing": masks_missing(content)}
-    register_coco_instances(name, metadata, json_file, image_root)
 
 
-def _classes(content: Dict[str, Any]) -> List[str]:
+def names_of(content: Dict[str, Any]) -> List[str]:
     """Names of the classes, in Detectron2's order: by id."""
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def check_classes(cfg: CfgNode) -> None:
-    """
-    Compare the number of classes of a YAML config's model with that of its data sets.
+def _map_classes(name: str, report: Report, classes: Optional[Sequence[str]]) -> None:
+    own = names_of(report.content)
+    if classes is None or own == list(classes):
+        return
+    twice = len(set(own)) < len(own) or len(set(classes)) < len(classes)
+    if set(own) <= set(classes) and not twice:
+        logger.warning(
+            f"Dataset '{name}' has the classes {shown(own)}, training {shown(classes)}: mapped "
+            "by name."
+        )
+        renumber(report.content, classes, report.notes)
 
-    Raises:
-        ValueError: they differ; names both, and the key to set.
-    """
-    model = cfg.MODEL
-    architecture = (
-        model.STUDENT.META_ARCHITECTURE if is_distilling(cfg) else model.META_ARCHITECTURE
+
+def different_classes(name: str, own: Sequence[str], classes: Sequence[str]) -> str:
+    unknown = [c for c in own if c not in classes] or own
+    return (
+        f"Dataset '{name}' has {len(own)} classes ({shown(own)}) and training {len(classes)} "
+        f"({shown(classes)}), and they do not agree by name: {shown(unknown)}. A class is known to "
+        "the model by its place among them. Give the categories the same names."
     )
-    if architecture in ("GeneralizedRCNN", "PanopticFPN"):
-        heads = [("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES)]
-        if model.ROI_MASK_HEAD.get("POINT_HEAD_ON", False):
-            heads.append(("MODEL.POINT_HEAD.NUM_CLASSES", model.POINT_HEAD.NUM_CLASSES))
-    elif architecture == "RetinaNet":
-        heads = [("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES)]
-    else:
-        heads = []  # class-agnostic, like RPN alone, or not ours to know
-    _check(heads, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
-    if model.MASK_ON and architecture in ("GeneralizedRCNN", "PanopticFPN"):
-        _check_masks("MODEL.MASK_ON True", cfg.DATASETS.TRAIN)
 
 
-def check_classes_lazy(cfg: DictConfig) -> None:
-    """The same for a LazyConfig whose ``model`` is the plain student."""
-    heads = [
-        (f"model.{key}", OmegaConf.select(cfg.model, key))
-        for key in ("roi_heads.num_classes", "num_classes")
-        if OmegaConf.select(cfg.model, key) is not None
-    ]
-    names = lazy_datasets(cfg)
-    _check(heads, names)
-    if OmegaConf.select(cfg.model, "roi_heads.mask_head") is not None:
-        _check_masks("model.roi_heads.mask_head", names)
+def shown(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
 
 
-def lazy_datasets(cfg: DictConfig) -> List[str]:
-    """Names of the data sets a LazyConfig trains and tests on."""
-    names: List[str] = []
-    for split in ("train", "test"):
-        value = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
-        names += [value] if isinstance(value, str) else list(value or ())
-    return names
+def _write_copy(name: str, content: Dict[str, Any]) -> str:
+    """The mended copy's path. The same content has the same path, whoever writes it."""
+    text = json.dumps(content).encode()
+    folder = os.path.join(get_cache_dir(), "skd_mended")
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f"{name}-{hashlib.sha256(text).hexdigest()[:16]}.json")
+    if not os.path.isfile(path):
+        handle, part = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        with os.fdopen(handle, "wb") as f:
+            f.write(text)
+        os.replace(part, path)  # several processes may write it at once
+    logger.warning(f"Dataset '{name}' is read from a mended copy: '{path}'.")
+    return path
 
 
-def _check_masks(key: str, datasets: Sequence[str]) -> None:
-    for dataset in datasets:
-        missing = MetadataCatalog.get(dataset).get("masks_missing", 0)
-        if missing:
-            raise ValueError(
-                f"{missing} annotations of data set '{dataset}' "
-                f"('{MetadataCatalog.get(dataset).json_file}') have no segmentation, which the "
-                f"model needs ({key}). Train a detector of boxes, or complete the data set."
-            )
+def _facts(content: Dict[str, Any], json_file: str) -> Checked:
+    annotations = content.get("annotations", [])
+    ids = sorted(category["id"] for category in content["categories"])
+    index = {value: i for i, value in enumerate(ids)}
+    classes = np.array([index[a["category_id"]] for a in annotations], dtype=np.int64)
+    crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
+    keep = ~crowd & _boxes_with_area(content)
+
+    def by_class(which) -> Tuple[int, ...]:
+        return tuple(np.bincount(classes[which], minlength=len(index)).tolist())
+
+    masks = [a["segmentation"] for a in annotations if not a["iscrowd"] and a.get("segmentation")]
+    points = [len(a.get("keypoints", ())) // 3 for a in annotations if not a["iscrowd"]]
+    return Checked(
+        source=json_file,
+        json_file=json_file,
+        classes=tuple(names_of(content)),
+        annotated="annotations" in content,
+        objects=by_class(slice(None)),
+        usable=by_class(keep),
+        masks=len(masks),
+        rles=sum(isinstance(mask, dict) for mask in masks),
+        without_mask=masks_missing(content),
+        keypoint_names=_keypoint_names(content),
+        keypoints=tuple(sorted(set(points) - {0})),
+        options={},
+    )
 
 
-def _check(heads: Sequence[Tuple[str, int]], datasets: Sequence[str]) -> None:
-    for dataset in datasets:
-        classes = thing_classes(dataset)
-        for key, number in heads:
-            if classes is not None and number != len(classes):
-                shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-                raise ValueError(
-                    f"Data set '{dataset}' has {len(classes)} classes ({shown}), but the model "
-                    f"has {key} {number}. Set {key} {len(classes)}, or use another data set."
-                )
+def _boxes_with_area(content: Dict[str, Any]) -> np.ndarray:
+    """Which boxes have an area once they are clipped to the image: bool (annotations,)."""
+    annotations = content.get("annotations", [])
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    limits = np.array([sizes[a["image_id"]] for a in annotations], np.float64).reshape(-1, 2)
+    low = boxes[:, :2].clip(min=0)
+    high = np.minimum(boxes[:, :2] + boxes[:, 2:], limits)
+    return (high - low > 1e-5).all(1)  # the threshold of Detectron2's filter_empty_instances
 
 
-def thing_classes(dataset: str) -> Optional[Sequence[str]]:
-    """Names of a registered data set's classes, without reading its images; None if unknown."""
-    metadata: Dict[str, Any] = MetadataCatalog.get(dataset).as_dict()
-    if "thing_classes" in metadata:
-        return metadata["thing_classes"]
-    json_file = metadata.get("json_file")
-    if metadata.get("evaluator_type") == "coco" and json_file and PathManager.isfile(json_file):
-        with PathManager.open(json_file) as f:
-            return _classes(json.load(f))
-    return None
+def _keypoint_names(content: Dict[str, Any]) -> Tuple[str, ...]:
+    found = [c["keypoints"] for c in content["categories"] if c.get("keypoints")]
+    good = all(
+        isinstance(names, list) and all(isinstance(n, str) for n in names) for names in found
+    )
+    return tuple(found[0]) if found and good and found.count(found[0]) == len(found) else ()

@@ -1,11 +1,11 @@
 """
-The built-in data set: coloured shapes on cluttered backgrounds, in COCO instance format.
+The built-in dataset: colored shapes on cluttered backgrounds, in COCO instance format.
 
 Every image is drawn from its own seed with integer arithmetic only where pixels are made, so that
 the same pixels come out on every machine. Three splits: ``skd_shapes_train``, ``skd_shapes_val``
-and ``skd_shapes_shifted`` (the same classes in colours and textures never seen in training).
+and ``skd_shapes_shifted`` (the same classes in colors and textures never seen in training).
 The files are drawn on first use and kept below ``$DETECTRON2_DATASETS/skd_shapes`` like those of
-any Detectron2 data set (below ``datasets/`` where that folder cannot be written).
+any Detectron2 dataset (below ``datasets/`` where that folder cannot be written).
 """
 
 import json
@@ -78,7 +78,7 @@ def _noise(rng, cell: int, channels: int) -> np.ndarray:
 
 
 def _color(rng, shifted: bool) -> np.ndarray:
-    """A BGR colour, int32 (3,). Warm and bright in the usual domain, cold and dark in the other."""
+    """A BGR color, int32 (3,). Warm and bright in the usual domain, cold and dark in the other."""
     low, high = ((0, 90, 110), (110, 256, 256)), ((90, 0, 0), (256, 170, 110))
     a, b = high if shifted else low
     return np.array([rng.integers(x, y) for x, y in zip(a, b)], dtype=np.int32)

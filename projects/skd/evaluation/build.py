@@ -21,7 +21,9 @@ from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
 
 def _coco(name: str, folder: str, sigmas: Sequence[float]) -> COCOEvaluator:
-    return COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=sigmas)
+    # what there are annotations for (check_datasets knows), else what the predictions have
+    tasks = MetadataCatalog.get(name).get("evaluated")
+    return COCOEvaluator(name, tasks, output_dir=folder, kpt_oks_sigmas=sigmas)
 
 
 def _sem_seg(name: str, folder: str, sigmas: Sequence[float]) -> SemSegEvaluator:

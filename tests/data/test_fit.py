@@ -1,0 +1,494 @@
+"""Datasets against the model and against each other: said before training."""
+
+import copy
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyCall, LazyConfig
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from skd import register_coco
+from skd.data import check_datasets
+from skd.data.check import check_coco
+from skd.data.fit import Model, check_fit, lazy_model, yaml_model
+from skd.evaluation import build_evaluator
+from skd.modeling.teacher import find_config
+from tests.helpers import tiny_config
+
+WIDTH, HEIGHT = 60, 40
+BOXES = Model()
+MASKS = Model((("MODEL.ROI_HEADS.NUM_CLASSES", 2),), "MODEL.MASK_ON True")
+
+
+def content_of(folder, classes=("bolt", "nut"), images=4):
+    """Images with an object of each class, at places that tell the classes apart."""
+    (folder / "images").mkdir(exist_ok=True)
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
+    for i in range(1, images + 1):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "images" / f"{i}.jpg")
+        name = {"file_name": f"{i}.jpg", "width": WIDTH, "height": HEIGHT}
+        content["images"].append({"id": i, **name})
+        for c, name in enumerate(classes):
+            x = 5 + 20 * sorted(classes).index(name)
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1, "image_id": i, "category_id": c + 1,
+                    "bbox": [x, 5, 15, 20], "area": 300, "iscrowd": 0,
+                    "segmentation": [[x, 5, x + 15, 5, x + 15, 25, x, 25]],
+                }
+            )  # fmt: skip
+    return content
+
+
+@pytest.fixture
+def add(tmp_path):
+    """Writes and registers content under a name, unchecked."""
+    names = []
+
+    def register(name, content, check=False):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(content))
+        register_coco(name, str(path), str(tmp_path / "images"), check=check)
+        names.append(name)
+        return str(path)
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def logged(caplog, level=logging.INFO):
+    return "\n".join(r.getMessage() for r in caplog.records if r.levelno >= level)
+
+
+@pytest.fixture(autouse=True)
+def log(caplog):
+    logger = logging.getLogger("skd")
+    before = logger.propagate, logger.level
+    logger.propagate = True  # setup_logger stops it
+    caplog.set_level(logging.INFO, "skd")
+    yield
+    logger.propagate, logger.level = before
+
+
+def evaluate(name, folder, classes, masks=False):
+    """Results of predictions of ``classes`` in the order the model knows, perfect for them."""
+    evaluator = build_evaluator(name, str(folder))
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        found = Instances((HEIGHT, WIDTH))
+        x = [5.0 + 20 * sorted(classes).index(c) for c in classes]
+        found.pred_boxes = Boxes(torch.tensor([[v, 5, v + 15, 25] for v in x]))
+        found.pred_classes = torch.arange(len(classes))
+        found.scores = torch.ones(len(classes))
+        if masks:
+            found.pred_masks = torch.zeros(len(classes), HEIGHT, WIDTH, dtype=torch.bool)
+            for i, v in enumerate(x):
+                found.pred_masks[i, 5:25, int(v) : int(v) + 15] = True
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()
+
+
+def test_a_clean_file_is_read_as_detectron2_reads_it(add, tmp_path):
+    path = add("a", content_of(tmp_path))
+    check_fit(["a"], [], MASKS)
+    assert MetadataCatalog.get("a").json_file == path  # no copy
+    own = DatasetCatalog.get("a")
+    assert own == load_coco_json(path, str(tmp_path / "images"), "fit_reference")
+    MetadataCatalog.remove("fit_reference")
+
+
+# ------------------------------------------------------------------------------------- classes
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_classes_in_another_order_are_mapped_by_name(eval_only, add, tmp_path, caplog):
+    add("a", content_of(tmp_path, ("bolt", "nut", "cap")))
+    path = add("b", content_of(tmp_path, ("nut", "cap", "bolt")))
+    text = open(path).read()
+    check_fit(["a"], ["b"], BOXES, eval_only)
+    assert "mapped by name" in logged(caplog, logging.WARNING)
+    results = evaluate("b", tmp_path, ("bolt", "nut", "cap"))["bbox"]
+    assert results["AP"] == pytest.approx(100)
+    assert MetadataCatalog.get("b").thing_classes == ["bolt", "nut", "cap"]
+    assert open(path).read() == text
+
+
+def test_classes_with_other_ids_and_fewer_of_them(add, tmp_path):
+    add("a", content_of(tmp_path, ("bolt", "nut", "cap")))
+    content = content_of(tmp_path, ("cap", "bolt"))
+    for entry in content["categories"]:
+        entry["id"] *= 10
+    for entry in content["annotations"]:
+        entry["category_id"] *= 10
+        x = {10: 25, 20: 5}[entry["category_id"]]  # where the three have them
+        entry["bbox"] = [x, 5, 15, 20]
+    add("b", content)
+    check_fit(["a"], ["b"], Model((("NUM_CLASSES", 3),)))
+    results = evaluate("b", tmp_path, ("bolt", "nut", "cap"))["bbox"]
+    assert np.isnan(results["AP-nut"])
+    assert results["AP-cap"] == results["AP-bolt"] == pytest.approx(100)
+    assert MetadataCatalog.get("b").thing_classes == ["bolt", "nut", "cap"]
+
+
+def test_a_second_training_set_is_mapped_too(add, tmp_path):
+    add("a", content_of(tmp_path, ("bolt", "nut")))
+    add("b", content_of(tmp_path, ("nut", "bolt")))
+    check_fit(["a", "b"], [], BOXES)
+    first = {
+        (o["category_id"], o["bbox"][0]) for r in DatasetCatalog.get("a") for o in r["annotations"]
+    }
+    assert first == {
+        (o["category_id"], o["bbox"][0]) for r in DatasetCatalog.get("b") for o in r["annotations"]
+    }
+
+
+def test_other_names_are_an_error_in_training_only(add, tmp_path):
+    add("a", content_of(tmp_path, ("bolt", "nut")))
+    add("b", content_of(tmp_path, ("Bolt", "washer")))
+    with pytest.raises(ValueError, match="'b' has 2 classes .*do not agree by name: Bolt, washer"):
+        check_fit(["a"], ["b"], BOXES)
+    check_fit(["a"], ["b"], MASKS, eval_only=True)
+
+
+def test_datasets_of_others_are_compared_by_name(add, tmp_path):
+    add("a", content_of(tmp_path, ("bolt", "nut")))
+    DatasetCatalog.register("fit_other", list)
+    MetadataCatalog.get("fit_other").set(thing_classes=["nut", "bolt"], evaluator_type="coco")
+    try:
+        with pytest.raises(ValueError, match="'fit_other' has 2 classes .* do not agree by name"):
+            check_fit(["a"], ["fit_other"], BOXES)
+    finally:
+        DatasetCatalog.remove("fit_other")
+        MetadataCatalog.remove("fit_other")
+
+
+def test_names_there_twice_are_not_mapped(add, tmp_path):
+    content = content_of(tmp_path, ("bolt", "nut"))
+    content["categories"] = [{"id": i, "name": n} for i, n in enumerate(["nut", "nut", "bolt"])]
+    content["annotations"] = [{**a, "category_id": 2} for a in content["annotations"]]
+    add("a", content_of(tmp_path, ("bolt", "nut")))
+    add("b", content)
+    with pytest.raises(ValueError, match="do not agree by name"):
+        check_fit(["a"], ["b"], BOXES)
+
+
+def test_evaluation_does_not_need_the_training_set(add, tmp_path):
+    content = content_of(tmp_path)
+    add("b", content)
+    register_coco("fit_gone", "/no.json", "/no/images", check=False)
+    add("fit_broken", [])
+    add("fit_other_classes", content_of(tmp_path, ("a", "b", "c")))
+    try:
+        for train in ("fit_gone", "fit_broken", "fit_other_classes", "fit_nobody_knows"):
+            check_fit([train], ["b"], MASKS, eval_only=True)
+        with pytest.raises(FileNotFoundError, match="'fit_gone': no annotation file '/no.json'"):
+            check_fit(["fit_gone"], ["b"], MASKS)
+    finally:
+        DatasetCatalog.remove("fit_gone")
+        MetadataCatalog.remove("fit_gone")
+
+
+# ------------------------------------------------------------------------- what reaches the model
+
+
+def test_what_reaches_the_model_is_said_by_class(add, tmp_path, caplog):
+    content = content_of(tmp_path, ("bolt", "nut"))
+    crowd, ignored, flat, outside = content["annotations"][:8:2]
+    crowd["iscrowd"] = 1
+    ignored["ignore"] = 1
+    flat["segmentation"] = [[1, 1, 9, 9]]
+    outside["bbox"] = [-30, 0, 20, 20]
+    add("a", content)
+    with pytest.raises(ValueError, match="has 2 classes"):
+        check_fit(["a"], [], MASKS._replace(heads=(("X", 3),)))
+    check_fit(["a"], [], MASKS)
+    assert "4 of 8 objects reach the model" in logged(caplog) and "(bolt 0 of 4)" in logged(caplog)
+    assert "no object that reaches the model of 1 of 2 classes: bolt" in logged(
+        caplog, logging.WARNING
+    )
+    caplog.clear()
+    check_fit(["a"], [], BOXES)  # an empty mask does not matter to boxes
+    assert "5 of 8 objects reach the model" in logged(caplog) and "(bolt 1 of 4)" in logged(caplog)
+    kept = [o for r in DatasetCatalog.get("a") for o in r["annotations"] if not o["iscrowd"]]
+    assert len(kept) == 6  # with the box outside, which the mapper drops
+
+
+def test_no_object_at_all_is_an_error(add, tmp_path):
+    content = content_of(tmp_path)
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    add("a", content)
+    with pytest.raises(ValueError, match="None of the 8 objects of .*'a'.*reaches the model"):
+        check_fit(["a"], [], BOXES)
+
+
+def test_empty_polygons_in_a_detector_of_boxes(add, tmp_path, caplog):
+    content = content_of(tmp_path)
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[]]
+    add("a", content)
+    check_fit(["a"], ["a"], BOXES)
+    assert "8 of 8 objects reach the model" in logged(caplog)
+    assert sum(len(r["annotations"]) for r in DatasetCatalog.get("a")) == 8
+    assert evaluate("a", tmp_path, ("bolt", "nut"))["bbox"]["AP"] == pytest.approx(100)
+    with pytest.raises(ValueError, match="None of the 8 objects"):
+        check_fit(["a"], [], MASKS)
+
+
+# -------------------------------------------------------------------------------- the evaluation
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_annotation_ids_do_not_change_the_result(first, add, tmp_path):
+    content = content_of(tmp_path, images=1)
+    for i, annotation in enumerate(content["annotations"]):
+        annotation["id"] = i + first
+    add("a", content)
+    check_fit([], ["a"], BOXES)
+    assert evaluate("a", tmp_path, ("bolt", "nut"))["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_area_is_the_masks_or_the_boxs(add, tmp_path):
+    content = content_of(tmp_path)
+    for annotation in content["annotations"]:
+        del annotation["area"], annotation["iscrowd"], annotation["id"]
+    triangle, code, box = content["annotations"][:3]
+    triangle["segmentation"] = [[0, 0, 20, 0, 20, 20]]
+    code["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [40, 30, HEIGHT * WIDTH - 70]}
+    del box["segmentation"]
+    add("a", content, check=True)
+    with open(MetadataCatalog.get("a").json_file) as f:
+        mended = json.load(f)["annotations"]
+    assert mended[0]["area"] == pytest.approx(200, abs=20)
+    assert [a["area"] for a in mended[1:3]] == [30, 300]
+    assert [a["id"] for a in mended] == list(range(1, 9))
+
+
+def test_a_test_set_without_masks_is_evaluated_for_boxes(add, tmp_path, caplog):
+    content = content_of(tmp_path)
+    for i, annotation in enumerate(content["annotations"]):
+        annotation["segmentation"] = [[], None][i % 2]
+    add("b", content)
+    check_fit([], ["b"], MASKS)
+    assert "has nothing to evaluate segm with" in logged(caplog, logging.WARNING)
+    results = evaluate("b", tmp_path, ("bolt", "nut"), masks=True)
+    assert list(results) == ["bbox"] and results["bbox"]["AP"] == pytest.approx(100)
+    cfg = LazyConfig.load(find_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py"))
+    cfg.model.roi_heads.num_classes = 2
+    cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names = [], "b"
+    cfg.dataloader.evaluator = LazyCall(COCOEvaluator)(dataset_name="b")
+    check_datasets(cfg, eval_only=True)
+    assert list(cfg.dataloader.evaluator.tasks) == ["bbox"]
+
+
+def test_a_test_set_with_some_masks_missing_is_an_error(add, tmp_path):
+    content = content_of(tmp_path)
+    del content["annotations"][5]["segmentation"]
+    add("b", content)
+    with pytest.raises(ValueError, match="1 of 8 annotations of .*'b'.* have no segmentation"):
+        check_fit([], ["b"], MASKS)
+    check_fit([], ["b"], BOXES)
+
+
+@pytest.mark.parametrize("polygons", [[[]], [[5, 5, 20, 25]], [[1, 1, 2, 2], [3, 3]]])
+def test_a_flat_mask_is_not_counted(polygons, add, tmp_path):
+    content = content_of(tmp_path)
+    content["annotations"][5]["segmentation"] = polygons
+    add("b", content)
+    check_fit([], ["b"], MASKS)
+    results = evaluate("b", tmp_path, ("bolt", "nut"), masks=True)
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("annotations", [..., None, []])
+def test_a_test_set_without_annotations(annotations, add, tmp_path):
+    content = content_of(tmp_path)
+    content["annotations"] = annotations
+    if annotations is ...:
+        del content["annotations"]
+    add("b", content)
+    check_fit([], ["b"], MASKS)
+    results = evaluate("b", tmp_path, ("bolt", "nut"))
+    assert all(np.isnan(v) for v in results.get("bbox", {}).values())
+    with open(tmp_path / "inference" / "coco_instances_results.json") as f:
+        assert len(json.load(f)) == 8  # predictions for a challenge
+    with pytest.raises(ValueError, match="None of the 0 objects"):
+        check_fit(["b"], [], MASKS)
+
+
+def test_a_file_with_a_byte_order_mark(add, tmp_path):
+    path = add("b", {})
+    with open(path, "w", encoding="utf-8-sig") as f:
+        json.dump(content_of(tmp_path, ("bolt", "écrou")), f, ensure_ascii=False)
+    check_fit([], ["b"], BOXES)
+    assert evaluate("b", tmp_path, ("bolt", "écrou"))["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_results_of_several_test_sets_and_sigmas(add, tmp_path):
+    add("b", content_of(tmp_path), check=True)
+    evaluator = build_evaluator("b", str(tmp_path), [0.1, 0.2], str(tmp_path / "here"))
+    assert evaluator._output_dir == str(tmp_path / "here")
+    assert evaluator._kpt_oks_sigmas == [0.1, 0.2]
+
+
+# ------------------------------------------------------------------------------ masks, keypoints
+
+
+def test_rle_with_polygons_is_named(add, tmp_path):
+    content = content_of(tmp_path)
+    counts = [40, 30, HEIGHT * WIDTH - 70]
+    content["annotations"][3]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": counts}
+    add("a", content)
+    with pytest.raises(ValueError, match="1 of 8 masks .* RLE, but INPUT.MASK_FORMAT is polygon"):
+        check_fit(["a"], [], MASKS)
+    check_fit(["a"], [], MASKS._replace(mask_format=("INPUT.MASK_FORMAT", "bitmask")))
+    check_fit([], ["a"], MASKS)
+    check_fit(["a"], [], BOXES)
+    content["annotations"][3]["iscrowd"] = 1  # as COCO's crowds, which are not learnt
+    add("b", content)
+    check_fit(["b"], [], MASKS)
+
+
+def with_keypoints(content, names=("left", "right", "top")):
+    for category in content["categories"]:
+        category["keypoints"] = list(names)
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = [10, 10, 2, 20, 20, 2, 15, 15, 1][: 3 * len(names)]
+    return content
+
+
+def keypoints(number, sigmas=()):
+    return Model(keypoints=("NUM_KEYPOINTS", number), sigmas=("SIGMAS", sigmas))
+
+
+def test_own_keypoints(add, tmp_path):
+    add("a", with_keypoints(content_of(tmp_path)))
+    check_fit(["a"], [], keypoints(3))
+    metadata = MetadataCatalog.get("a")
+    assert metadata.keypoint_names == ["left", "right", "top"]
+    assert metadata.keypoint_flip_map == [("left", "right")]
+    with pytest.raises(ValueError, match="has 3 keypoints, but the model has NUM_KEYPOINTS 17"):
+        check_fit(["a"], [], keypoints(17))
+    with pytest.raises(ValueError, match=r"SIGMAS is \[\]; it must be 3 numbers"):
+        check_fit([], ["a"], keypoints(3))
+    check_fit([], ["a"], keypoints(3, (0.1, 0.1, 0.1)))
+    add("b", content_of(tmp_path))
+    with pytest.raises(ValueError, match="the categories of .*'b'.* do not name any"):
+        check_fit(["b"], [], keypoints(3))
+
+
+def test_objects_without_keypoints_get_invisible_ones(add, tmp_path):
+    content = with_keypoints(content_of(tmp_path))
+    del content["annotations"][2]["keypoints"]
+    add("a", content)
+    check_fit(["a"], [], keypoints(3))
+    found = [o["keypoints"] for r in DatasetCatalog.get("a") for o in r["annotations"]]
+    assert [len(k) for k in found] == [9] * 8 and found[2][2::3] == [0, 0, 0]
+
+
+def test_metadata_set_by_hand_stays(add, tmp_path):
+    MetadataCatalog.get("a").set(keypoint_names=["l", "r", "t"], keypoint_flip_map=[("l", "r")])
+    add("a", with_keypoints(content_of(tmp_path)))
+    check_fit(["a"], [], keypoints(3))
+    assert MetadataCatalog.get("a").keypoint_names == ["l", "r", "t"]
+
+
+def test_facts_of_both_forms_of_config():
+    cfg = tiny_config(MODEL__KEYPOINT_ON=True, TEST__KEYPOINT_OKS_SIGMAS=[0.1])
+    assert yaml_model(cfg) == Model(
+        (("MODEL.ROI_HEADS.NUM_CLASSES", 6),), "MODEL.MASK_ON True",
+        ("INPUT.MASK_FORMAT", cfg.INPUT.MASK_FORMAT),
+        ("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17), ("TEST.KEYPOINT_OKS_SIGMAS", (0.1,)),
+    )  # fmt: skip
+    lazy = LazyConfig.load(find_config("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.py"))
+    model = lazy_model(lazy)
+    assert model.heads == (("model.roi_heads.num_classes", 1),) and not model.masks
+    assert model.keypoints == ("model.roi_heads.keypoint_head.num_keypoints", 17)
+
+
+# ------------------------------------------------------------------------------------ the files
+
+
+@pytest.mark.parametrize(
+    "flag,size,level,said",
+    [
+        (3, (WIDTH, HEIGHT), "warning", "turns it by 180 degrees"),
+        (2, (WIDTH, HEIGHT), "warning", "mirrors it"),
+        (6, (WIDTH, WIDTH), "warning", "turns it by 90 degrees"),
+        (6, (WIDTH, HEIGHT), "error", "annotations are of the 60 x 40 pixels as stored"),
+        (1, (WIDTH, HEIGHT), None, None),
+    ],
+)
+def test_exif(flag, size, level, said, add, tmp_path, caplog):
+    content = content_of(tmp_path)
+    for image in content["images"]:
+        picture = Image.new("RGB", size)
+        exif = picture.getexif()
+        exif[0x0112] = flag
+        picture.save(tmp_path / "images" / image["file_name"], exif=exif)
+        image["width"], image["height"] = size
+    path = add("a", content)
+    problems = check_coco(path, str(tmp_path / "images"))
+    assert {p.level for p in problems} == ({level} if level else set())
+    assert said is None or said in str(problems[0])
+    if level == "error":
+        with pytest.raises(ValueError, match=said):
+            check_fit(["a"], [], BOXES)
+        return
+    check_fit(["a"], [], BOXES)
+    assert (said in logged(caplog, logging.WARNING)) if said else not caplog.text.count("EXIF")
+
+
+def test_exif_that_the_annotations_follow(add, tmp_path):
+    """As tools annotate that show the image upright: the stored pixels lie on their side."""
+    content = content_of(tmp_path)
+    for image in content["images"]:
+        picture = Image.new("RGB", (HEIGHT, WIDTH))
+        exif = picture.getexif()
+        exif[0x0112] = 6
+        picture.save(tmp_path / "images" / image["file_name"], exif=exif)
+    assert check_coco(add("a", content), str(tmp_path / "images")) == []
+
+
+def test_links_and_roots(add, tmp_path):
+    content = content_of(tmp_path)
+    os.rename(tmp_path / "images", tmp_path / "store")
+    (tmp_path / "images").mkdir()
+    for image in content["images"]:
+        name = image["file_name"]
+        os.symlink(tmp_path / "store" / name, tmp_path / "images" / name)
+    os.symlink("/nowhere", tmp_path / "images" / "nobody_names_it.jpg")
+    path = add("a", content)
+    assert check_coco(path, str(tmp_path / "images")) == []
+    os.symlink(tmp_path / "store", tmp_path / "link")
+    assert check_coco(path, str(tmp_path / "link")) == []
+    assert check_coco(path, str(tmp_path / "link") + "/") == []
+    below_root = copy.deepcopy(content)
+    for image in below_root["images"]:
+        image["file_name"] = str(tmp_path / "store" / image["file_name"])[1:]
+    assert check_coco(add("b", below_root), "/") == []
+
+
+def test_pipes_and_devices_do_not_hang_the_check(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (str(tmp_path / "pipe.json"), "/dev/zero"):
+        assert "no regular file" in str(check_coco(path, str(tmp_path))[0])
+
+
+def test_other_formats_are_named_by_what_is_supported(tmp_path):
+    content = content_of(tmp_path, images=1)
+    (tmp_path / "images" / "1.jpg").write_bytes(b"DICM" * 100)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    said = str(check_coco(str(tmp_path / "a.json"), str(tmp_path / "images"))[0])
+    assert "cannot identify image file" in said and "JPEG" in said and "PNG" in said

@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""
+What the check of a dataset as large as COCO's train2017 costs before training, beside what
+Detectron2 does anyway: CPU seconds and peak memory, each in a process of its own.
+
+    python tools/benchmark/dataset.py FOLDER      # about 1 GB, made on first use
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+
+IMAGES, OBJECTS, CLASSES = 118_000, 860_000, 80
+POINTS = 24  # of a polygon, as in COCO on average
+
+
+def coco_size(folder: str, images: int = IMAGES, objects: int = OBJECTS) -> None:
+    """Write ``folder/train.json`` and ``folder/images``, whose files are one image's links."""
+    os.makedirs(os.path.join(folder, "images"))
+    listed = []
+    for i in range(images):
+        path = os.path.join(folder, "images", f"{i}.jpg")
+        if i % 10_000 == 0:  # a file may have 65000 links
+            first = path
+            Image.fromarray(np.zeros((480, 640, 3), np.uint8)).save(first)
+        else:
+            os.link(first, path)
+        listed.append({"id": i + 1, "file_name": f"{i}.jpg", "width": 640, "height": 480})
+    categories = [{"id": i + 1, "name": f"class {i}"} for i in range(CLASSES)]
+    with open(os.path.join(folder, "train.json"), "w") as f:
+        f.write(
+            json.dumps({"images": listed, "categories": categories})[:-1] + ', "annotations": ['
+        )
+        for i in range(objects):
+            f.write((", " if i else "") + json.dumps(_annotation(i, images)))
+        f.write("]}")
+
+
+def _annotation(i: int, images: int) -> dict:
+    rng = np.random.default_rng(i % 1000)  # drawing each anew would take minutes
+    polygon = (rng.integers(0, 400, 2 * POINTS) + rng.random(2 * POINTS)).round(2)
+    x, y = polygon[0::2], polygon[1::2]
+    box = [x.min(), y.min(), np.ptp(x), np.ptp(y)]
+    return {
+        "id": i + 1, "image_id": i % images + 1, "category_id": i % CLASSES + 1, "iscrowd": 0,
+        "area": float(box[2] * box[3]), "bbox": [float(v) for v in box],
+        "segmentation": [polygon.tolist()],
+    }  # fmt: skip
+
+
+def detectron2(json_file: str, images: str) -> None:
+    """What every process of a training does: load, filter, count, and pack the records."""
+    from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+    from detectron2.data.datasets import register_coco_instances
+
+    register_coco_instances("large", {}, json_file, images)
+    DatasetFromList(get_detection_dataset_dicts("large"), copy=False)
+
+
+def check(json_file: str, images: str) -> None:
+    """What the main process does before it."""
+    from skd.data.coco import check_one
+
+    check_one("large", json_file, images)
+
+
+def _measure(what: str, folder: str) -> None:
+    files = os.path.join(folder, "train.json"), os.path.join(folder, "images")
+    import skd.data  # noqa: F401: not to be counted
+
+    start, before = time.perf_counter(), time.process_time()
+    {"detectron2": detectron2, "check": check}[what](*files)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    cpu, wall = time.process_time() - before, time.perf_counter() - start
+    print(f"{what}: {cpu:.1f} s of CPU, {wall:.1f} s, peak {peak:.1f} GiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", help="where the dataset is, or is made")
+    parser.add_argument("--only", choices=("detectron2", "check"), help="measure in this process")
+    args = parser.parse_args()
+    if not os.path.exists(args.folder):
+        coco_size(args.folder)
+    if args.only:
+        return _measure(args.only, args.folder)
+    for what in ("detectron2", "check"):
+        command = [sys.executable, "-W", "ignore", __file__, args.folder, "--only", what]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
