@@ -1,11 +1,13 @@
 """torchrun: processes from the environment, and an elastic restart."""
 
 import json
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 
 from skd.engine import launch
 from tests.helpers import distilling, environment, patched, tiny_config
@@ -57,3 +59,58 @@ def test_torchrun_and_num_gpus_together_are_refused(monkeypatch):
         monkeypatch.setenv(name, "2")
     with pytest.raises(ValueError, match="leave out --num-gpus"):
         launch(lambda args: None, argument_parser().parse_args(["--num-gpus", "2"]))
+
+
+def test_torchruns_group_gets_detectron2s_time_limit(monkeypatch):
+    """torch's own for GPUs is shorter than an evaluation of process 0 may take."""
+    from train_net import argument_parser
+
+    given = {}
+
+    class Enough(Exception):
+        pass
+
+    def init(backend, **kwargs):
+        given.update(kwargs)
+        raise Enough
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    names = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    for name, value in {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.distributed, "init_process_group", init)
+    with pytest.raises(Enough):
+        launch(lambda args: None, argument_parser().parse_args([]))
+    assert given["timeout"] == DEFAULT_TIMEOUT
+
+
+FAIL = """
+from skd.engine import SKDTrainer
+
+def failing(self):
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("rank 1 fails")
+    import torch.distributed as dist
+    dist.barrier()
+
+SKDTrainer.train = failing
+"""
+
+
+def test_a_rank_that_fails_ends_the_others(teacher_files, shapes, tmp_path):
+    cfg = distilling(tiny_config(SOLVER__MAX_ITER=5), teacher_files)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+            patched(tmp_path, FAIL), "--config-file", tmp_path / "config.yaml",
+        ],
+        env=environment(shapes),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode != 0 and "rank 1 fails" in done.stdout

@@ -1,59 +1,149 @@
-"""SIGTERM and SIGINT to a real training, and what comes after."""
+"""Signals to a real training, to one process and to the whole group, and what comes after."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 
+from skd.engine import SKDTrainer
 from skd.runtime.preemption import EXIT_REQUEUE
-from tests.helpers import ROOT, distilling, environment, run_script, tiny_config
+from tests.helpers import ROOT, distilling, environment, patched, run_script, tiny_config
+
+# Every image of an evaluation takes minutes: who waits for one is found out.
+SLOW_EVALUATION = """
+import time
+from skd import DistillRCNN
+
+forward = DistillRCNN.forward
+
+def slow(self, inputs):
+    if not self.training:
+        open(os.environ["EVALUATING"] + str(os.getpid()), "w").close()
+        time.sleep(300)
+    return forward(self, inputs)
+
+DistillRCNN.forward = slow
+"""
 
 
-def start(config, datasets, output, *flags):
-    """Start training; a pipe nobody reads would stop it."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", os.path.join(ROOT, "train_net.py"),
-         "--config-file", str(config), *flags],
-        env=environment(datasets),
-        stdout=output, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+def begin(script, config, datasets, log, *flags, **variables):
+    """Start training as the leader of a process group; a pipe nobody reads would stop it."""
+    with open(log, "w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", script, "--config-file", str(config), *flags],
+            env={**environment(datasets), **variables}, start_new_session=True,
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
 
-@pytest.mark.parametrize("number,processes", [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def wait_until(condition, process, log):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def stop(process, send, log):
+    """Send a signal to a process, or by killpg to its group; the exit code within 2 minutes."""
+    try:
+        send(process.pid)
+        return process.wait(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            print(log.read_text()[-3000:])
+
+
+def last_state(folder):
+    name = (folder / "last_checkpoint").read_text()
+    state = torch.load(folder / name)
+    assert name == f"model_{state['iteration']:07d}.pth" and "trainer" in state
+    return state
+
+
+@pytest.mark.parametrize(
+    "number,to,processes,workers",
+    [
+        (signal.SIGTERM, os.killpg, 1, 2),
+        (signal.SIGTERM, os.killpg, 2, 2),
+        (signal.SIGINT, os.kill, 1, 0),
+    ],
+)
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(
-    number, processes, teacher_files, shapes, tmp_path
+    number, to, processes, workers, teacher_files, shapes, tmp_path
 ):
-    cfg = distilling(tiny_config(SOLVER__MAX_ITER=100000), teacher_files)
+    cfg = distilling(
+        tiny_config(SOLVER__MAX_ITER=100000, DATALOADER__NUM_WORKERS=workers), teacher_files
+    )
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     config = tmp_path / "config.yaml"
     config.write_text(cfg.dump())
     flags = ["--num-gpus", str(processes), "--dist-url", "auto"]
     metrics, log = tmp_path / "out" / "metrics.json", tmp_path / "stdout.txt"
-    with open(log, "w") as output:
-        process = start(config, shapes, output, *flags)
-    try:
-        deadline = time.monotonic() + 300
-        while not metrics.exists() or not metrics.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.2)
-        process.send_signal(number)
-        process.wait(timeout=120)
-    finally:
-        process.kill()
-    printed = log.read_text()
-    assert process.returncode == EXIT_REQUEUE, printed[-3000:]
-    assert f"Received {number.name}: stopping at the end" in printed
-    name = (tmp_path / "out" / "last_checkpoint").read_text()
-    state = torch.load(tmp_path / "out" / name)
-    iteration = state["iteration"]
-    assert name == f"model_{iteration:07d}.pth" and "trainer" in state
+    process = begin(os.path.join(ROOT, "train_net.py"), config, shapes, log, *flags)
+    wait_until(lambda: metrics.exists() and metrics.read_text(), process, log)
+    assert stop(process, lambda pid: to(pid, number), log) == EXIT_REQUEUE, log.read_text()[-3000:]
+    assert f"Received {number.name}: stopping at the end" in log.read_text()
+    iteration = last_state(tmp_path / "out")["iteration"]
+    if processes == 2:
+        return
     printed = run_script(
         "train_net.py", "--config-file", config, "--resume", *flags,
         "SOLVER.MAX_ITER", iteration + 3, datasets=shapes,
     )  # fmt: skip
     assert f"Starting training from iteration {iteration + 1}" in printed
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_is_not_waited_for(processes, teacher_files, shapes, tmp_path):
+    cfg = distilling(
+        tiny_config(
+            SOLVER__MAX_ITER=100, TEST__EVAL_PERIOD=2, DATALOADER__NUM_WORKERS=2,
+            SOLVER__CHECKPOINT_PERIOD=100,
+        ),
+        teacher_files,
+    )  # fmt: skip
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ("skd_shapes_val",)
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    config, log = tmp_path / "config.yaml", tmp_path / "stdout.txt"
+    config.write_text(cfg.dump())
+    process = begin(
+        patched(tmp_path, SLOW_EVALUATION), config, shapes, log,
+        "--num-gpus", str(processes), "--dist-url", "auto", EVALUATING=str(tmp_path / "evaluating"),
+    )  # fmt: skip
+    wait_until(lambda: len(list(tmp_path.glob("evaluating*"))) == processes, process, log)
+    code = stop(process, lambda pid: os.killpg(pid, signal.SIGTERM), log)
+    assert code == EXIT_REQUEUE, log.read_text()[-3000:]
+    assert "Stopped during an evaluation" in log.read_text()
+    assert last_state(tmp_path / "out")["iteration"] == 1
+
+
+def test_outside_the_main_thread_training_takes_no_signals(shapes, tmp_path):
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    cfg = tiny_config(SOLVER__MAX_ITER=2, DATASETS__TEST=())
+    cfg.OUTPUT_DIR = str(tmp_path)
+    trained = []
+
+    def train():
+        SKDTrainer(cfg).train()
+        trained.append([signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)])
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert trained == [before] and (tmp_path / "model_final.pth").exists()
+
+
+def test_handlers_are_put_back(shapes, tmp_path):
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    cfg = tiny_config(SOLVER__MAX_ITER=1, DATASETS__TEST=())
+    cfg.OUTPUT_DIR = str(tmp_path)
+    SKDTrainer(cfg).train()
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import build_detection_train_loader
+from detectron2.data.samplers import RandomSubsetTrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
 from skd.engine import SKDTrainer
 from skd.runtime.loader import build_train_loader
+from skd.runtime.reproducible import ReproducibleSteps
 from tests.helpers import distilling, environment, patched, run_script, tiny_config
 
 RECORDS = [
@@ -78,6 +80,51 @@ def test_records_without_an_image_are_replaced():
 
     loader = build_train_loader(RECORDS, mapper=mapper, total_batch_size=5, seed=1)
     assert all(x["image_id"] % 2 == 0 for batch in take(loader, 5) for x in batch)
+
+
+class At:
+    """A trainer in an iteration."""
+
+    def __init__(self, iteration):
+        self.iter = iteration
+
+
+def steps_at(loader, iteration, state=None):
+    hook = ReproducibleSteps(loader, 5)
+    if state is not None:
+        hook.load_state_dict(state)
+    hook.trainer = At(iteration)
+    return hook
+
+
+def test_after_a_change_of_the_batch_size_the_place_stays_right():
+    """From the second resume on, too: 30 batches of 4, then 20 of 2, are 160 images."""
+    records = [{"width": 9, "height": 6, "image_id": i} for i in range(1000)]
+    order = [x["image_id"] for b in take(loader(batch=1, records=records), 200) for x in b]
+    state = steps_at(loader(batch=4, records=records), 29).state_dict()
+    state = steps_at(loader(batch=2, records=records), 49, state).state_dict()
+    last = loader(batch=2, records=records)
+    steps_at(last, 49, state)
+    assert [x["image_id"] for x in take(last, 1)[0]] == order[160:162]
+
+
+def test_a_random_subset_stays_the_same():
+    def build(seed):
+        sampler = RandomSubsetTrainingSampler(len(RECORDS), 0.3)
+        return build_train_loader(
+            RECORDS, mapper=noisy, sampler=sampler, total_batch_size=2, seed=seed
+        )
+
+    first, again = build(None), build(None)
+    whole = take(first, 12)
+    again.resume(first.seed, 2 * 4)
+    assert take(again, 8) == whole[4:]
+    assert len({x["image_id"] for batch in whole for x in batch}) == int(0.3 * len(RECORDS))
+
+
+def test_records_without_sizes_are_loaded_ungrouped():
+    records = [{"image_id": i} for i in range(6)]
+    assert len(take(loader(records=records), 2)[1]) == 4
 
 
 def test_a_batch_size_of_zero_is_an_error():

@@ -1,13 +1,16 @@
 """A batch taken in parts gives the gradient of the whole."""
 
+import math
+
 import pytest
 import torch
+from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from skd.engine import SKDTrainer
 from skd.runtime.step import build_trainer
-from tests.helpers import batch, distilling, run_script, tiny_config
+from tests.helpers import batch, distilling, patched, run_script, tiny_config
 
 
 def distilling_model(teacher_files):
@@ -99,3 +102,143 @@ def test_with_a_teacher_without_and_in_two_processes(teacher_files, shapes, tmp_
     assert "loss_distill_structured_am" in printed
     with open(tmp_path / "out" / "student.yaml") as f:
         assert "ACCUMULATE" not in f.read()
+
+
+class Counts:
+    """How often a tensor's value was asked for, which on a GPU makes the host wait."""
+
+    NAMES = ("item", "tolist", "__bool__", "__int__", "__float__")
+
+    def __init__(self, monkeypatch):
+        self.calls = 0
+        for name in self.NAMES:
+            monkeypatch.setattr(torch.Tensor, name, self._counting(getattr(torch.Tensor, name)))
+
+    def _counting(self, method):
+        def counted(tensor, *args):
+            self.calls += 1
+            return method(tensor, *args)
+
+        return counted
+
+
+def steps(trainer, n=2):
+    with EventStorage() as storage:
+        for trainer.iter in range(n):
+            trainer.run_step()
+            storage.step()
+        return storage
+
+
+class Losses(torch.nn.Module):
+    """A model of a few losses and a running statistic, with values to order."""
+
+    def __init__(self, **values):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.register_buffer("statistic", torch.zeros(()))
+        self.values, self.metrics, self.calls = values, {}, 0
+
+    def forward(self, batch):
+        self.calls += 1
+        self.last = float(self.calls)
+        now = {k: v(self.calls) if callable(v) else v for k, v in self.values.items()}
+        self.statistic += sum(now.values())
+        return {k: self.weight * v for k, v in now.items()}
+
+    def pop_metrics(self):
+        return self.metrics
+
+
+def losses_trainer(model, **kwargs):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return build_trainer(model, iter([[{"image_id": i}] for i in range(9)]), optimizer, **kwargs)
+
+
+def test_a_step_asks_for_no_more_values_than_detectron2s(monkeypatch):
+    """One copy for all losses and metrics, where Detectron2 makes one for each loss."""
+    data = [[{"image_id": i}] for i in range(9)]
+    stock, ours = Losses(loss_a=1.0, loss_b=2.0), Losses(loss_a=1.0, loss_b=2.0)
+    ours.metrics = {f"distill/{i}": torch.tensor(float(i)) for i in range(5)}
+    counts = Counts(monkeypatch)
+    steps(SimpleTrainer(stock, iter(data), torch.optim.SGD(stock.parameters(), lr=0.1)))
+    expected = counts.calls
+    storage = steps(losses_trainer(ours))
+    assert expected == 2 * 2 and counts.calls - expected == 2 * 1
+    assert storage.latest()["distill/4"][0] == 4.0 and storage.latest()["total_loss"][0] < 3.0
+
+
+def test_detectron2s_metrics_are_all_there():
+    data = [[{"image_id": i}] for i in range(9)]
+    stock, ours = Losses(loss_a=1.0, loss_b=2.0), Losses(loss_a=1.0, loss_b=2.0)
+    theirs = steps(SimpleTrainer(stock, iter(data), torch.optim.SGD(stock.parameters(), lr=0.1)))
+    mine = steps(losses_trainer(ours)).latest()
+    assert mine.keys() == theirs.latest().keys()
+    for name in ("total_loss", "loss_a", "loss_b"):
+        assert mine[name] == pytest.approx(theirs.latest()[name])
+
+
+@pytest.mark.parametrize("where", ["loss", "metric"])
+def test_what_is_not_finite_is_named_and_the_optimizer_has_not_stepped(where):
+    model = Losses(loss_a=1.0, loss_b=math.nan if where == "loss" else 2.0)
+    model.metrics = {"distill/structured_am_p4": torch.tensor(math.inf)}
+    trainer = losses_trainer(model)
+    with pytest.raises(FloatingPointError) as error:
+        steps(trainer, 1)
+    said = str(error.value)
+    assert "at iteration 0, images 0: " in said and "distill/structured_am_p4 is inf" in said
+    assert ("loss_b is nan" in said) == (where == "loss") and "loss_a" not in said
+    assert model.weight == 1
+
+
+def test_a_batch_left_out_leaves_nothing_behind():
+    model = Losses(loss_a=lambda call: math.nan if call == 2 else 1.0)
+    trainer = losses_trainer(model, skip_non_finite=1)
+    steps(trainer, 1)
+    weight = model.weight.item()
+    model.last = 7.0
+    with EventStorage():
+        trainer.iter = 1
+        trainer.run_step()
+    assert model.calls == 1 and model.last == 7.0  # plain numbers too
+    assert model.statistic == 1 and model.weight.item() == weight
+
+
+SYNCHRONISED = """
+import torch
+from detectron2.utils import comm
+from skd.engine import SKDTrainer
+
+train = SKDTrainer.train
+
+def failing(self):
+    if comm.get_rank() == 1:
+        calls = []
+        def nan(module, inputs, outputs):
+            calls.append(1)
+            if len(calls) == 2:
+                return [[x * float("nan") for x in outputs[0]], outputs[1]]
+        self.model.module.proposal_generator.rpn_head.register_forward_hook(nan)
+    return train(self)
+
+SKDTrainer.train = failing
+"""
+
+
+def test_a_forward_that_stops_before_a_synchronised_norm_is_an_error_and_hangs_nobody(
+    teacher_files, shapes, tmp_path
+):
+    cfg = distilling(
+        tiny_config(
+            SOLVER__MAX_ITER=9, SOLVER__SKIP_NON_FINITE=2, MODEL__ROI_MASK_HEAD__NORM="naiveSyncBN"
+        ),
+        teacher_files,
+    )
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    printed = run_script(
+        patched(tmp_path, SYNCHRONISED), "--config-file", tmp_path / "config.yaml",
+        "--num-gpus", 2, "--dist-url", "auto", datasets=shapes, ok=False, timeout=150,
+    )  # fmt: skip
+    assert "with synchronised norms (roi_heads.mask_head" in printed.replace("module.", "")
