@@ -1,3 +1,4 @@
+import copy
 import glob
 import os
 
@@ -50,17 +51,17 @@ def test_the_student_is_detectron2_s_own(path):
     name = name.replace("skd_", "").replace("2x", "1x")
     if "pointrend" in name:
         pytest.skip("Detectron2's package has no config of PointRend to compare with")
-    ours = student_config(read_config(path))
-    theirs = get_cfg()
+    student = student_config(read_config(path))
+    stock = get_cfg()
     if "cascade" in name:
-        theirs.merge_from_file(find_config("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"))
-        theirs.MODEL.MASK_ON = "mask" in name
+        stock.merge_from_file(find_config("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml"))
+        stock.MODEL.MASK_ON = "mask" in name
     else:
-        theirs.merge_from_file(find_config(f"{task}/{name}"))
+        stock.merge_from_file(find_config(f"{task}/{name}"))
     if path.endswith("2x.yaml"):
-        theirs.SOLVER.STEPS, theirs.SOLVER.MAX_ITER = (120000, 160000), 180000
-    theirs.MODEL.DEVICE = "cpu"
-    assert ours.dump() == theirs.dump()
+        stock.SOLVER.STEPS, stock.SOLVER.MAX_ITER = (120000, 160000), 180000
+    stock.MODEL.DEVICE = "cpu"
+    assert student.dump() == stock.dump()
 
 
 @pytest.mark.parametrize(
@@ -71,11 +72,11 @@ def test_the_student_is_detectron2_s_own(path):
     ],
 )
 def test_the_lazy_student_is_detectron2_s_own(leaf):
-    ours = LazyConfig.load(os.path.join(ROOT, "configs", leaf))
+    cfg = LazyConfig.load(os.path.join(ROOT, "configs", leaf))
     names = {n.lower(): n for n in zoo_names()}
-    theirs = LazyConfig.load(find_config(names[leaf.replace("skd_", "").lower()]))
-    assert LazyConfig.to_py(student_config(ours)) == LazyConfig.to_py(theirs)
-    assert model_zoo.get_checkpoint_url(ours.model.teacher.config_file).startswith("https://")
+    stock = LazyConfig.load(find_config(names[leaf.replace("skd_", "").lower()]))
+    assert LazyConfig.to_py(student_config(cfg)) == LazyConfig.to_py(stock)
+    assert model_zoo.get_checkpoint_url(cfg.model.teacher.config_file).startswith("https://")
 
 
 @pytest.mark.parametrize("name", ["student", "teacher", "skd_student"])
@@ -101,6 +102,21 @@ def test_distill_and_back():
     assert student_config(cfg).dump() == plain.dump()
     cfg.freeze()
     assert student_config(cfg).is_frozen()
+
+
+def test_distill_and_back_with_a_lazy_config():
+    """The same functions; a LazyConfig stays as it was when a student is taken out of it."""
+    plain = LazyConfig.load(find_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py"))
+    cfg = copy.deepcopy(plain)
+    cfg.train.accumulate = 2
+    distill(cfg, "teacher.yaml", "teacher.pth")
+    distill(cfg, "teacher2.yaml", "teacher2.pth")
+    assert is_distilling(cfg) and not is_distilling(plain)
+    assert cfg.model.teacher.config_file == "teacher2.yaml" and cfg.model.input_format == "BGR"
+    student = student_config(cfg)
+    assert LazyConfig.to_py(student) == LazyConfig.to_py(plain)
+    student.train.init_checkpoint = "elsewhere.pth"
+    assert cfg.train.init_checkpoint == plain.train.init_checkpoint and cfg.train.accumulate == 2
 
 
 def test_none_keys_take_values_from_the_command_line():

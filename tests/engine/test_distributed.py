@@ -30,7 +30,7 @@ def build(teacher_files, norm):
 
 
 def step(model, inputs):
-    """One forward and backward of the distillation losses alone: losses, gradients by name."""
+    """One forward and backward of the distillation losses only: losses, gradients by name."""
     with EventStorage():
         torch.manual_seed(3)
         losses = model(inputs)

@@ -43,7 +43,7 @@ def folder(tmp_path, monkeypatch, shapes):
 
 
 def check_plain(path):
-    """The checkpoint is all of the plain model."""
+    """The checkpoint is all of the student without a distiller."""
     state = torch.load(path)["model"]
     result = build_model(student_config(tiny_config())).load_state_dict(state, strict=False)
     assert not result.missing_keys

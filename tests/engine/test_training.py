@@ -1,4 +1,4 @@
-"""Detectron2's own trainer and checkpointer, on a few images of the built-in data set."""
+"""Detectron2's own trainer and checkpointer, on a few images of the built-in dataset."""
 
 import json
 import os
@@ -60,8 +60,8 @@ def test_model_final_is_a_plain_detectron2_checkpoint(trained):
     DetectionCheckpointer(model).load(plain.MODEL.WEIGHTS)
     for inputs in build_detection_test_loader(plain, "tiny_val"):
         with torch.no_grad():
-            ours, stock = trainer.model.eval()(inputs), model(inputs)
-        for a, b in zip(ours, stock):
+            trained_here, stock = trainer.model.eval()(inputs), model(inputs)
+        for a, b in zip(trained_here, stock):
             for field in ("scores", "pred_classes", "pred_masks"):
                 assert torch.equal(a["instances"].get(field), b["instances"].get(field))
     trainer.model.train()
@@ -121,30 +121,30 @@ def test_resume_restores_adapters_and_optimizer(trained, tmp_path):
     saved = torch.load(folder / "model_final.pth")
     for key, value in trainer.model.state_dict().items():
         assert torch.equal(value, saved["model"][key]), key
-    ours = trainer._trainer.optimizer.state_dict()["state"]
-    theirs = saved["trainer"]["_trainer"]["optimizer"]["state"]
-    assert ours.keys() == theirs.keys() and len(ours)
-    for i in ours:
-        assert torch.equal(ours[i]["momentum_buffer"], theirs[i]["momentum_buffer"])
+    resumed = trainer._trainer.optimizer.state_dict()["state"]
+    written = saved["trainer"]["_trainer"]["optimizer"]["state"]
+    assert resumed.keys() == written.keys() and len(resumed)
+    for i in resumed:
+        assert torch.equal(resumed[i]["momentum_buffer"], written[i]["momentum_buffer"])
 
 
-def test_without_weight_the_student_is_trained_as_if_alone(teacher_files, shapes, tmp_path):
+def test_without_weight_the_student_is_trained_as_the_baseline(teacher_files, shapes, tmp_path):
     """Same first weights, same data, same sampling: distillation changes nothing but the loss."""
-    plain = tiny_config()
-    train(student_config(plain), tmp_path / "plain")
+    cfg = tiny_config()
+    train(student_config(cfg), tmp_path / "baseline")
     zero = {f"MODEL__DISTILLER__STRUCTURED__WEIGHT_{t}": 1e-30 for t in ("AM", "AT", "NL")}
-    train(distilling(plain, teacher_files, **zero), tmp_path / "distilled")
-    alone, beside = weights(tmp_path / "plain"), weights(tmp_path / "distilled")
-    assert all(torch.equal(beside[k], v) for k, v in alone.items())
+    train(distilling(cfg, teacher_files, **zero), tmp_path / "distilled")
+    baseline, distilled = weights(tmp_path / "baseline"), weights(tmp_path / "distilled")
+    assert all(torch.equal(distilled[k], v) for k, v in baseline.items())
 
 
 def test_any_default_trainer_will_do(teacher_files, shapes, tmp_path):
-    class Theirs(DefaultTrainer):
+    class Trainer(DefaultTrainer):
         @classmethod
         def test(cls, cfg, model):
             return {}
 
-    train(distilling(tiny_config(), teacher_files), tmp_path, trainer=Theirs)
+    train(distilling(tiny_config(), teacher_files), tmp_path, trainer=Trainer)
     assert any(k.startswith("distiller.") for k in weights(tmp_path))
 
 
