@@ -12,6 +12,8 @@ from detectron2.utils.events import EventStorage
 from skd.engine import wrap_data_parallel
 from tests.helpers import batch, distilling, tiny_config
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 4
 
 

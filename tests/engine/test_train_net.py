@@ -15,6 +15,8 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.evaluation import COCOEvaluator
 
+pytestmark = pytest.mark.slow
+
 config = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
 model, optimizer, train = config.model, config.optimizer, config.train
 lr_multiplier, dataloader = config.lr_multiplier, config.dataloader

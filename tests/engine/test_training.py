@@ -204,6 +204,7 @@ def test_amp_without_a_gpu_is_refused(teacher_files, shapes):
         SKDTrainer(distilling(tiny_config(SOLVER__AMP__ENABLED=True), teacher_files))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_amp_trains_and_resumes_on_a_gpu(teacher_files, shapes, tmp_path):
     cfg = distilling(

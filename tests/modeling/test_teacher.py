@@ -60,6 +60,7 @@ def test_a_compiled_teacher_returns_the_same(teacher_files, monkeypatch):
             assert (ours[name] - value).abs().max() <= 1e-4 * value.abs().max(), name
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_side_stream_changes_nothing(teacher_files):
     inputs = batch(n=3)

@@ -134,6 +134,8 @@ MEMORY = """
 import resource
 from skd.engine import SKDTrainer
 
+pytestmark = pytest.mark.slow
+
 train = SKDTrainer.train
 
 def limited(self):

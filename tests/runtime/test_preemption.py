@@ -30,6 +30,8 @@ def slow(self, inputs):
 DistillRCNN.forward = slow
 """
 
+pytestmark = pytest.mark.slow
+
 
 def begin(script, config, datasets, log, *flags, **variables):
     """Start training as the leader of a process group; a pipe nobody reads would stop it."""

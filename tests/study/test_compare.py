@@ -13,6 +13,8 @@ import yaml
 
 from tests.helpers import ROOT, environment, run_script
 
+pytestmark = pytest.mark.slow
+
 TEACHER = {"config": "configs/shapes/teacher.yaml", "weights": "configs/shapes/teacher.pth"}
 STUDY = {
     "iterations": 2,

@@ -5,9 +5,12 @@ import json
 import os
 
 import cv2
+import pytest
 import torch
 
 from tests.helpers import run_script
+
+pytestmark = pytest.mark.slow
 
 
 def tool(name, *args, **kwargs):
