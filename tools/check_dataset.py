@@ -7,20 +7,22 @@ any of it, with 0 if there are warnings at most.
     python tools/check_dataset.py train.json images/train
 """
 
-import argparse
 import sys
 
 from skd.data.check import check_coco
+from skd.study.command import command_parser, run_command
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def argument_parser():
+    parser = command_parser(__doc__)
     parser.add_argument("json_file", help="annotations")
     parser.add_argument("image_root", help="the folder the file names in it start from")
     parser.add_argument("--no-images", action="store_true", help="do not read the images, quickly")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = argument_parser().parse_args()
     problems = check_coco(args.json_file, args.image_root, not args.no_images)
     for problem in problems:
         print(f"{problem.level}: {problem}")
@@ -30,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

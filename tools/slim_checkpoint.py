@@ -1,34 +1,28 @@
 #!/usr/bin/env python
 """
 Make a trained model's checkpoint small: its weights only, in half precision, without optimizer and
-distiller.
+distiller. A tensor with values that half precision cannot hold stays as it is.
 
     python tools/slim_checkpoint.py output/teacher/model_final.pth configs/shapes/teacher.pth
 """
 
-import argparse
-import os
+import sys
 
-import torch
-
-from skd.modeling.teacher import DISTILLER_PREFIX
-from skd.runtime.safe_files import load_tensors
+from skd.study.command import command_parser, run_command
+from skd.study.slim import slim
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+def argument_parser():
+    parser = command_parser(__doc__)
     parser.add_argument("source", help="a checkpoint of Detectron2's trainer")
     parser.add_argument("target", help="the file to write")
-    args = parser.parse_args()
-    checkpoint = load_tensors(args.source)
-    state = {
-        key: value.half() if value.is_floating_point() else value
-        for key, value in checkpoint["model"].items()
-        if not key.startswith(DISTILLER_PREFIX)
-    }
-    torch.save({"model": state, "iteration": checkpoint.get("iteration", 0)}, args.target)
-    print(f"{args.target}: {len(state)} tensors, {os.path.getsize(args.target) / 1e6:.1f} MB")
+    return parser
+
+
+def main() -> None:
+    args = argument_parser().parse_args()
+    print(slim(args.source, args.target))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

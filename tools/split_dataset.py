@@ -7,31 +7,31 @@ Write a part of a dataset in COCO's format: some folds of its images, by a hash 
     python tools/split_dataset.py train.json ten_percent.json --folds 10 --take 0
 """
 
-import argparse
 import json
+import sys
 
 from skd.data.split import take_folds
+from skd.study.command import command_parser, run_command
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def argument_parser():
+    parser = command_parser(__doc__)
     parser.add_argument("input", help="the JSON file of all images")
     parser.add_argument("output", help="the JSON file to write")
     parser.add_argument("--folds", type=int, required=True, help="into how many to divide them")
     parser.add_argument("--take", type=int, nargs="+", required=True, help="folds to keep, from 0")
-    args = parser.parse_args()
-    try:
-        with open(args.input) as f:
-            content = json.load(f)
-        part = take_folds(content, args.folds, set(args.take))
-        with open(args.output, "w") as f:
-            json.dump(part, f)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    return parser
+
+
+def main() -> None:
+    args = argument_parser().parse_args()
+    with open(args.input) as f:
+        content = json.load(f)
+    part = take_folds(content, args.folds, set(args.take))
+    with open(args.output, "w") as f:
+        json.dump(part, f)
     print(f"{len(part['images'])} of {len(content['images'])} images are in {args.output}.")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -43,11 +43,6 @@ STUDY = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def tools(monkeypatch):
-    monkeypatch.syspath_prepend(os.path.join(ROOT, "tools"))
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, shapes):
     """A study of which one method fails: (its folder, what it printed)."""
@@ -64,12 +59,17 @@ def compare(folder, shapes, *args, **kwargs):
     )  # fmt: skip
 
 
+def squeezed(text):
+    """Without the spaces that make columns equally wide."""
+    return re.sub(" +", " ", text)
+
+
 def results(folder):
     with open(folder / "out" / "results.jsonl") as f:
         return [json.loads(line) for line in f]
 
 
-def test_a_failed_cell_does_not_sink_the_rest(study):
+def test_a_failed_run_does_not_sink_the_rest(study):
     folder, printed = study
     rows = results(folder)
     state = {(r["detector"], r["method"], r["teacher"], r["seed"]): r["status"] for r in rows}
@@ -86,10 +86,10 @@ def test_a_failed_cell_does_not_sink_the_rest(study):
     assert "minutes left" in printed and "'Mask R-CNN, broken, 1' ended with 1" in printed
     done = [r for r in rows if r["status"] == "done"]
     for row in done:
-        assert row["command"].startswith("python train_net.py --config-file configs/shapes/")
+        assert row["command"].startswith("python -m skd.train_net --config-file configs/shapes/")
         assert {"bbox/AP", "bbox/AP50", "bbox/APs", "bbox/APl"} <= set(row["ap"])
         assert ("segm/AP" in row["ap"]) == (row["detector"] != "RetinaNet")
-    readme = (folder / "out" / "README.md").read_text()
+    readme = squeezed((folder / "out" / "README.md").read_text())
     assert "9 of 11 runs are done" in readme and "## Failed" in readme
     assert re.search(r"\| PKD \| 2 \| .* ± .* \|", readme) and "PKD, teacher poor" in readme
 
@@ -157,8 +157,8 @@ def test_flags_instead_of_a_study_file(shapes, tmp_path):
     printed = run_script(
         "tools/compare.py", "--config-file", "configs/shapes/student.yaml",
         "--teacher", TEACHER["config"], "--teacher-weights", TEACHER["weights"],
-        "--methods", "AT", "--seeds", 1, "--iterations", 1, "--work", tmp_path,
-        "--opts", "SOLVER.IMS_PER_BATCH", 2, datasets=shapes,
+        "--methods", "AT", "--seeds", 1, "--jobs", 1, "--work", tmp_path,
+        "--iterations", 1, "--opts", "SOLVER.IMS_PER_BATCH", 2, datasets=shapes,
     )  # fmt: skip
     assert "report.html" in printed
     with open(tmp_path / "results.jsonl") as f:
@@ -179,7 +179,7 @@ def test_flags_instead_of_a_study_file(shapes, tmp_path):
         ({"opts": ["SOLVER.BASE_LR"]}, "odd length"),
     ],
 )
-def test_a_bad_study_is_an_error_before_anything_runs(tools, change, words, tmp_path):
+def test_a_bad_study_is_an_error_before_anything_runs(change, words, tmp_path):
     from skd.study.design import Study
 
     spec = {k: v for k, v in {**STUDY, **change}.items() if v is not None}
@@ -189,7 +189,7 @@ def test_a_bad_study_is_an_error_before_anything_runs(tools, change, words, tmp_
     assert not os.listdir(tmp_path)
 
 
-def test_names_of_a_study_stay_below_its_folder(tools, tmp_path):
+def test_names_of_a_study_stay_below_its_folder(tmp_path):
     from skd.study.design import Study
 
     spec = {
@@ -197,21 +197,24 @@ def test_names_of_a_study_stay_below_its_folder(tools, tmp_path):
         "detectors": {"../../x": {"config": "configs/shapes/student.yaml"}},
         "compare": [{"name": "x", "detector": "../../x", "methods": ["baseline"]}],
     }
-    for cell in Study(spec, str(tmp_path)).cells.values():
-        assert os.path.realpath(cell.folder).startswith(os.path.realpath(tmp_path) + os.sep)
+    for run in Study(spec, str(tmp_path)).by_folder.values():
+        assert os.path.realpath(run.folder).startswith(os.path.realpath(tmp_path) + os.sep)
 
 
-def test_intervals_by_hand(tools):
-    from skd.study.statistics import interval
+def test_intervals_by_hand():
+    from skd.study.statistics import half_width, interval
 
+    # 12 values: 2.201 for 11 degrees of freedom, where a normal distribution has 1.96
+    twelve = [float(i % 2) for i in range(12)]
+    assert half_width(twelve) == pytest.approx(2.201 * (3 / 11) ** 0.5 / 12**0.5, rel=1e-4)
     # mean 2, standard deviation 1, 3 values: 4.303 / sqrt(3) = 2.484
     assert interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"
     assert interval([3.0], "+") == "+3.0" and interval([]) == "-"
 
 
-def test_the_difference_is_paired_by_seed(tools):
+def test_the_difference_is_paired_by_seed():
     from skd.study.design import Comparison
-    from skd.study.tables import table
+    from skd.study.results import table
 
     class Done:
         def __init__(self, method, seed, box, mask):
@@ -221,11 +224,11 @@ def test_the_difference_is_paired_by_seed(tools):
         def result(self):
             return {"status": "done", "ap": self.ap}
 
-    cells = [
+    runs = [
         Done("baseline", 1, 10.0, 10.0), Done("baseline", 2, 20.0, 20.0),
         Done("A", 1, 12.0, 11.0), Done("A", 2, 22.0, 21.0), Done("A", 3, 99.0, 99.0),
     ]  # fmt: skip
-    rows = table(Comparison("x", cells))
+    rows = table(Comparison("x", runs))
     assert rows[1][-2:] == ["+2.0 ± 0.0", "+1.0 ± 0.0"] and rows[1][1] == "3"
 
 

@@ -8,6 +8,7 @@ import cv2
 import pytest
 import torch
 
+from skd.study.slim import slim
 from tests.helpers import run_script
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ def test_demo_writes_everything_it_promises(shapes, tmp_path):
         image = cv2.imread(str(out / picture))
         assert min(image.shape[:2]) > 200 and image.std() > 10
     report = (out / "report.md").read_text()
-    assert "| teacher | " in report and "train_net.py --config-file" in report
+    assert "| teacher | " in report and "skd.train_net --config-file" in report
 
 
 def test_demo_deletes_nothing_but_a_demo(shapes, tmp_path):
@@ -97,3 +98,20 @@ def test_benchmark_writes_its_rows(tmp_path):
     assert by_name["step_mask_rcnn"]["reduced_bytes_student"] > 1.7e8
     for name in by_name:
         assert name in (tmp_path / "table.md").read_text()
+
+
+def test_slim_checkpoint_keeps_versions_and_large_numbers(tmp_path):
+    layers = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+    layers[1].running_var.fill_(1e6)
+    torch.save({"model": layers.state_dict()}, tmp_path / "in.pth")
+    slim(str(tmp_path / "in.pth"), str(tmp_path / "out.pth"))
+    state = torch.load(tmp_path / "out.pth")["model"]
+    assert state._metadata["1"] == {"version": 2}
+    assert state["1.running_var"].item() == 1e6 and state["0.weight"].dtype == torch.float16
+
+
+def test_slim_checkpoint_says_what_is_wrong_in_a_line(tmp_path, shapes):
+    (tmp_path / "broken.pth").write_bytes(b"PK")
+    for name in ("broken.pth", "none.pth"):
+        printed = tool("slim_checkpoint.py", tmp_path / name, "x", datasets=shapes, ok=False)
+        assert printed.startswith("error: ") and printed.count("\n") == 1 and name in printed

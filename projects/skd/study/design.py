@@ -1,26 +1,26 @@
 """What tools/compare.py runs: detectors x methods x teachers x seeds, read from a study file."""
 
-import math
 import os
 import re
 import shlex
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Sequence, Tuple
 
-from skd import distill
-from skd.config import is_lazy_file, lazy, read_config
-from skd.config.safe_yaml import read_yaml
-from skd.distillers import build_distiller
-from skd.runtime.safe_files import is_url
-
-from .runs import Run, read_metrics
+from ..config import distill, is_distilling, is_lazy_file, lazy, read_config
+from ..config.safe_yaml import read_yaml
+from ..distillers import build_distiller
+from ..runtime.safe_files import is_url
+from .metrics import evaluations, main_metrics, scores
+from .paths import find_file
+from .runs import Run
 
 BASELINE = "baseline"
+TEACHERS = "teachers"  # the folder of their runs
 KEYS = {"iterations", "seeds", "opts", "teachers", "detectors", "methods", "compare"}
 
 
 @dataclass
-class Cell(Run):
+class StudyRun(Run):
     """One training of the study, or one teacher."""
 
     detector: str = ""
@@ -29,7 +29,7 @@ class Cell(Run):
     seed: int = 0
 
     def result(self) -> Dict[str, Any]:
-        """A line of results.jsonl; AP are 0 to 100, ``curve`` is [iteration, box AP] pairs."""
+        """A line of results.jsonl; ``curve`` is [iteration, the main metric] pairs."""
         done = self.finished()
         row = {
             "detector": self.detector,
@@ -40,36 +40,26 @@ class Cell(Run):
             "status": "done" if done else "failed" if self.error else "not run",
             "command": shlex.join(["python", *self.command()[1:]]),
         }
-        evaluations = [r for r in read_metrics(self.folder) if "bbox/AP" in r]
         if done:
-            last = evaluations[-1]
-            row["ap"] = {
-                k: _number(v, last[f"{k.split('/')[0]}/AP"])
-                for k, v in last.items()
-                if re.fullmatch(r"(bbox|segm)/AP(50|75|s|m|l)?", k)
-            }
+            rows = evaluations(self.rows())
+            row["ap"] = scores(rows[-1])
+            row["metric"] = metric = main_metrics(rows[-1])[0]
             row["curve"] = [
-                [min(r["iteration"] + 1, self.iterations), _number(r["bbox/AP"], r["bbox/AP"])]
-                for r in evaluations
+                [min(r["iteration"] + 1, self.iterations), scores(r)[metric]]
+                for r in rows
+                if metric in r
             ]
         elif self.error:
             row["error"] = self.error
         return row
 
 
-def _number(value: float, ap: float) -> Optional[float]:
-    """None where there is no object of a size; Detectron2 gives nan for a model without any box."""
-    if math.isnan(ap):
-        return 0.0
-    return None if math.isnan(value) else round(value, 3)
-
-
 @dataclass
 class Comparison:
-    """One table of the report: cells of one detector with one teacher, or along teachers."""
+    """One table of the report: runs of one detector with one teacher, or along teachers."""
 
     name: str
-    cells: List[Cell] = field(default_factory=list)
+    runs: List[StudyRun] = field(default_factory=list)
 
 
 class Study:
@@ -77,13 +67,13 @@ class Study:
     Args:
         spec: the content of a study file (configs/shapes/study.yaml explains it).
         work: folder of the runs' folders.
-        flags: further flags of train_net.py for every run.
+        flags: further flags of train_net for every run.
 
     Raises:
         ValueError: something in it is missing, unknown or of the wrong type; says what.
     """
 
-    def __init__(self, spec: Dict[str, Any], work: str, flags: List[str] = ()):
+    def __init__(self, spec: Dict[str, Any], work: str, flags: Sequence[str] = ()):
         self.spec, self.work, self.flags = spec, work, list(flags)
         unknown = sorted(set(spec) - KEYS)
         missing = sorted(KEYS - {"opts"} - set(spec))
@@ -95,34 +85,42 @@ class Study:
                 + f". Possible are {sorted(KEYS)}."
             )
         self.methods = {BASELINE: {}, **spec["methods"]}
-        self.cells: Dict[str, Cell] = {}
+        self.by_folder: Dict[str, StudyRun] = {}
+        self._owners: Dict[str, Tuple[str, ...]] = {}
         self.teachers = {name: self._teacher(name) for name in spec["teachers"]}
         self.comparisons = [self._comparison(entry) for entry in spec["compare"]]
 
-    def runs(self) -> List[Cell]:
-        """All cells once, seed by seed, so that a part is of use; teachers by their name."""
-        order = {cell.folder: i for i, cell in enumerate(self.cells.values())}
+    def runs(self) -> List[StudyRun]:
+        """All runs once, seed by seed, so that a part is of use; teachers by their name."""
+        order = {run.folder: i for i, run in enumerate(self.by_folder.values())}
 
-        def place(cell):
-            trained = cell.method == "teacher" and cell.iterations > 0
-            return (1 if trained else cell.seed, trained, order[cell.folder])
+        def place(run):
+            trained = run.method == "teacher" and run.iterations > 0
+            return (1 if trained else run.seed, trained, order[run.folder])
 
-        return sorted(self.cells.values(), key=place)
+        return sorted(self.by_folder.values(), key=place)
 
     def check(self) -> None:
-        """Read every config as train_net.py will. Raises ValueError, KeyError or OSError."""
+        """Read every config as train_net will. Raises ValueError, KeyError or OSError."""
         for teacher in self.teachers.values():
             if is_url(teacher.config) and is_lazy_file(teacher.config):
                 lazy.check_allowed(teacher.config, teacher.config, "A teacher's config")
-        for cell in self.cells.values():
-            if is_lazy_file(cell.config):
-                lazy.check_allowed(cell.config, cell.config, "A detector's config")
-                continue  # Python: train_net.py tells
-            cfg = read_config(cell.config)
-            if cell.method not in (BASELINE, "teacher"):
-                distill(cfg, cell.config)
-            cfg.merge_from_list(list(cell.opts))
-            if cell.method not in (BASELINE, "teacher"):
+        for run in self.by_folder.values():
+            if is_lazy_file(run.config):
+                lazy.check_allowed(run.config, run.config, "A detector's config")
+                continue  # Python: train_net tells
+            cfg = read_config(run.config)
+            if run.method not in (BASELINE, "teacher"):
+                distill(cfg, run.config)
+            elif run.method == BASELINE and is_distilling(cfg):
+                raise ValueError(
+                    f"'{run.config}' of detector '{run.detector}' distils; a study needs the "
+                    "config of the student without a teacher."
+                )
+            cfg.merge_from_list(list(run.opts))
+            if not cfg.DATASETS.TEST:
+                raise ValueError(f"DATASETS.TEST of '{run.name}' is empty: nothing to compare.")
+            if run.method not in (BASELINE, "teacher"):
                 build_distiller(cfg)
 
     def _pick(self, what: str, name: str) -> Any:
@@ -133,14 +131,25 @@ class Study:
 
     def _folder(self, *names: str) -> str:
         # names are for people; a folder is not to escape from --work
-        return os.path.join(self.work, *(re.sub(r"[^\w.+-]+", "_", n).strip(".") for n in names))
+        parts = [re.sub(r"[^\w.+-]+", "_", name).strip(".") for name in names]
+        folder = os.path.join(self.work, *parts)
+        # of a file system that does not tell upper from lower case
+        owner = self._owners.setdefault(folder.lower(), names)
+        reserved = names[0] == TEACHERS or parts[0].lower() != TEACHERS
+        if owner != names or not all(parts) or not reserved:
+            other = "the teachers' runs" if owner == names else f"'{', '.join(owner)}'"
+            raise ValueError(
+                f"'{', '.join(names)}' would share the folder '{folder}' with {other}: choose "
+                "names that differ in letters or digits."
+            )
+        return folder
 
     def _opts(self, settings: Dict[str, Any]) -> List[str]:
         return [*map(str, self.spec.get("opts") or [])] + [
             str(part) for pair in settings.items() for part in pair
         ]
 
-    def _teacher(self, name: str) -> Cell:
+    def _teacher(self, name: str) -> StudyRun:
         entry = self.spec["teachers"][name]
         if "config" not in entry or ("weights" in entry) == ("iterations" in entry):
             raise ValueError(
@@ -148,18 +157,19 @@ class Study:
                 "already) or 'iterations' (to be trained)."
             )
         iterations = int(entry.get("iterations", 0))
-        weights = [] if iterations else ["MODEL.WEIGHTS", entry["weights"]]
-        folder = self._folder("teachers", name)
-        cell = Cell(
-            f"teacher {name}", entry["config"], folder, iterations,
+        config, given = find_file(entry["config"]), entry.get("weights")
+        weights = ["MODEL.WEIGHTS", find_file(given)] if given else []
+        folder = self._folder(TEACHERS, name)
+        run = StudyRun(
+            f"teacher {name}", config, folder, iterations,
             [*self._opts(entry.get("opts") or {}), *weights], self.flags,
             detector="teacher", method="teacher", teacher=name,
         )  # fmt: skip
-        if iterations or os.path.exists(entry["config"]):  # a zoo name is not evaluated
-            self.cells[folder] = cell
-        return cell
+        if iterations or os.path.exists(config):  # a zoo name is not evaluated
+            self.by_folder[folder] = run
+        return run
 
-    def _cell(self, detector: str, method: str, teacher: str, seed: int) -> Cell:
+    def _run(self, detector: str, method: str, teacher: str, seed: int) -> StudyRun:
         student = self._pick("detectors", detector)
         settings = self._pick("methods", method)
         settings = {**student.get("opts", {}), **settings.get(detector, settings)}
@@ -170,19 +180,22 @@ class Study:
         else:
             self._pick("teachers", teacher)
             entry, source = self.spec["teachers"][teacher], self.teachers[teacher]
-            weights = entry.get("weights") or os.path.join(source.folder, "model_final.pth")
-            flags += ["--teacher", entry["config"], "--teacher-weights", weights]
+            weights = find_file(entry.get("weights") or "")
+            if source.iterations:
+                weights = os.path.join(source.folder, "model_final.pth")
+            flags += ["--teacher", source.config]
+            flags += ["--teacher-weights", weights] if weights else []
             after = source if source.iterations else None
             if teacher != next(iter(self.spec["teachers"])):
                 label = f"{method} from {teacher}"
         folder = self._folder(detector, label, f"seed{seed}")
-        if folder not in self.cells:
-            self.cells[folder] = Cell(
-                f"{detector}, {label}, {seed}", student["config"], folder,
+        if folder not in self.by_folder:
+            self.by_folder[folder] = StudyRun(
+                f"{detector}, {label}, {seed}", find_file(student["config"]), folder,
                 int(student.get("iterations", self.spec["iterations"])), opts, flags, after,
                 detector=detector, method=method, teacher=teacher, seed=seed,
             )  # fmt: skip
-        return self.cells[folder]
+        return self.by_folder[folder]
 
     def _comparison(self, entry: Dict[str, Any]) -> Comparison:
         default = next(iter(self.spec["teachers"]))
@@ -190,14 +203,18 @@ class Study:
         for seed in entry.get("seeds", self.spec["seeds"]):
             for teacher in entry.get("teachers", [default]):
                 for method in entry["methods"]:
-                    cell = self._cell(entry["detector"], method, teacher, int(seed))
-                    if cell not in out.cells:
-                        out.cells.append(cell)
+                    run = self._run(entry["detector"], method, teacher, int(seed))
+                    if run not in out.runs:
+                        out.runs.append(run)
         return out
 
 
-def load_study(path: str) -> Optional[Dict[str, Any]]:
-    spec = read_yaml(path)
+def load_study(path: str) -> Dict[str, Any]:
+    """
+    Raises:
+        ValueError: it is no YAML file of keys and values.
+    """
+    spec = read_yaml(find_file(path))
     if not isinstance(spec, dict):
         raise ValueError(f"'{path}' is no study: it must be a YAML file of keys and values.")
     return spec

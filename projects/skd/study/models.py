@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import List
 
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from skd import register_coco, student_config
-from skd.config import read_config
-from skd.runtime.checkpoint import SafeCheckpointer
+from ..config import is_lazy_file, read_config, student_config
+from ..data import register_coco
+from ..runtime.checkpoint import SafeCheckpointer
+from .command import add_datasets_argument
+from .paths import find_file
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Model:
     name: str
     cfg: CfgNode
     model: nn.Module
+    weights: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("NAME", "CONFIG", "WEIGHTS"),
         help="a trained model: a name for the tables, its .yaml, its checkpoint (several times)",
     )
-    parser.add_argument(
-        "--register-coco", nargs=3, action="append", default=[], metavar=("NAME", "JSON", "IMAGES")
-    )
+    add_datasets_argument(parser)
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... for every model")
 
 
@@ -47,20 +49,32 @@ def load_models(args: argparse.Namespace) -> List[Model]:
     """
     setup_logger(name="skd")
     logging.getLogger("fvcore").setLevel(logging.ERROR)  # that stock models ignore "distiller."
-    for data_set in args.register_coco:
-        register_coco(*data_set)
+    for dataset in args.register_coco:
+        register_coco(*dataset)
     names = [name for name, _, _ in args.model]
     if len(set(names)) < len(names):
         raise ValueError(f"--model has a name twice: {names}.")
     models = []
     for name, config, weights in args.model:
+        config, weights = find_file(config), find_file(weights)
         for path in (config, weights):
             if "://" not in path and not os.path.exists(path):
                 raise ValueError(f"--model {name}: no file '{path}'.")
+        if is_lazy_file(config):
+            raise ValueError(f"--model {name}: '{config}' is a LazyConfig; give a YAML config.")
         cfg = read_config(config)
         cfg.merge_from_list(args.opts)
         cfg = student_config(cfg)
         model = build_model(cfg).eval()
         SafeCheckpointer(model).load(weights)
-        models.append(Model(name, cfg, model))
+        models.append(Model(name, cfg, model, weights))
     return models
+
+
+def load_predictor(cfg: CfgNode) -> DefaultPredictor:
+    """Detectron2's predictor, with ``cfg.MODEL.WEIGHTS`` loaded by our checkpointer."""
+    cfg, weights = cfg.clone(), cfg.MODEL.WEIGHTS
+    cfg.MODEL.WEIGHTS = ""
+    predictor = DefaultPredictor(cfg)
+    SafeCheckpointer(predictor.model).load(weights)
+    return predictor

@@ -14,12 +14,11 @@ from detectron2.engine import DefaultPredictor
 from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
-from skd import student_config
-from skd.config import read_config
-from skd.modeling.features import FeatureTap
-from skd.visualization.attention import attention_over_image
-
-from .runs import read_metrics
+from ..config import read_config, student_config
+from ..modeling.features import FeatureTap
+from ..visualization.attention import attention_over_image
+from .metrics import read_metrics
+from .models import load_predictor
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -30,8 +29,8 @@ SCALE = 3  # enlargement of the small images
 MIN_SCORE = 0.4  # of predictions shown
 TITLES = {
     "teacher": "teacher",
-    "baseline": "student before\n(alone)",
-    "distilled": "student after\n(distilled)",
+    "baseline": "baseline",
+    "distilled": "distilled",
 }
 
 
@@ -39,6 +38,8 @@ def load_config(folder: str) -> CfgNode:
     """The plain config of a finished run, with its final weights."""
     cfg = student_config(read_config(os.path.join(folder, "config.yaml")))
     cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
+    if "TIMM" in cfg.MODEL:
+        cfg.MODEL.TIMM.PRETRAINED = False  # nothing to fetch: all is in MODEL.WEIGHTS
     return cfg
 
 
@@ -54,12 +55,17 @@ def draw_all(output: str, folders: Dict[str, str]) -> None:
     configs = {name: load_config(folder) for name, folder in folders.items()}
     dataset = configs["baseline"].DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)[:IMAGES]
-    predictors = {name: DefaultPredictor(cfg) for name, cfg in configs.items()}
+    predictors = {name: load_predictor(cfg) for name, cfg in configs.items()}
     draw_predictions(os.path.join(output, "predictions.png"), predictors, records, dataset)
     models = {name: predictor.model for name, predictor in predictors.items()}
     draw_attention(os.path.join(output, "attention.png"), models, records)
     students = {n: f for n, f in folders.items() if n != "teacher"}
     draw_curves(os.path.join(output, "curves.png"), students)
+
+
+def as_label(name: str) -> str:
+    """A name for matplotlib: no formula between "$", and not left out for its first letter."""
+    return " " + name.replace("$", r"\$")
 
 
 def _grid(path: str, columns: List[str], rows: List[List[np.ndarray]]) -> None:

@@ -4,16 +4,15 @@ import math
 import statistics
 from typing import List
 
-# Student's t for a two-sided 95% interval, by degrees of freedom
-T95 = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
+from scipy import stats
 
 
 def half_width(values: List[float]) -> float:
-    """Half of the interval of the mean; nan for a single value."""
+    """Half of the two-sided 95% interval of the mean (Student's t); nan for a single value."""
     if len(values) < 2:
         return math.nan
-    t = T95[len(values) - 1] if len(values) <= len(T95) else 1.96
-    return t * statistics.stdev(values) / math.sqrt(len(values))
+    t = stats.t.ppf(0.975, len(values) - 1)
+    return float(t) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def interval(values: List[float], sign: str = "") -> str:

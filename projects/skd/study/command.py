@@ -1,0 +1,73 @@
+"""What every command in tools/ does the same way: help with defaults, errors of one line."""
+
+import argparse
+import os
+import sys
+from typing import Callable, Optional
+
+import yaml
+
+from ..runtime.safe_files import CheckpointError
+
+USER_ERRORS = (
+    ValueError,
+    KeyError,
+    OSError,
+    AssertionError,  # of yacs
+    NotImplementedError,
+    ImportError,
+    CheckpointError,
+    yaml.YAMLError,
+)
+TRACEBACK_VARIABLE = "SKD_TRACEBACK"  # set to see where an error comes from
+
+
+class RunError(RuntimeError):
+    """A run in a process of its own failed; the message ends with its output."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> Optional[str]:
+        told = "default" in (action.help or "")
+        empty = action.default is None or action.default in ([], False)
+        return action.help if told or empty else super()._get_help_string(action)
+
+
+def command_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring and states the defaults."""
+    return argparse.ArgumentParser(description=doc, formatter_class=_Help)
+
+
+def add_datasets_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--register-coco", nargs=3, action="append", default=[], metavar=("NAME", "JSON", "IMAGES"),
+        help="make a dataset in COCO's format known as NAME (several times)",
+    )  # fmt: skip
+
+
+def run_command(main: Callable[[], Optional[int]]) -> int:
+    """
+    Returns:
+        The exit code: 2 after an error of the user's, told in one line; 1 after a run that failed;
+        130 after Ctrl-C.
+    """
+    try:
+        return main() or 0
+    except KeyboardInterrupt:
+        print("Interrupted; repeat the command to go on.", file=sys.stderr)
+        return 130
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except USER_ERRORS as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+
+
+def message_of(error: BaseException) -> str:
+    """An exception's message in one line."""
+    # str() of a KeyError is the repr of its key
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,138 @@
+"""What tools/compare.py does."""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any, Dict, List
+
+from ..config import is_lazy_file, read_config
+from ..config.lazy import allow
+from ..data import register_coco
+from ..distillers import DISTILLER_REGISTRY
+from .design import BASELINE, Study, StudyRun, load_study
+from .devices import default_jobs, default_threads
+from .paths import find_file
+from .results import header, table, write_results
+from .runs import run_all
+from .tables import print_table
+
+
+def compare(args: argparse.Namespace, command: str) -> int:
+    """
+    Run what is not finished and report everything.
+
+    Args:
+        args: of the command line.
+        command: how to make it again, for the report.
+
+    Returns:
+        The exit code: 1 if a run failed.
+    """
+    for dataset in args.register_coco:
+        register_coco(*dataset)
+    flags = [part for dataset in args.register_coco for part in ("--register-coco", *dataset)]
+    study = Study(load_study(args.study) if args.study else spec_of(args), args.work, flags)
+    study.check()
+    output, runs = args.output or args.work, study.runs()
+    waiting = [run for run in runs if not run.finished()]
+    if not args.report_only and waiting:
+        _same_commands(runs)
+        print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already.", flush=True)
+        jobs = args.jobs or default_jobs()
+        threads = _same_threads(args.work, args.threads, default_threads(jobs, len(runs)))
+        run_all(
+            waiting, jobs, resume=True, keep_going=True, threads=threads,
+            on_end=lambda run: write_results(study, output, command),
+        )  # fmt: skip
+    write_results(study, output, command)
+    for comparison in study.comparisons:
+        print_table(comparison.name, header(comparison), table(comparison))
+    from .report import write_report  # with matplotlib and the models
+
+    write_report(study, output, command, args.images)
+    print(f"{output}/report.html holds all of it.")
+    failed = [run for run in waiting if run.error]
+    for run in failed:
+        print(f"'{run.name}' {run.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
+    """A study from the flags."""
+    if not (args.config_file and args.teacher):
+        raise ValueError("Give a study file, or --config-file and --teacher.")
+    known = sorted(name for name, _ in DISTILLER_REGISTRY)
+    names = [n for n in (known if args.methods == ["all"] else args.methods) if n != BASELINE]
+    paths = [find_file(path) for path in args.config_file]
+    for path in (*paths, find_file(args.teacher)):
+        allow(path)  # Python or not: the user has named it
+    detectors = dict(zip(_short_names(paths), ({"config": path} for path in paths)))
+    for entry in detectors.values():
+        entry["iterations"] = args.iterations or _iterations(entry["config"])
+    return {
+        "iterations": args.iterations or 0,
+        "seeds": args.seeds,
+        "opts": args.opts,
+        "teachers": {"teacher": {"config": args.teacher, "weights": args.teacher_weights or ""}},
+        "detectors": detectors,
+        "methods": {name: {"MODEL.DISTILLER.NAME": name} for name in names},
+        "compare": [
+            {"name": name, "detector": name, "methods": [BASELINE, *names]} for name in detectors
+        ],
+    }
+
+
+def _short_names(paths: List[str]) -> List[str]:
+    """Files' names, with their folders where two are called the same."""
+    stems = [os.path.splitext(path)[0] for path in paths]
+    short = [os.path.basename(stem) for stem in stems]
+    return [stem if short.count(name) > 1 else name for name, stem in zip(short, stems)]
+
+
+def _iterations(path: str) -> int:
+    cfg = read_config(path)
+    return cfg.train.max_iter if is_lazy_file(path) else cfg.SOLVER.MAX_ITER
+
+
+def _same_threads(work: str, given: int, default: int) -> int:
+    """
+    The number of threads of this study's runs, noted in its folder: with another number the same
+    run would end with other weights.
+
+    Raises:
+        ValueError: ``given`` is not the number that other runs of the study had.
+    """
+    path = os.path.join(work, "threads.json")
+    if os.path.exists(path):
+        with open(path) as f:
+            noted = int(json.load(f))
+        if given not in (0, noted):
+            raise ValueError(
+                f"--threads is {given}, but runs in '{work}' had {noted}, and with other threads "
+                "weights differ: leave it out, or choose another --work."
+            )
+        return noted
+    os.makedirs(work, exist_ok=True)
+    with open(path, "w") as f:
+        json.dump(given or default, f)
+    return given or default
+
+
+def _same_commands(runs: List[StudyRun]) -> None:
+    """Note each run's command in its folder. Raises ValueError if another was run there."""
+    for run in runs:
+        path, command = os.path.join(run.folder, "command.json"), run.command()[1:]
+        if os.path.exists(path):
+            with open(path) as f:
+                earlier = json.load(f)
+            if earlier != command:
+                raise ValueError(
+                    f"{run.folder} holds another run than '{run.name}' is now. Earlier: "
+                    f"{' '.join(earlier)} Now: {' '.join(command)} "
+                    "Delete the folder, or choose another --work."
+                )
+        else:
+            os.makedirs(run.folder, exist_ok=True)
+            with open(path, "w") as f:
+                json.dump(command, f)

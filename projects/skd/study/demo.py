@@ -1,0 +1,93 @@
+"""What tools/demo.py does."""
+
+import argparse
+import json
+import os
+import shutil
+from typing import List
+
+from . import pictures
+from .devices import cores
+from .metrics import TASKS, read_ap
+from .paths import find_file
+from .runs import Run, run_all
+from .tables import markdown_table, print_table
+
+CONFIGS = os.path.join("configs", "shapes")
+ITERATIONS = 800
+MODELS = ("teacher", "baseline", "distilled")
+FILES = ("results.json", "report.md", "attention.png", "predictions.png", "curves.png")
+
+
+def demo(args: argparse.Namespace) -> None:
+    """
+    Train, evaluate, draw and report, in ``args.output``.
+
+    Raises:
+        ValueError: the folder holds something else than an earlier demo.
+        RunError: a run failed.
+    """
+    others = set(os.listdir(args.output)) - {*MODELS, *FILES} if os.path.exists(args.output) else {}
+    if others:
+        raise ValueError(
+            f"{args.output} holds more than a demo ({min(others)}): name another folder"
+        )
+    shutil.rmtree(args.output, ignore_errors=True)  # an earlier demo's curves would mix in
+
+    students = ["SEED", str(args.seed), *args.opts]
+    folder = {name: os.path.join(args.output, name) for name in MODELS}
+    teacher, weights = find_file(f"{CONFIGS}/teacher.yaml"), find_file(f"{CONFIGS}/teacher.pth")
+    # as flags, because a config's paths are the checkout's
+    flags = ["--teacher", teacher, "--teacher-weights", weights]
+    given = ("baseline", f"{CONFIGS}/student.yaml", []), (
+        "distilled", f"{CONFIGS}/skd_student.yaml", flags,
+    )  # fmt: skip
+    runs = [
+        Run(name, find_file(config), folder[name], args.iterations, students, more)
+        for name, config, more in reversed(given)
+    ]
+    # trained already, so only evaluated
+    runs.append(Run("teacher", teacher, folder["teacher"], 0, ["MODEL.WEIGHTS", weights]))
+    print("Training the baseline and the distilled student side by side ...", flush=True)
+    run_all(runs, jobs=min(len(runs), cores()))
+    shutil.copy(weights, os.path.join(folder["teacher"], "model_final.pth"))
+
+    results = {name: read_ap(path) for name, path in folder.items()}
+    with open(os.path.join(args.output, "results.json"), "w") as f:
+        f.write(json.dumps(results, indent=2) + "\n")
+    print("Drawing pictures ...", flush=True)
+    pictures.draw_all(args.output, folder)
+
+    header = ["model", *TASKS.values()]
+    rows = [[n, *(f"{results[n][t]:.1f}" for t in TASKS)] for n in results]
+    gain = [f"{results['distilled'][t] - results['baseline'][t]:+.1f}" for t in TASKS]
+    rows.append(["gain by distillation", *gain])
+    _write_report(args, runs, markdown_table(header, rows))
+    print(f"Everything is in {args.output}; start with report.md.")
+    print_table("Built-in dataset, validation split", header, rows)
+
+
+def _write_report(args: argparse.Namespace, runs: List[Run], table: str) -> None:
+    commands = "\n".join("python " + " ".join(run.command()[1:]) for run in runs)
+    with open(os.path.join(args.output, "report.md"), "w") as f:
+        f.write(f"""# A Mask R-CNN, distilled
+
+{table}
+The two students are the same network with the same first weights, {args.iterations} iterations,
+and order of images (seed {args.seed}); the distilled one learned from the teacher's feature maps as
+well. One seed says little: `make study` compares several, and other methods.
+
+![Predictions of the teacher and of both students](predictions.png)
+
+Spatial attention (mean of absolute features) of teacher and students at one FPN level:
+
+![Spatial attention](attention.png)
+
+![Loss and AP over the iterations](curves.png)
+
+Made by
+
+```
+{commands}
+```
+""")

@@ -1,0 +1,83 @@
+"""What a run's metrics.json says. Metrics are 0 to 100; names are Detectron2's."""
+
+import json
+import math
+import os
+import re
+from typing import Dict, List, Optional
+
+# By metric its name in tables. The first of these that a run has is its main metric.
+METRICS = {
+    "bbox/AP": "box AP",
+    "segm/AP": "mask AP",
+    "keypoints/AP": "keypoint AP",
+    "panoptic_seg/PQ": "PQ",
+    "sem_seg/mIoU": "mIoU",
+}
+TASKS = {"bbox": "box AP", "segm": "mask AP"}
+# with several test sets Detectron2 puts "DATASET/" before it
+_METRIC = re.compile(
+    r"(?:.+/)?(?:(?:bbox|segm|keypoints)/AP(?:50|75|s|m|l)?|panoptic_seg/PQ|sem_seg/mIoU)"
+)
+
+
+def read_metrics(folder: str) -> List[Dict]:
+    """The rows of metrics.json; a line that is cut off, as by a full disk, is left out."""
+    rows = []
+    try:
+        with open(os.path.join(folder, "metrics.json"), errors="replace") as f:
+            for line in f:
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if isinstance(row, dict) and "iteration" in row:
+                    rows.append(row)
+    except FileNotFoundError:  # not there yet
+        pass
+    return rows
+
+
+def main_metrics(row: Dict) -> List[str]:
+    """The keys of a row that are main metrics of a task, in the order of ``METRICS``."""
+    found = [key for key in row if title_of(key)]
+    order = list(METRICS.values())
+    return sorted(found, key=lambda key: (order.index(title_of(key).split(",")[0]), key))
+
+
+def title_of(key: str) -> str:
+    """A main metric's name in tables, "" for any other key."""
+    for metric, title in METRICS.items():
+        if key == metric:
+            return title
+        if key.endswith("/" + metric):
+            return f"{title}, {key[: -len(metric) - 1]}"
+    return ""
+
+
+def evaluations(rows: List[Dict]) -> List[Dict]:
+    """The rows that hold an evaluation."""
+    return [row for row in rows if main_metrics(row)]
+
+
+def scores(row: Dict) -> Dict[str, Optional[float]]:
+    """
+    The metrics of a row. None where there is no object of a size; 0 where Detectron2 has nan,
+    because the model found nothing at all.
+    """
+    return {key: _score(key, row) for key in row if _METRIC.fullmatch(key)}
+
+
+def _score(key: str, row: Dict) -> Optional[float]:
+    main = re.sub(r"/AP(50|75|s|m|l)$", "/AP", key)
+    if math.isnan(row.get(main, math.nan)):
+        return 0.0
+    return None if math.isnan(row[key]) else round(row[key], 3)
+
+
+def read_ap(folder: str) -> Dict[str, float]:
+    """The last evaluation of a run: AP of boxes and masks, 0 to 100, by task."""
+    done = evaluations(read_metrics(folder))
+    if not done:
+        raise ValueError(f"'{folder}' holds no evaluation.")
+    return {task: done[-1][f"{task}/AP"] for task in TASKS if f"{task}/AP" in done[-1]}

@@ -1,0 +1,110 @@
+"""Results of a study, from the runs that are finished."""
+
+import json
+import math
+import os
+import statistics
+from typing import Dict, List, Sequence
+
+from .design import BASELINE, Comparison, Study, StudyRun
+from .metrics import METRICS, main_metrics, title_of
+from .statistics import interval
+from .tables import markdown_table
+
+
+def groups(comparison: Comparison) -> Dict[str, List[StudyRun]]:
+    """Runs by method, with the teacher where there are several."""
+    several = len({run.teacher for run in comparison.runs if run.teacher}) > 1
+    out: Dict[str, List[StudyRun]] = {}
+    for run in comparison.runs:
+        name = f"{run.method}, teacher {run.teacher}" if several and run.teacher else run.method
+        out.setdefault(name, []).append(run)
+    return out
+
+
+def metrics_of(runs: Sequence[StudyRun]) -> List[str]:
+    """The main metrics that any of the runs has; box AP if none is finished."""
+    rows = [run.result() for run in runs]
+    return main_metrics({key: 0 for row in rows for key in row.get("ap", {})}) or [*METRICS][:1]
+
+
+def header(comparison: Comparison) -> List[str]:
+    titles = [title_of(key) for key in metrics_of(comparison.runs)]
+    return ["method", "seeds", *titles, *(f"{title} - baseline's" for title in titles)]
+
+
+def table(comparison: Comparison) -> List[List[str]]:
+    """Rows of method, runs, metrics and their paired differences to the baseline of a seed."""
+    metrics = metrics_of(comparison.runs)
+    results = {
+        name: {run.seed: run.result()["ap"] for run in runs if run.result()["status"] == "done"}
+        for name, runs in groups(comparison).items()
+    }
+    baseline = results.get(BASELINE, {})
+    rows = []
+    for name, seeds in results.items():
+        row = [name, str(len(seeds))]
+        for key in metrics:
+            row.append(interval([ap[key] for ap in seeds.values() if key in ap]))
+        for key in metrics:
+            pairs = [(ap[key], baseline[s][key]) for s, ap in seeds.items()
+                     if key in ap and key in baseline.get(s, {})]  # fmt: skip
+            row.append("" if name == BASELINE else interval([a - b for a, b in pairs], "+"))
+        rows.append(row)
+    if not baseline:
+        return rows
+    first = [row for row in rows if row[0] == BASELINE]
+    others = [row for row in rows if row[0] != BASELINE]
+    return first + sorted(others, key=_first_number, reverse=True)
+
+
+def _first_number(row: List[str]) -> float:
+    return float(row[2].split()[0]) if row[2] != "-" else -1.0
+
+
+def write_results(study: Study, output: str, command: str) -> None:
+    """results.jsonl and README.md, from what is finished."""
+    os.makedirs(output, exist_ok=True)
+    results = [run.result() for run in study.runs()]
+    with open(os.path.join(output, "results.jsonl"), "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in results)
+    done = [row for row in results if row["status"] == "done"]
+    lines = [
+        "# Comparison of methods\n",
+        f"{len(done)} of {len(results)} runs are done. Metrics of the last iteration: mean and 95% "
+        "confidence interval (Student's t) over the seeds, and the same of the differences to the "
+        "baseline of the same seed.\n",
+    ]
+    teachers = [row for row in done if row["method"] == "teacher"]
+    if teachers:
+        keys = main_metrics({key: 0 for row in teachers for key in row["ap"]})
+        rows = [[r["teacher"], *(_one(r["ap"].get(key)) for key in keys)] for r in teachers]
+        lines += ["## Teachers\n", markdown_table(["teacher", *map(title_of, keys)], rows)]
+    for comparison in study.comparisons:
+        lines += [
+            f"## {_line(comparison.name)}\n",
+            markdown_table(header(comparison), table(comparison)),
+        ]
+    failed = [row for row in results if row["status"] == "failed"]
+    if failed:
+        lines.append("## Failed\n")
+        lines += [f"- `{row['command']}`" for row in failed]
+        lines.append("")
+    lines.append(f"Made by\n\n```\n{command}\n```")
+    with open(os.path.join(output, "README.md"), "w") as f:
+        f.write("\n".join(lines) + "\n")
+
+
+def mean_ap(runs: Sequence[StudyRun], key: str) -> float:
+    """Mean over the finished runs; nan if there is none that has it."""
+    values = [run.result()["ap"].get(key) for run in runs if run.finished()]
+    values = [v for v in values if v is not None]
+    return statistics.mean(values) if values else math.nan
+
+
+def _line(name: str) -> str:
+    return " ".join(name.split())
+
+
+def _one(value) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,198 @@
+"""What tools/robustness.py does."""
+
+import argparse
+import hashlib
+import json
+import os
+from importlib import metadata
+from typing import Any, Dict, List, Optional
+
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils.file_io import PathManager
+from rich.progress import track
+
+from ..evaluation import CorruptedMapper, build_evaluator, mean_performance
+from .metrics import TASKS
+from .models import Model, load_models
+from .pictures import as_label, plt
+from .tables import markdown_table, print_table
+
+Row = Dict[str, Any]
+
+
+def robustness(args: argparse.Namespace) -> None:
+    """Evaluate what results.jsonl does not hold yet; write README.md and pictures."""
+    models = load_models(args)
+    os.makedirs(args.output, exist_ok=True)
+    path = os.path.join(args.output, "results.jsonl")
+    known = read_rows(path)
+    conditions = [(None, 0)] + [(c, s) for c in args.corruptions for s in args.severities]
+    keys = []
+    for model in models:
+        content = content_of(model, args)
+        keys += [{"model": model.name, **content, "corruption": c, "severity": s}
+                 for c, s in conditions]  # fmt: skip
+    rows = [next((row for row in known if _same(row, key)), None) for key in keys]
+    rows = [row and {**row, "model": key["model"]} for row, key in zip(rows, keys)]
+    by_name = {model.name: model for model in models}
+    waiting = [i for i, row in enumerate(rows) if row is None]
+    for i in track(waiting, "evaluating", disable=not waiting):
+        model = by_name[keys[i]["model"]]
+        rows[i] = {**keys[i], "ap": evaluate(model, keys[i], args, keys[i]["dataset"])}
+        with open(path, "a") as f:  # each evaluation is kept as soon as it is done
+            f.write(json.dumps(rows[i]) + "\n")
+    report(rows, list(by_name), args)
+
+
+def content_of(model: Model, args: argparse.Namespace) -> Row:
+    """
+    What a result depends on, by content: a file that was written anew or a name that was
+    registered for other data does not get numbers that are kept of another.
+    """
+    dataset = args.dataset or model.cfg.DATASETS.TEST[0]
+    cfg = model.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""  # that file is not the one that was loaded
+    try:
+        version = metadata.version("imagecorruptions-imaug")
+    except metadata.PackageNotFoundError:
+        version = ""
+    return {
+        "dataset": dataset,
+        "weights": hash_file(model.weights),
+        "config": _hash(cfg.dump().encode()),
+        "data": hash_dataset(dataset),
+        "seed": args.seed,
+        "corruptions_version": version,
+    }
+
+
+def hash_file(path: str) -> str:
+    """SHA-256 of a file, in parts that fit into memory."""
+    digest = hashlib.sha256()
+    with open(PathManager.get_local_path(path), "rb") as f:
+        for part in iter(lambda: f.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def hash_dataset(name: str) -> str:
+    """Of a dataset's records and its images' content."""
+    records = DatasetCatalog.get(name)
+    digest = hashlib.sha256(json.dumps(records, sort_keys=True, default=str).encode())
+    for record in records:
+        digest.update(hash_file(record["file_name"]).encode())
+    return digest.hexdigest()
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _same(row: Row, key: Row) -> bool:
+    return all(row.get(k, "") == v for k, v in key.items() if k != "model") and "ap" in row
+
+
+def read_rows(path: str) -> List[Row]:
+    """What was evaluated before; a line cut off by an interruption is dropped from the file."""
+    if not os.path.exists(path):
+        return []
+    rows, good = [], []
+    with open(path) as f:
+        for line in f:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            rows.append(row)
+            good.append(line)
+    with open(path, "w") as f:
+        f.writelines(line.rstrip("\n") + "\n" for line in good)
+    return rows
+
+
+def evaluate(model: Model, key: Row, args: argparse.Namespace, dataset: str) -> Dict[str, float]:
+    """AP by task, 0 to 100."""
+    mapper = None
+    if key["corruption"]:
+        mapper = CorruptedMapper(model.cfg, key["corruption"], key["severity"], args.seed)
+    loader = build_detection_test_loader(
+        model.cfg, dataset, mapper=mapper, num_workers=args.workers
+    )
+    results = inference_on_dataset(model.model, loader, build_evaluator(dataset, args.output))
+    return {task: results[task]["AP"] for task in TASKS if task in results}
+
+
+def summary(rows: List[Row], names: List[str]) -> List[List[str]]:
+    """For each task and model: clean AP, mPC, rPC."""
+    table = []
+    for task, title in TASKS.items():
+        for name in names:
+            clean, corrupted = _select(rows, name, task)
+            if clean is None or not corrupted:
+                continue
+            means = mean_performance(clean, corrupted)
+            table.append([f"{name}, {title}", *(f"{v:.1f}" for v in (clean, *means.values()))])
+    return table
+
+
+def _select(rows: List[Row], name: str, task: str):
+    clean: Optional[float] = None
+    corrupted: Dict[str, Dict[int, float]] = {}
+    for row in rows:
+        if row["model"] == name and task in row["ap"]:
+            if row["corruption"] is None:
+                clean = row["ap"][task]
+            else:
+                corrupted.setdefault(row["corruption"], {})[row["severity"]] = row["ap"][task]
+    return clean, corrupted
+
+
+def report(rows: List[Row], names: List[str], args: argparse.Namespace) -> None:
+    header = ["model", "clean AP", "mPC", "rPC"]
+    table = summary(rows, names)
+    lines = ["# Robustness against image corruptions\n", markdown_table(header, table)]
+    for task, title in TASKS.items():
+        selected = {name: _select(rows, name, task)[1] for name in names}
+        if not all(selected.values()):
+            continue
+        means = [
+            [c, *(f"{sum(s[c].values()) / len(s[c]):.1f}" for s in selected.values())]
+            for c in args.corruptions
+        ]
+        lines += [
+            f"## {title}, mean over severities {' '.join(map(str, args.severities))}\n",
+            markdown_table(["corruption", *names], means),
+        ]
+        draw(os.path.join(args.output, f"{task}.png"), selected, rows, task)
+        lines.append(f"![{title} by severity]({task}.png)\n")
+    with open(os.path.join(args.output, "README.md"), "w") as f:
+        f.write("\n".join(lines))
+    print_table("mean performance under corruption", header, table)
+
+
+def draw(path: str, selected: Dict[str, Dict], rows: List[Row], task: str) -> None:
+    """AP over severity, a panel for each corruption."""
+    corruptions = list(next(iter(selected.values())))
+    columns = min(5, len(corruptions))
+    lines = -(-len(corruptions) // columns)
+    fig, axes = plt.subplots(
+        lines, columns, figsize=(2.6 * columns, 2.2 * lines), squeeze=False, sharey=True
+    )
+    for ax in axes.flat[len(corruptions) :]:
+        ax.axis("off")
+    for ax, corruption in zip(axes.flat, corruptions):
+        for name, by in selected.items():
+            clean, _ = _select(rows, name, task)
+            points = {0: clean, **dict(sorted(by[corruption].items()))}
+            ax.plot(list(points), list(points.values()), "o-", markersize=3, label=as_label(name))
+        ax.set_title(corruption.replace("_", " "), fontsize=9)
+        ax.set_ylim(0, None)
+        ax.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=7)
+    fig.supxlabel("severity", fontsize=9)
+    fig.supylabel(TASKS[task], fontsize=9)
+    fig.tight_layout()
+    fig.savefig(path, dpi=90)
+    plt.close(fig)

@@ -1,0 +1,188 @@
+"""What the commands stand on, without a training."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from skd.study import report, runs
+from skd.study.command import RunError, command_parser, run_command
+from skd.study.compare import _same_threads, _short_names
+from skd.study.design import Study, StudyRun
+from skd.study.devices import default_threads, visible_gpus
+from skd.study.metrics import main_metrics, read_metrics, scores, title_of
+from skd.study.results import header, table
+from skd.study.runs import Run, least_used
+from skd.study.tables import markdown_table, print_table
+
+
+def write_rows(folder, *lines):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "metrics.json"), "w") as f:
+        f.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
+    open(os.path.join(folder, "model_final.pth"), "w").close()
+
+
+@pytest.mark.parametrize("half", ['{"iteration": 19, "total_lo\n', "\0\0\n", "7\n"])
+def test_half_a_line_hides_nothing_else(tmp_path, half):
+    write_rows(tmp_path, half, {"iteration": 39, "bbox/AP": 3.0})
+    assert read_metrics(str(tmp_path)) == [{"iteration": 39, "bbox/AP": 3.0}]
+    assert Run("x", "c", str(tmp_path), 40).finished()
+
+
+@pytest.mark.parametrize(
+    "key", ["bbox/AP", "keypoints/AP", "sem_seg/mIoU", "panoptic_seg/PQ", "my_val/segm/AP"]
+)
+def test_students_of_every_task_finish(tmp_path, key):
+    write_rows(tmp_path, {"iteration": 0, "total_loss": 1.0})
+    run = StudyRun("x", "c.yaml", str(tmp_path), 1)
+    assert not run.finished()
+    write_rows(tmp_path, {"iteration": 0, key: 5.0})
+    assert run.finished()
+
+
+def test_metrics_of_other_tasks_are_in_the_tables(tmp_path):
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    done = []
+    for method, value in (("baseline", 40.0), ("AT", 42.5)):
+        write_rows(tmp_path / method, {"iteration": 0, "sem_seg/mIoU": value, "sem_seg/fwIoU": 1})
+        done.append(
+            StudyRun(method, str(tmp_path / "c.yaml"), str(tmp_path / method), 1, method=method)
+        )
+    comparison = SimpleNamespace(runs=done, name="x")
+    assert header(comparison) == ["method", "seeds", "mIoU", "mIoU - baseline's"]
+    assert table(comparison) == [["baseline", "1", "40.0", ""], ["AT", "1", "42.5", "+2.5"]]
+
+
+def test_scores_by_hand():
+    row = {"bbox/AP": float("nan"), "bbox/APs": float("nan"), "iteration": 3}
+    assert scores(row) == {"bbox/AP": 0.0, "bbox/APs": 0.0}
+    row = {"segm/AP": 12.34567, "segm/APl": float("nan"), "bbox/AP-circle": 3.0}
+    assert scores(row) == {"segm/AP": 12.346, "segm/APl": None}
+    assert main_metrics({"segm/AP": 1, "bbox/AP": 1, "bbox/AP50": 1}) == ["bbox/AP", "segm/AP"]
+    assert title_of("val/bbox/AP") == "box AP, val" and title_of("bbox/AP50") == ""
+
+
+@pytest.mark.parametrize("name", ["AT [/bold]", "AT [bold]", "$x", "_AT", "a|b", "x\ny", "a--b"])
+def test_markup_in_names_is_harmless(name, capsys, tmp_path):
+    print_table("t", ["method"], [[name]])
+    assert name.replace("\n", " ") in capsys.readouterr().out
+    assert len(markdown_table(["method"], [[name]]).splitlines()) == 3
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    write_rows(tmp_path, {"iteration": 0, "bbox/AP": 1.0})
+    run = StudyRun(name, str(tmp_path / "c.yaml"), str(tmp_path), 1, method=name)
+    svg = report._curves(SimpleNamespace(runs=[run]))
+    assert svg.startswith("<svg") and svg.count("<!--") == svg.count("-->")
+    with runs.Display([run]) as display:
+        display.update(run, True)
+
+
+ATTACK = "<img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize("name", [ATTACK, "{{ 7 * 7 }}", "</script>" + ATTACK, "@PICTURES@"])
+def test_the_report_shows_names_as_text(name, tmp_path, monkeypatch):
+    shown = {"models": ["ground truth", ATTACK, name], "images": []}
+    monkeypatch.setattr(report, "_pictures", lambda study, images: shown)
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    write_rows(tmp_path, {"iteration": 0, "bbox/AP": 1.0})
+    run = StudyRun(name, str(tmp_path / "c.yaml"), str(tmp_path), 1, method=name)
+    study = SimpleNamespace(comparisons=[SimpleNamespace(name=name, runs=[run])])
+    report.write_report(study, str(tmp_path), f"compare.py {name}", 1)
+    page = (tmp_path / "report.html").read_text()
+    assert "<img src=x" not in page and "49" not in page.split("<svg")[0].split("</style>")[1]
+    assert page.count("</script>") == 1
+
+
+SPEC = {
+    "iterations": 1,
+    "seeds": [1],
+    "teachers": {"t": {"config": "configs/shapes/teacher.yaml", "weights": "x.pth"}},
+    "detectors": {"d": {"config": "configs/shapes/student.yaml"}},
+    "methods": {"A/B": {}, "A:B": {}, "a b": {}, "..": {}},
+}
+
+
+@pytest.mark.parametrize("names", [("A/B", "A:B"), ("A:B", "a b"), ("..", "A/B")])
+def test_two_names_cannot_share_a_folder(names, tmp_path):
+    spec = {**SPEC, "compare": [{"name": "x", "detector": "d", "methods": list(names)}]}
+    with pytest.raises(ValueError, match="would share the folder"):
+        Study(spec, str(tmp_path))
+    one = {**SPEC, "compare": [{"name": "x", "detector": "d", "methods": ["A/B"]}]}
+    assert len(Study(one, str(tmp_path)).runs()) == 2
+
+
+def test_configs_of_one_file_name_are_two_detectors():
+    assert _short_names(["a/s.yaml", "b/s.yaml", "c/t.py"]) == ["a/s", "b/s", "t"]
+
+
+def test_every_run_has_the_threads_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("skd.study.devices.cores", lambda: 8)
+    assert default_threads(4, 11) == 2 and default_threads(8, 2) == 4
+    assert _same_threads(str(tmp_path), 0, 2) == 2
+    assert _same_threads(str(tmp_path), 0, 8) == 2  # the last run of eleven
+    with pytest.raises(ValueError, match="--threads is 3, but runs in .* had 2"):
+        _same_threads(str(tmp_path), 3, 8)
+
+
+def test_a_gpu_for_each_run(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-ab")
+    assert visible_gpus() == ["2", "GPU-ab"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1", "2"]
+    on = [Run("", "", "", 1, gpu=gpu) for gpu in ("0", "2", "1", "0")]
+    assert least_used(["0", "1", "2"], on[:2]) == "1" and least_used(["0", "1", "2"], on) == "1"
+    assert least_used([], on) == ""
+
+
+def test_a_run_sees_its_gpu_and_threads(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"
+    run = Run("x", str(tmp_path / "c.yaml"), str(tmp_path / "run"), 1)
+    monkeypatch.setattr(Run, "command", lambda self: [runs.sys.executable, "-c", code])
+    run.start(3, gpu="5")
+    assert run.process.wait() == 0
+    assert (tmp_path / "run" / "stdout.txt").read_text() == "5 3\n"
+
+
+def test_the_command_of_a_lazy_config(tmp_path):
+    (tmp_path / "c.py").write_text("")
+    run = Run("x", str(tmp_path / "c.py"), "out", 7, ["SEED", "3", "model.levels", "['p3']"])
+    assert run.command()[-4:] == [
+        "train.max_iter=7", "train.output_dir=out", "train.seed=3", "model.levels=['p3']"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error,code,words",
+    [
+        (ValueError("first\n  second"), 2, "error: first second\n"),
+        (KeyError("Non-existent config key: X"), 2, "error: Non-existent config key: X\n"),
+        (FileNotFoundError(2, "No such file or directory", "a"), 2, "error: [Errno 2]"),
+        (RunError("the run 'x' ended with 1"), 1, "error: the run 'x'"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+    ],
+)
+def test_an_error_of_the_users_is_one_line(error, code, words, capsys):
+    def main():
+        raise error
+
+    assert run_command(main) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(words) and printed.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0)
+
+
+def test_help_states_defaults_that_say_something():
+    parser = command_parser("x")
+    parser.add_argument("--a", default=3, help="first")
+    parser.add_argument("--b", nargs="*", default=[], help="second")
+    text = parser.format_help()
+    assert "first (default: 3)" in text and "second\n" in text
