@@ -5,6 +5,7 @@ import os
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
+from detectron2.engine import launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
@@ -41,12 +42,23 @@ def test_what_training_changed_is_kept_and_the_rest_follows_the_config():
     assert loaded.state_dict() == state  # what it took up, it keeps
 
 
-def test_each_process_has_its_own(monkeypatch):
+def process(out):
+    rank = comm.get_rank()
     model = Counting()
     hook = PlainNumbers(model, 2)
-    monkeypatch.setattr(comm, "get_rank", lambda: 1)
-    hook.load_state_dict({"processes": [{"mean": 1.0}, {"mean": 2.0}]})
-    assert model.mean == 2.0
+    hook.trainer = Trainer()
+    hook.trainer.iter, model.mean = 1, float(rank)
+    hook.after_step()  # before a checkpoint, which process 0 writes
+    state = comm.all_gather(hook.state_dict())[0]
+    again = Counting()
+    PlainNumbers(again, 2).load_state_dict(state)
+    torch.save(again.mean, f"{out}/{rank}")
+
+
+def test_each_process_has_its_own(tmp_path):
+    port = 20000 + (os.getpid() + 1) % 20000
+    launch(process, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(str(tmp_path),))
+    assert [torch.load(tmp_path / str(i)) for i in range(2)] == [0.0, 1.0]
 
 
 def run(base, folder, resume=False):

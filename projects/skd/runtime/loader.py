@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # how long a worker outlives a SIGTERM, for the training process to finish its iteration
 WORKER_GRACE_SECONDS = 60
 
-Place = Tuple[int, int]  # in the order of all processes, and in the data set
+Place = Tuple[int, int]  # in the order of all processes, and in the dataset
 
 
 def seed_everything(*numbers: int) -> None:
@@ -89,7 +89,7 @@ class MappedDataset(Dataset):
             raise DataError(
                 f"Image '{record.get('file_name')}' (id {record.get('image_id')!r}) cannot be "
                 f"used: {type(error).__name__}: {error}. tools/check_dataset.py lists all that is "
-                "wrong with a data set."
+                "wrong with a dataset."
             ) from error
 
 
@@ -176,7 +176,7 @@ def build_train_loader(
     In place of ``build_detection_train_loader``, with the same arguments, or a config.
 
     Args:
-        dataset: list of records, or a map-style data set of them. (An iterable one has no order
+        dataset: list of records, or a map-style dataset of them. (An iterable one has no order
             to go on in; use Detectron2's loader for it.)
         mapper, sampler, total_batch_size, aspect_ratio_grouping, num_workers, collate_fn, kwargs:
             as there.
@@ -187,10 +187,10 @@ def build_train_loader(
         A :class:`TrainLoader`.
 
     Raises:
-        ValueError: an iterable data set, or a batch that the processes cannot share equally.
+        ValueError: an iterable dataset, or a batch that the processes cannot share equally.
     """
     if isinstance(dataset, IterableDataset):
-        raise ValueError("An iterable data set has no places: use build_detection_train_loader.")
+        raise ValueError("An iterable dataset has no places: use build_detection_train_loader.")
     world = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world:
         raise ValueError(
