@@ -11,6 +11,7 @@ import torch
 from detectron2.config import LazyCall, LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.engine import launch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -492,3 +493,33 @@ def test_other_formats_are_named_by_what_is_supported(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(content))
     said = str(check_coco(str(tmp_path / "a.json"), str(tmp_path / "images"))[0])
     assert "cannot identify image file" in said and "JPEG" in said and "PNG" in said
+
+
+# --------------------------------------------------------------------------- several processes
+
+
+def _two_processes(folder):
+    from detectron2.utils import comm
+
+    from skd.data import coco, fit
+
+    for name in ("a", "b"):
+        register_coco(name, f"{folder}/{name}.json", f"{folder}/images", check=False)
+    if not comm.is_main_process():
+        fit.check_one = coco.check_one = None  # it must not be needed
+    check_fit(["a"], ["b"], BOXES)
+    names = MetadataCatalog.get("b").thing_classes
+    categories = {o["category_id"] for r in DatasetCatalog.get("b") for o in r["annotations"]}
+    with open(f"{folder}/rank{comm.get_rank()}", "w") as f:
+        f.write(f"{names} {categories}")
+    with pytest.raises(ValueError, match="do not agree by name"):
+        register_coco("c", f"{folder}/c.json", f"{folder}/images", check=False)
+        check_fit(["a"], ["c"], BOXES)
+
+
+def test_one_process_checks_and_tells_the_other(tmp_path):
+    for name, classes in (("a", "xy"), ("b", "yx"), ("c", "yz")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content_of(tmp_path, tuple(classes))))
+    launch(_two_processes, 2, dist_url="auto", args=(str(tmp_path),))
+    for rank in (0, 1):
+        assert (tmp_path / f"rank{rank}").read_text() == "['x', 'y'] {0, 1}"

@@ -164,7 +164,10 @@ def _structure(content: Any) -> Iterator[Problem]:
             yield Problem("error", key, f"has no list '{key}'")
             continue
         kinds = set()
+        whole = key == "annotations"  # of these there are many: two whole numbers will do
         for i, entry in enumerate(content[key]):
+            if whole and _two_whole_numbers(entry):
+                continue
             problem = _entry(entry, key)
             if problem:
                 yield Problem("error", f"{key}[{i}]", problem)
@@ -174,6 +177,12 @@ def _structure(content: Any) -> Iterator[Problem]:
             yield Problem("error", key, "has ids that are numbers and ids that are text")
     if content.get("images") == [] or content.get("categories") == []:
         yield Problem("error", "top", "lists no images, or no categories")
+
+
+def _two_whole_numbers(annotation: Any) -> bool:
+    if type(annotation) is not dict:
+        return False
+    return type(annotation.get("image_id")) is type(annotation.get("category_id")) is int
 
 
 def _entry(entry: Any, key: str) -> str:

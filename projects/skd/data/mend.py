@@ -76,16 +76,16 @@ def _whole(entry: Dict[str, Any], keys: Sequence[str], where: str, notes: Notes)
 
 def _references(content: Dict[str, Any], notes: Notes) -> None:
     """Ids that are numbers here and the same numbers as text or floats there."""
-    known = [
-        (key, {entry["id"] for entry in content[lists]})
-        for key, lists in (("image_id", "images"), ("category_id", "categories"))
-    ]
+    images, categories = ({e["id"] for e in content[key]} for key in ("images", "categories"))
     for i, annotation in enumerate(content.get("annotations", [])):
-        for key, ids in known:
+        image_id, category_id = annotation["image_id"], annotation["category_id"]
+        if type(image_id) is type(category_id) is int:
+            continue
+        for key, ids in (("image_id", images), ("category_id", categories)):
             value = annotation[key]
             if type(value) is float:
                 _whole(annotation, (key,), f"annotations[{i}]", notes)
-            elif value not in ids and type(value) is str and _as_int(value) in ids:
+            elif type(value) is str and value not in ids and _as_int(value) in ids:
                 annotation[key] = _as_int(value)
                 notes.add(f"annotations[{i}]", f"{key} is a number in quotes: taken for the number")
 
