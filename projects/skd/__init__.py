@@ -3,7 +3,7 @@
 from .config import add_skd_config, distill, student_config
 from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, GradientBalance, StructuredDistiller
-from .modeling.meta_arch import DistillRCNN
+from .modeling.meta_arch import DistillRCNN, student_of
 from .modeling.teacher import FrozenTeacher, build_teacher
 from .modeling.timm_backbone import TimmBackbone
 
@@ -23,4 +23,5 @@ __all__ = [
     "register_coco",
     "register_shapes",
     "student_config",
+    "student_of",
 ]

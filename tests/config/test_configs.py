@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 
 from skd import add_skd_config, distill, student_config
 from skd.config import is_distilling, is_lazy_file
-from skd.modeling.teacher import find_config, zoo_names
+from skd.modeling.model_zoo import find_config, zoo_names
 from tests.helpers import ROOT, read_config, tiny_config
 
 LEAVES = sorted(glob.glob(os.path.join(ROOT, "configs", "COCO-*", "*.yaml")))

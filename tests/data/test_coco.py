@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from skd import distill, register_coco, student_config
 from skd.data import check_datasets
 from skd.data.shapes import SHAPES_CLASSES, VERSION
-from skd.modeling.teacher import find_config
+from skd.modeling.model_zoo import find_config
 from tests.helpers import run_script, tiny_config
 
 

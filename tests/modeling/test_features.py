@@ -6,8 +6,9 @@ from detectron2.modeling import build_model
 from skd import student_config
 from skd.modeling.features import (
     FeatureTap,
-    LevelPair,
-    align,
+    Tapped,
+    check_maps,
+    crop,
     feature_modules,
     get_feature_module,
     pair_levels,
@@ -56,26 +57,48 @@ def test_level_without_partner_is_refused():
         pair_levels(P2_P6, P3_P7, ["p2", "p3"])
 
 
-def pair(stride):
-    spec = ShapeSpec(channels=2, stride=stride)
-    return LevelPair("p4", "p4", spec, spec)
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_maps_without_a_stride_are_refused(whose):
+    given = {"student": P2_P6, "teacher": P2_P6, whose: {"dark3": ShapeSpec(channels=8)}}
+    with pytest.raises(ValueError, match=rf"{whose}'s feature maps \['dark3'\] have no stride"):
+        pair_levels(**given)
 
 
-def test_align_crops_to_the_upper_left():
+def test_crop_is_to_the_upper_left():
     a = torch.arange(2 * 2 * 6 * 8).view(2, 2, 6, 8).float()
     b = torch.zeros(2, 3, 8, 8)  # padded to a square
-    student, teacher = align(a, b, pair(16), (90, 120))
+    student, teacher = crop(a, b)
     assert student.shape == (2, 2, 6, 8) and teacher.shape == (2, 3, 6, 8)
     assert torch.equal(student, a)
-    student, _ = align(a, b[..., :5, :7], pair(16), (80, 100))
-    assert torch.equal(student, a[..., :5, :7])
+    assert torch.equal(crop(a, b[..., :5, :7])[0], a[..., :5, :7])
 
 
-def test_align_refuses_maps_that_do_not_cover_the_image():
-    with pytest.raises(ValueError, match=r"\(2, 2, 6, 8\).*\(2, 2, 3, 4\).*stride 16"):
-        align(torch.zeros(2, 2, 6, 8), torch.zeros(2, 2, 3, 4), pair(16), (96, 128))
-    with pytest.raises(ValueError, match="cannot be matched"):
-        align(torch.zeros(2, 2, 6, 8), torch.zeros(1, 2, 6, 8), pair(16), (96, 128))
+IMAGES = [(90, 120), (96, 100)]
+
+
+@pytest.mark.parametrize(
+    "size,input_size",
+    [((6, 8), (96, 128)), ((6, 7), (96, 128)), ((8, 8), (128, 128)), ((6, 8), None),
+     ((12, 16), None), ((12, 16), (6, 8)), ((6, 8), (90, 120))],
+)  # fmt: skip
+def test_sizes_that_follow_from_the_padded_images(size, input_size):
+    check_maps(Tapped({"p4": torch.zeros(2, 8, *size)}, input_size), shapes(p4=16), IMAGES, "x")
+
+
+@pytest.mark.parametrize(
+    "p4,input_size,message",
+    [
+        (torch.zeros(2, 8, 3, 4), (96, 128), r"\(2, 8, 3, 4\).*at least \(6, 7\).*stride 16"),
+        (torch.zeros(2, 8, 12, 16), (96, 128), r"padded to \(96, 128\).*most \(6, 8\).*strides"),
+        (torch.zeros(6, 8, 6, 8), (96, 128), "the batch has 2 images.*TridentNet"),
+        (torch.zeros(2, 9, 6, 8), (96, 128), "says 8 channels"),
+        ((torch.zeros(2, 8, 6, 8), "mask"), None, "student's 'p4' is tuple"),
+        (None, None, "student's 'p4' is missing"),
+    ],
+)
+def test_maps_that_cannot_be_matched_are_refused(p4, input_size, message):
+    with pytest.raises(ValueError, match=message):
+        check_maps(Tapped({"p4": p4}, input_size), shapes(p4=16), IMAGES, "student")
 
 
 def test_tap_reads_once_and_leaves_nothing():
@@ -84,6 +107,33 @@ def test_tap_reads_once_and_leaves_nothing():
         model.eval()(batch())
     assert list(tap.features) == ["p2", "p3", "p4", "p5", "p6"]
     assert not model.backbone._forward_hooks
+
+
+def test_tap_keeps_the_maps_of_that_moment():
+    module = torch.nn.Module()
+    module.forward = lambda x: {"p2": x}
+    image = torch.zeros(1, 3, 8, 8)
+    with FeatureTap(module) as tap:
+        module(image)["p2"] = "something else"
+    assert tap.read() == Tapped({"p2": image}, (8, 8))
+
+
+@pytest.mark.parametrize("runs", [0, 2])
+def test_a_module_that_does_not_run_once_is_refused(runs):
+    module = torch.nn.Module()
+    module.forward = lambda: {"p2": None}
+    with FeatureTap(module, "KEY") as tap:
+        for _ in range(runs):
+            module()
+    with pytest.raises(ValueError, match=f"KEY names a Module that ran {runs} times"):
+        tap.features
+
+
+def test_a_module_that_returns_no_dict_is_refused():
+    module = torch.nn.Identity()
+    with pytest.raises(ValueError, match="KEY names a Identity that returned a int"):
+        with FeatureTap(module, "KEY"):
+            module(3)
 
 
 def test_tap_is_removed_after_an_error():

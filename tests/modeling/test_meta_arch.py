@@ -1,8 +1,11 @@
+"""DistillRCNN: what it adds to the student, and what it leaves alone."""
+
 import copy
+import pickle
 
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
@@ -62,33 +65,37 @@ def test_teacher_is_outside_of_everything(cfg):
     assert not any(m.training for m in model.teacher.modules())
     assert all(m.training for m in model.modules())
     model.eval()
-    assert not any(m.training for m in (*model.modules(), model.student))
+    assert not any(m.training for m in model.modules())
 
 
 def test_everything_moves_together(cfg):
     model = build_model(cfg).to(torch.float64)
-    assert model.teacher.pixel_mean.dtype == torch.float64
-    assert next(model.teacher.parameters()).dtype == torch.float64
-    assert model.student.pixel_mean.dtype == torch.float64
-    assert model.pixel_mean is model.student.pixel_mean
+    tensors = [*model.teacher.parameters(), *model.teacher.buffers(), model.pixel_mean]
+    assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float64}
 
 
-def test_deepcopy_is_a_whole_of_its_own(cfg):
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_is_a_whole_of_its_own(cfg, duplicate):
     model = build_model(cfg)
-    twin = copy.deepcopy(model)
-    assert twin.student.backbone is twin.backbone is not model.backbone
-    losses_of(twin, batch())[0]["loss_distill_structured_nl"].backward()
+    twin = duplicate(model)
+    assert type(twin) is type(model) and twin.backbone is not model.backbone
+    assert twin.teacher is not model.teacher and twin.pairs == model.pairs
+    expected, losses = (losses_of(m, batch())[0] for m in (model, twin))
+    assert losses.keys() == expected.keys()
+    assert all(torch.equal(losses[k], v) for k, v in expected.items())
+    losses["loss_distill_structured_nl"].backward()
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_eval_is_the_student(cfg):
+def test_eval_is_the_student(cfg, monkeypatch):
     model = build_model(cfg).eval()
+    student = build_model(student_config(cfg)).eval()
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("distiller.")}
+    student.load_state_dict(state, strict=True)
+    monkeypatch.setattr(model.teacher, "start", None)
     inputs = batch()
-    calls = []
-    model.teacher.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        ours, expected = model(inputs), model.student(inputs)
-    assert not calls
+        ours, expected = model(inputs), student(inputs)
     for a, b in zip(ours, expected):
         assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
         assert torch.equal(a["instances"].scores, b["instances"].scores)
@@ -128,7 +135,7 @@ def test_pairs_train_every_parameter_and_come_closer(student, teacher, levels, r
     assert history[-1] < 0.9 * history[0]
 
 
-def test_colour_orders_may_differ(teacher_files):
+def test_color_orders_may_differ(teacher_files):
     """The same picture, told to the student as BGR and as RGB, is the same to the teacher."""
     inputs = batch()
     seen = []
@@ -180,15 +187,26 @@ def test_a_detector_loss_that_is_not_finite_is_named(cfg):
         losses_of(model, batch(), iteration=2)
 
 
+@META_ARCH_REGISTRY.register()
+class MeanOfP2(GeneralizedRCNN):
+    """Whose only loss needs no event storage, and no images."""
+
+    def forward(self, inputs):
+        return {"loss": self.backbone(inputs[0]["pixels"])["p2"].sum()}
+
+
 def test_needs_no_event_storage(teacher_files):
-    # the detectors of these tests do, so the student's own part is replaced
-    model = build_model(distilling(tiny_config(), teacher_files, VIS_PERIOD=1))
-    image = torch.randn(2, 3, 96, 128)
-    model.student.forward = lambda _: {"loss": model.backbone(image)["p2"].sum()}
-    assert set(model(batch())) == {"loss", *TERMS}
-    image.fill_(float("inf"))
+    model = build_model(
+        distilling(
+            tiny_config(), teacher_files, VIS_PERIOD=1, MODEL__STUDENT__META_ARCHITECTURE="MeanOfP2"
+        )
+    )
+    inputs = batch()
+    inputs[0]["pixels"] = torch.randn(2, 3, 96, 128)
+    assert set(model(inputs)) == {"loss", *TERMS}
+    inputs[0]["pixels"].fill_(float("inf"))
     with pytest.raises(FloatingPointError, match="not finite at this step, images .*: loss is nan"):
-        model(batch())
+        model(inputs)
 
 
 def test_pictures_of_attention_at_vis_period(cfg):

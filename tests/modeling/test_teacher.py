@@ -1,18 +1,22 @@
+import copy
 import logging
 import os
+import pickle
 from functools import partial
 
 import pytest
 import torch
 from detectron2.config import LazyConfig
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone import Backbone
+from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from skd import FrozenTeacher, build_teacher, student_config
-from skd.modeling.teacher import find_config, zoo_names
+from skd.modeling.model_zoo import find_config, zoo_names
+from skd.modeling.teacher_speed import PRECISIONS
 from tests.helpers import ROOT, batch, distilling, read_config, tiny_config
 
 # how far features may be from fp32, as a fraction of the largest at their level
@@ -37,7 +41,7 @@ def test_features_are_those_of_the_detector_itself(teacher_files, option):
     inputs = batch(n=3, height=70, width=90)  # padding needed
     with torch.no_grad():
         expected = model.backbone(model.preprocess_image(inputs).tensor)
-    ours = teacher.start(inputs, "BGR")()
+    ours = teacher.start(inputs, "BGR")().maps
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         error = (ours[name].float() - value).abs().max() / value.abs().max()
@@ -70,6 +74,87 @@ def test_a_side_stream_changes_nothing(teacher_files):
         ours = beside.start(inputs, "BGR")()
         for name, value in plain(inputs, "BGR").items():
             assert torch.equal(ours[name], value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_computes_in_its_own_precision_under_autocast(teacher_files, precision):
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1], precision=precision)
+    expected = teacher(batch(), "BGR")
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = teacher(batch(), "BGR")
+    for name, x in maps.items():
+        assert x.dtype == PRECISIONS[precision] and torch.equal(x, expected[name])
+
+
+def test_a_copy_computes_the_same(teacher_files):
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1])
+    expected = teacher(batch(), "BGR")
+    for twin in (copy.deepcopy(teacher), pickle.loads(pickle.dumps(teacher))):
+        assert all(torch.equal(x, expected[n]) for n, x in twin(batch(), "BGR").items())
+
+
+class Scaled(GeneralizedRCNN):
+    """Divides by 255 first, as YOLOX and its kin do."""
+
+    def preprocess_image(self, inputs):
+        return super().preprocess_image([{"image": x["image"] / 255} for x in inputs])
+
+
+class Closure(nn.Module):
+    """Keeps its mean in a function, as DETR's line does."""
+
+    input_format = "BGR"
+
+    def __init__(self, detector, own=True):
+        super().__init__()
+        self.backbone = detector.backbone
+        mean, std = detector.pixel_mean, detector.pixel_std
+        self.normalizer = lambda x: (x - mean) / std
+        if own:
+            self.preprocess_image = self._prepare
+
+    def _prepare(self, inputs):
+        return ImageList.from_tensors([self.normalizer(x["image"]) for x in inputs], 32)
+
+
+class Nested(nn.Module):
+    """Has its backbone somewhere else."""
+
+    input_format = "BGR"
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detr = nn.Module()
+        self.detr.backbone = detector.backbone
+        self.pixel_mean, self.pixel_std = detector.pixel_mean, detector.pixel_std
+
+
+def tiny_detector(kind=GeneralizedRCNN, **changes):
+    return kind(student_config(tiny_config("faster_rcnn", **changes))).eval()
+
+
+def untrained(model, **kwargs):
+    return FrozenTeacher(model=model, weights="", random_weights=True, **kwargs)
+
+
+def test_images_are_prepared_as_the_detector_does():
+    model = tiny_detector(Scaled, MODEL__PIXEL_MEAN=[0.4, 0.45, 0.48])
+    images = model.preprocess_image(batch()).tensor
+    with torch.no_grad():
+        expected = model.backbone(images)["p2"]
+    ours = untrained(model, fold_bn=False, channels_last=False)(batch(), "BGR")["p2"]
+    assert torch.equal(ours, expected)
+    assert "roi_heads" in dict(model.named_children())  # the caller's detector is whole
+    assert "p2" in untrained(Closure(tiny_detector()))(batch(), "BGR")
+    with pytest.raises(ValueError, match="Closure, has neither preprocess_image.* nor tensors"):
+        untrained(Closure(tiny_detector(), own=False))
+
+
+def test_a_backbone_somewhere_else_can_be_named():
+    with pytest.raises(ValueError, match="FEATURES is 'backbone'.* do: detr.backbone"):
+        untrained(Nested(tiny_detector()))
+    teacher = untrained(Nested(tiny_detector()), features="detr.backbone")
+    assert list(teacher(batch(), "BGR")) == ["p2", "p3", "p4", "p5", "p6"]
 
 
 class Echo(Backbone):
@@ -129,7 +214,7 @@ def test_stays_in_eval_without_gradients_or_events(teacher_files):
 
 def test_only_the_backbone_is_kept(teacher_files):
     teacher = build_teacher(teacher_files[0], weights=teacher_files[1])
-    assert {k.split(".")[0] for k in teacher.state_dict()} == {"backbone"}
+    assert {k.split(".")[1] for k in teacher.state_dict()} == {"backbone"}
 
 
 def test_weights_that_do_not_fit_are_named(teacher_files, tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.utils.events import EventStorage
 
 from skd.engine import SKDTrainer
@@ -13,22 +13,22 @@ from skd.runtime.step import build_trainer
 from tests.helpers import batch, distilling, patched, run_script, tiny_config
 
 
+@META_ARCH_REGISTRY.register()
+class MeanOfP3(GeneralizedRCNN):
+    def forward(self, inputs):
+        images = self.preprocess_image(inputs)
+        return {"loss_own": self.backbone(images.tensor)["p3"].square().mean()}
+
+
 def distilling_model(teacher_files):
     """Whose losses are all means over images: no batch statistics, and no sampling."""
     cfg = distilling(
         tiny_config(), teacher_files, "mean",
-        MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="",
+        MODEL__STUDENT__META_ARCHITECTURE="MeanOfP3", MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="",
         MODEL__DISTILLER__STRUCTURED__NON_LOCAL__NORM="",
     )  # fmt: skip
     torch.manual_seed(0)
-    model = build_model(cfg)
-
-    def forward(inputs):
-        images = model.student.preprocess_image(inputs)
-        return {"loss_own": model.backbone(images.tensor)["p3"].square().mean()}
-
-    model.student.forward = forward
-    return model
+    return build_model(cfg)
 
 
 def gradients(model, parts):

@@ -22,7 +22,7 @@ def test_padding_is_left_out():
     )
 
 
-def test_rgb_of_both_colour_orders():
+def test_rgb_of_both_color_orders():
     image = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
     assert to_rgb(image, "RGB")[0, 0].tolist() == [1, 2, 3]
     assert to_rgb(image, "BGR")[0, 0].tolist() == [3, 2, 1]
@@ -31,6 +31,6 @@ def test_rgb_of_both_colour_orders():
 @pytest.mark.parametrize("size,tile", [((96, 128), (96, 128)), ((640, 960), (213, 320))])
 def test_large_images_give_small_pictures(size, tile):
     maps = {"p3": torch.rand(2, 4, size[0] // 8, size[1] // 8)}
-    inputs = {"image": torch.zeros(3, *size, dtype=torch.uint8)}
-    picture = draw_attention(inputs, "BGR", maps, maps, {"p3": 8})
+    pixels = torch.zeros(3, *size, dtype=torch.uint8)
+    picture = draw_attention(pixels, "BGR", maps, maps, {"p3": 8})
     assert picture.shape == (3, tile[0], 3 * tile[1]) and picture.dtype == torch.uint8

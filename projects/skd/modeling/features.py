@@ -4,12 +4,25 @@ Where feature maps come from, and which of the student's belongs to which of the
 Shape legend: N images, C channels, H x W positions of a feature map.
 """
 
-from typing import Dict, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from detectron2.layers import ShapeSpec
 from tabulate import tabulate
 from torch import nn
+
+Maps = Dict[str, torch.Tensor]
+Size = Tuple[int, int]  # height and width
+
+
+class Tapped(NamedTuple):
+    """
+    maps: (N, C, H, W) by name; input_size: height and width of the padded images that the module
+    was given, None if it takes something else.
+    """
+
+    maps: Maps
+    input_size: Optional[Size]
 
 
 class FeatureTap:
@@ -17,7 +30,8 @@ class FeatureTap:
     Reads the dict of feature maps a module returns, without changing the module.
 
     The hook exists only inside the ``with`` block: outside of it the model is untouched, and no
-    feature map outlives the step unless the caller keeps it.
+    feature map outlives the step unless the caller keeps it. The dict is copied when the module
+    returns it, because some detectors put something else into it afterwards (DETR does).
 
     Examples:
     ::
@@ -26,19 +40,51 @@ class FeatureTap:
         tap.features["p2"]  # (N, C, H, W)
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, key: str = "the tapped module"):
+        """
+        Args:
+            module: what to read from.
+            key: where the user named the module, for errors.
+        """
         self.module = module
-        self.features: Dict[str, torch.Tensor] = {}
+        self.key = key
+        self._runs: List[Tapped] = []
 
     def __enter__(self) -> "FeatureTap":
+        self._runs = []
         self._handle = self.module.register_forward_hook(self._read)
         return self
 
     def __exit__(self, *_) -> None:
         self._handle.remove()
 
-    def _read(self, module, inputs, output) -> None:
-        self.features = output
+    def _read(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, dict):
+            raise ValueError(
+                f"{self.key} names a {type(module).__name__} that returned a "
+                f"{type(output).__name__}; it must return a dict of feature maps."
+            )
+        image = inputs[0] if inputs else None
+        is_image = isinstance(image, torch.Tensor) and image.dim() == 4
+        self._runs.append(Tapped(dict(output), tuple(image.shape[-2:]) if is_image else None))
+
+    @property
+    def features(self) -> Maps:
+        """The maps (N, C, H, W) by name; see :meth:`read`."""
+        return self.read().maps
+
+    def read(self) -> Tapped:
+        """
+        Raises:
+            ValueError: the module did not run exactly once.
+        """
+        if len(self._runs) != 1:
+            raise ValueError(
+                f"{self.key} names a {type(self.module).__name__} that ran {len(self._runs)} times "
+                "in one step; it must run once. (A detector that calls the forward() of a module "
+                "instead of the module does not count.)"
+            )
+        return self._runs[0]
 
 
 def feature_modules(model: nn.Module) -> Dict[str, nn.Module]:
@@ -104,8 +150,17 @@ def pair_levels(
         stride, the one of the same name is taken, else the last.
 
     Raises:
-        ValueError: a level that the student lacks or that has no partner, or no common stride.
+        ValueError: a level that the student lacks or that has no partner, a map without a stride,
+            or no common stride.
     """
+    for whose, shapes in (("student", student), ("teacher", teacher)):
+        without = [name for name, shape in shapes.items() if not shape.stride]
+        if without:
+            raise ValueError(
+                f"The {whose}'s feature maps {without} have no stride, and maps are paired by "
+                "stride. output_shape() of what is tapped must return "
+                "ShapeSpec(channels=..., stride=...) for each."
+            )
     unknown = [name for name in levels if name not in student]
     if unknown:
         raise ValueError(
@@ -119,11 +174,11 @@ def pair_levels(
             continue
         partner = name if name in partners else partners[-1]
         pairs[name] = LevelPair(name, partner, shape, teacher[partner])
-    alone = [name for name in levels if name not in pairs]
-    if alone or not pairs:
-        what = f"No feature map of the teacher has the stride of the student's {alone}"
+    unpaired = [name for name in levels if name not in pairs]
+    if unpaired or not pairs:
+        what = f"No feature map of the teacher has the stride of the student's {unpaired}"
         raise ValueError(
-            (what if alone else "Student and teacher have no feature map of a common stride")
+            (what if unpaired else "Student and teacher have no feature map of a common stride")
             + f".\nstudent:\n{_shape_table(student)}\nteacher:\n{_shape_table(teacher)}"
         )
     return pairs
@@ -134,9 +189,66 @@ def _shape_table(shapes: Dict[str, ShapeSpec]) -> str:
     return tabulate(rows, headers=["name", "stride", "channels"], tablefmt="pipe")
 
 
-def align(
-    student: torch.Tensor, teacher: torch.Tensor, pair: LevelPair, image_size: Tuple[int, int]
-) -> Tuple[torch.Tensor, torch.Tensor]:
+def check_maps(
+    tapped: Tapped, shapes: Dict[str, ShapeSpec], images: Sequence[Size], whose: str
+) -> None:
+    """
+    Check the maps of one network against what its ``output_shape()`` says of them.
+
+    Args:
+        tapped: the maps.
+        shapes: of those that are used.
+        images: sizes in pixels of the batch's images, before padding.
+        whose: "student" or "teacher", for errors.
+
+    Raises:
+        ValueError: a map is missing or no map, has other channels, is not one of each image, or its
+            size does not follow from the images' at its stride.
+    """
+    for name, shape in shapes.items():
+        x = tapped.maps.get(name)
+        if not isinstance(x, torch.Tensor) or x.dim() != 4:
+            raise ValueError(
+                f"The {whose}'s '{name}' is {'missing' if x is None else type(x).__name__}; it "
+                "must be a feature map (N, C, H, W)."
+            )
+        what = f"The {whose}'s '{name}' {tuple(x.shape)} cannot be matched: "
+        if x.shape[1] != shape.channels:
+            raise ValueError(
+                f"{what}output_shape() of what is tapped says {shape.channels} channels."
+            )
+        if x.shape[0] != len(images):
+            raise ValueError(
+                f"{what}the batch has {len(images)} images. A detector that changes the batch (as "
+                "TridentNet, which takes every image three times) can be distilled before it does: "
+                "let FEATURES name a module in front of that."
+            )
+        _check_stride(x, shape.stride, images, tapped.input_size, what)
+
+
+def _check_stride(
+    x: torch.Tensor, stride: int, images: Sequence[Size], input_size: Optional[Size], what: str
+) -> None:
+    largest = tuple(max(side) for side in zip(*images))
+    # halvings may round down each time: in all that is less than one position
+    least = tuple(side // stride for side in largest)
+    sides = most = tuple(x.shape[-2:])
+    # anything smaller is no padded image, but a map that a neck was given
+    if input_size and all(a >= b for a, b in zip(input_size, largest)):
+        most = tuple(-(-side // stride) for side in input_size)
+    if any(side < low for side, low in zip(sides, least)):
+        raise ValueError(
+            f"{what}for images of up to {largest} pixels it must have at least {least} positions "
+            f"at stride {stride}."
+        )
+    if any(side > high for side, high in zip(sides, most)):
+        raise ValueError(
+            f"{what}for images padded to {input_size} pixels it must have at most {most} positions "
+            f"at stride {stride}. output_shape() of what is tapped must give the true strides."
+        )
+
+
+def crop(student: torch.Tensor, teacher: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     """
     Crop two maps of the same stride to what they share.
 
@@ -146,24 +258,9 @@ def align(
 
     Args:
         student, teacher: (N, C_s, H_s, W_s) and (N, C_t, H_t, W_t).
-        pair: what they are.
-        image_size: height and width in pixels of the batch's largest unpadded image.
 
     Returns:
         Views (N, C_s, H, W) and (N, C_t, H, W), H and W the smaller of both.
-
-    Raises:
-        ValueError: the batches differ, or a map is too small to cover the image at its stride.
     """
     h, w = (min(a, b) for a, b in zip(student.shape[-2:], teacher.shape[-2:]))
-    # a level may round down at every halving, never by more than one position
-    covers = all(m + 1 > size // pair.stride for m, size in zip((h, w), image_size))
-    if student.shape[0] != teacher.shape[0] or not covers:
-        raise ValueError(
-            f"The student's '{pair.student_name}' {tuple(student.shape)} and the teacher's "
-            f"'{pair.teacher_name}' {tuple(teacher.shape)} cannot be matched: for images of up to "
-            f"{tuple(image_size)} pixels both must have at least "
-            f"{tuple(size // pair.stride for size in image_size)} positions at stride "
-            f"{pair.stride}."
-        )
     return student[..., :h, :w], teacher[..., :h, :w]

@@ -1,10 +1,12 @@
 """The student, the frozen teacher and the distiller, as one Detectron2 model."""
 
+import copy
+import functools
 import math
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage, has_event_storage
@@ -13,9 +15,32 @@ from torch import nn
 from ..config import student_config
 from ..distillers import Distiller, GradientBalance, build_balance, build_distiller
 from ..visualization.attention import draw_attention
-from .features import FeatureTap, align, get_feature_module, pair_levels
+from .features import (
+    FeatureTap,
+    Maps,
+    Size,
+    Tapped,
+    check_maps,
+    crop,
+    get_feature_module,
+    pair_levels,
+)
 from .inherit import inherit as inherit_from
+from .load import spare_distiller
 from .teacher import FrozenTeacher
+
+Losses = Dict[str, torch.Tensor]
+Terms = Dict[str, Losses]  # by term, then by level
+
+STUDENT_FEATURES = "MODEL.STUDENT.FEATURES"
+
+
+class _Settings(NamedTuple):
+    """What a distilling model knows besides its parts; see :meth:`DistillRCNN.attach`."""
+
+    input_format: str
+    features: str
+    vis_period: int
 
 
 @META_ARCH_REGISTRY.register()
@@ -23,15 +48,35 @@ class DistillRCNN(nn.Module):
     """
     Trains a student detector with its own losses plus those of a distiller.
 
-    To everything around it this is the student: its children, parameters and buffers are the
-    student's under the student's own names, and in eval mode it is the student. Only the
-    distiller's parameters come on top, below ``distiller.``. The teacher is not registered as a
-    submodule, so neither checkpoints, optimizers nor data-parallel wrappers know of it.
+    The model *is* the student: ``DistillRCNN(student=student, ...)`` returns the very object it is
+    given, whose class is from then on made of this one and its own. So everything that can be
+    asked of the student can be asked of the model, and ``isinstance`` says yes to both classes. In
+    eval mode it is the student. Only the distiller comes on top, as the child ``distiller``. The
+    teacher is no child, so neither checkpoints, optimizers nor data-parallel wrappers know of it.
+
+    Attributes:
+        distiller: the method, with its layers.
+        teacher: a :class:`FrozenTeacher`, or what takes its place.
+        pairs: the pairs of maps that are distilled, by the student's name.
     """
 
-    @configurable
-    def __init__(
-        self,
+    _base: Type["DistillRCNN"]
+    _student_class: Type[nn.Module]
+
+    def __new__(cls, cfg: Optional[CfgNode] = None, **kwargs: Any) -> "DistillRCNN":
+        """
+        From a config, or with the arguments of :meth:`attach`; such arguments take precedence.
+        """
+        if cfg is not None:
+            kwargs = {**cls.from_config(cfg), **kwargs}
+        return cls.attach(**kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: Python calls it on what ``__new__`` returns, which is complete."""
+
+    @classmethod
+    def attach(
+        cls,
         *,
         student: nn.Module,
         teacher: FrozenTeacher,
@@ -42,52 +87,53 @@ class DistillRCNN(nn.Module):
         levels: Sequence[str] = (),
         inherit: bool = False,
         vis_period: int = 0,
-    ):
+    ) -> "DistillRCNN":
         """
+        Let a student distil, in place; :func:`student_of` undoes it.
+
         Args:
-            student: any Detectron2 model that returns a dict of losses in training.
+            student: any Detectron2 model that returns its losses in training.
             teacher: see :class:`FrozenTeacher`.
             distiller: a method; its layers are made here.
             balance: weighs the distiller's terms; None leaves their weights as they are.
-            input_format: colour order of the images given to the model, "BGR" or "RGB"; by
+            input_format: color order of the images given to the model, "BGR" or "RGB"; by
                 default ``student.input_format``.
             features: the student's module whose feature maps are distilled.
             levels: names of these maps; empty for all that have a partner in the teacher.
             inherit: copy the teacher's FPN and heads into the student where they agree.
             vis_period: every how many iterations to write pictures of attention; 0 for never.
 
-        Raises:
-            ValueError: an unknown module or level, no common stride, or nothing to inherit.
-        """
-        super().__init__()
-        # the same dicts, not copies: what replaces a tensor in one (as .to() does with buffers)
-        # replaces it in both
-        self._parameters = student._parameters
-        self._buffers = student._buffers
-        self._non_persistent_buffers_set = student._non_persistent_buffers_set
-        self._modules.update(student._modules)
-        self.distiller = distiller
-        distiller.balance = balance
-        # past nn.Module.__setattr__, which would register them
-        object.__setattr__(self, "student", student)
-        object.__setattr__(self, "teacher", teacher)
+        Returns:
+            The student.
 
-        self.input_format = input_format or getattr(student, "input_format", None)
-        if self.input_format not in ("BGR", "RGB"):
+        Raises:
+            ValueError: an unknown module or level, no common stride, nothing to inherit, or a
+                student that has one of the attributes above itself.
+        """
+        spare_distiller()
+        _check_student(student)
+        input_format = input_format or getattr(student, "input_format", None)
+        if input_format not in ("BGR", "RGB"):
             raise ValueError(
-                f"input_format is {self.input_format!r}; give DistillRCNN or its student the "
-                "colour order of the training images: 'BGR' or 'RGB'."
+                f"input_format is {input_format!r}; give DistillRCNN or its student the "
+                "color order of the training images: 'BGR' or 'RGB'."
             )
-        self.vis_period = vis_period
-        module = get_feature_module(student, features, "MODEL.STUDENT.FEATURES")
-        object.__setattr__(self, "_features", module)
-        self.pairs = pair_levels(module.output_shape(), teacher.output_shape(), levels)
+        module = get_feature_module(student, features, STUDENT_FEATURES)
+        pairs = pair_levels(module.output_shape(), teacher.output_shape(), levels)
         parts = teacher.take_components()
         if inherit:
             inherit_from(student, parts)
-        # the student's random numbers (data order, sampling) are those of a plain training
+        # the student's random numbers (data order, sampling) are those of its training without
         with torch.random.fork_rng(devices=[]):
-            distiller.bind({name: (p.student, p.teacher) for name, p in self.pairs.items()})
+            distiller.bind({name: (p.student, p.teacher) for name, p in pairs.items()})
+        student.__class__ = _class_of(cls, type(student))
+        student.distiller = distiller
+        distiller.balance = balance
+        # past nn.Module.__setattr__, which would register the teacher
+        object.__setattr__(student, "teacher", teacher)
+        student.pairs = pairs
+        student._distilling = _Settings(input_format, features, vis_period)
+        return student
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
@@ -115,62 +161,106 @@ class DistillRCNN(nn.Module):
             "vis_period": cfg.VIS_PERIOD,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.student.device
+    def __reduce_ex__(self, protocol: int) -> Tuple[Any, ...]:
+        """Copies and pickles name the student's class, because ours is made at run time."""
+        _, _, *state = super().__reduce_ex__(max(int(protocol), 2))
+        return (_empty, (self._base, self._student_class), *state)
 
-    def train(self, mode: bool = True) -> "DistillRCNN":
-        self.student.train(mode)
-        return super().train(mode)
-
-    def _apply(self, fn, *args, **kwargs) -> "DistillRCNN":
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> "DistillRCNN":
+        """``.to()`` and its like take the teacher along."""
         self.teacher._apply(fn, *args, **kwargs)
         return super()._apply(fn, *args, **kwargs)
 
-    def forward(self, batched_inputs: List[Dict[str, Any]]):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """
-        Same as the student's forward. In training, the losses of the distiller come on top, named
-        ``loss_distill_*``, and the event storage gets ``distill/*`` for each term and level.
+        The student's forward, with all its arguments. In training, the distiller's losses come on
+        top, named ``loss_distill_*``, and the event storage gets ``distill/*`` for each term and
+        level.
 
         Raises:
             FloatingPointError: a loss is not finite; names it, its level and the iteration.
+            ValueError: what the student or the teacher did cannot be distilled; says why.
         """
         if not self.training:
-            return self.student(batched_inputs)
+            return super().forward(*args, **kwargs)
+        batch = self._read_batch(*args, **kwargs)
+        wait_for_teacher = self.teacher.start(batch.inputs, self._distilling.input_format)
+        losses, ours = self._run_student(*args, **kwargs)
+        theirs = wait_for_teacher()
+        self._check_pairs(ours, theirs, batch)
+        maps = {name: ours.maps[name] for name in self.pairs}
+        seen = self._begin_balance(maps)
+        student, teacher = self._pair_maps(seen, theirs.maps)
+        terms = self._distil_maps(student, teacher, batch)
+        terms = self._balance_terms(losses, maps, terms, seen)
+        _report(losses, terms, batch.inputs)
+        _report_balance(self.distiller.balance)
+        self._draw_attention(batch, student, teacher)
+        return _total(losses, terms)
 
-        teacher_features = self.teacher.start(batched_inputs, self.input_format)
-        with FeatureTap(self._features) as tap:
-            losses = self.student(batched_inputs)
-        teacher_features = teacher_features()
-        image_size = [max(x["image"].shape[i] for x in batched_inputs) for i in (1, 2)]
-        balance, maps = self.distiller.balance, {n: tap.features[n] for n in self.pairs}
-        seen = maps
-        if balance is not None:
-            iteration = get_event_storage().iter if has_event_storage() else None
-            seen = balance.begin(maps, iteration)
-        student, teacher = {}, {}
-        for name, pair in self.pairs.items():
-            student[name], teacher[name] = align(
-                seen[name], teacher_features[pair.teacher_name], pair, image_size
+    def _read_batch(self, *args: Any, **kwargs: Any) -> "_Batch":
+        """What distillation needs of the batch, before the student may change it."""
+        inputs = next(filter(_is_batch, (*args, *kwargs.values())), None)
+        if inputs is None:
+            raise TypeError(
+                "DistillRCNN's forward needs Detectron2's batched inputs in training: a list of "
+                "dicts with 'image'."
             )
-        boxes = None
-        if self.distiller.needs_boxes:
-            boxes = self._object_boxes(batched_inputs)
-        terms = self.distiller(student, teacher, boxes)
-        if balance is not None:
-            terms = balance(sum(losses.values()), maps, terms, seen, self.distiller.proportions)
-        _report(losses, terms, batched_inputs)
-        if balance is not None and has_event_storage():
-            balance_scalars(balance)
-        if self.vis_period > 0 and has_event_storage():
-            storage = get_event_storage()
-            if storage.iter % self.vis_period == 0:
-                strides = {name: pair.stride for name, pair in self.pairs.items()}
-                picture = draw_attention(
-                    batched_inputs[0], self.input_format, student, teacher, strides
-                )
-                storage.put_image("attention: input, student, teacher", picture)
-        return {**losses, **{name: sum(levels.values()) for name, levels in terms.items()}}
+        boxes = self._object_boxes(inputs) if self.distiller.needs_boxes else None
+        images = [x["image"] for x in inputs]
+        return _Batch(inputs, images[0], [tuple(x.shape[-2:]) for x in images], boxes)
+
+    def _run_student(self, *args: Any, **kwargs: Any) -> Tuple[Losses, Tapped]:
+        """The student's own losses, and its maps."""
+        # looked up in every step: a module may be replaced (torch.compile, checkpointing)
+        module = self.get_submodule(self._distilling.features)
+        with FeatureTap(module, STUDENT_FEATURES) as tap:
+            losses = super().forward(*args, **kwargs)
+        _check_gradient(module, tap.features)
+        return _named(losses), tap.read()
+
+    def _check_pairs(self, ours: Tapped, theirs: Tapped, batch: "_Batch") -> None:
+        pairs = self.pairs.values()
+        check_maps(ours, {p.student_name: p.student for p in pairs}, batch.sizes, "student")
+        check_maps(theirs, {p.teacher_name: p.teacher for p in pairs}, batch.sizes, "teacher")
+
+    def _pair_maps(self, ours: Maps, theirs: Maps) -> Tuple[Maps, Maps]:
+        """The student's and the teacher's maps by the student's names, of equal sizes."""
+        matched = {n: crop(ours[n], theirs[pair.teacher_name]) for n, pair in self.pairs.items()}
+        student, teacher = ({n: two[i] for n, two in matched.items()} for i in (0, 1))
+        return student, teacher
+
+    def _begin_balance(self, maps: Maps) -> Maps:
+        """What the distiller gets to see of the student's maps."""
+        if self.distiller.balance is None:
+            return maps
+        iteration = get_event_storage().iter if has_event_storage() else None
+        return self.distiller.balance.begin(maps, iteration)
+
+    def _balance_terms(self, losses: Losses, maps: Maps, terms: Terms, seen: Maps) -> Terms:
+        """The terms, weighed by their gradients at the student's maps."""
+        if self.distiller.balance is None:
+            return terms
+        own = sum(loss.reshape(()) for loss in losses.values())
+        return self.distiller.balance(own, maps, terms, seen, self.distiller.proportions)
+
+    def _distil_maps(self, student: Maps, teacher: Maps, batch: "_Batch") -> Terms:
+        boxes = batch.boxes
+        if boxes is not None:
+            device = next(iter(student.values())).device
+            boxes = [b.to(device) for b in boxes]
+        return self.distiller(student, teacher, boxes)
+
+    def _draw_attention(self, batch: "_Batch", student: Maps, teacher: Maps) -> None:
+        """A picture of attention in the event storage, every ``vis_period`` iterations."""
+        period = self._distilling.vis_period
+        if period <= 0 or not has_event_storage() or get_event_storage().iter % period:
+            return
+        strides = {name: pair.stride for name, pair in self.pairs.items()}
+        picture = draw_attention(
+            batch.first_image, self._distilling.input_format, student, teacher, strides
+        )
+        get_event_storage().put_image("attention: input, student, teacher", picture)
 
     def _object_boxes(self, batched_inputs: List[Dict[str, Any]]) -> List[torch.Tensor]:
         try:
@@ -183,30 +273,119 @@ class DistillRCNN(nn.Module):
                 "boxes, and the training images have none: choose a method that does without, like "
                 "StructuredDistiller or PKD."
             )
-        return [b.tensor.to(self.device) for b in boxes]
+        return [b.tensor.clone() for b in boxes]
 
 
-def balance_scalars(balance):
-    storage = get_event_storage()
-    for name, cosine in balance.cosines.items():
-        storage.put_scalar(f"distill/cosine_{name}", cosine.item(), smoothing_hint=False)
-    for name, w in balance.weights().items():
-        storage.put_scalar(f"distill/weight_{name}", w.item(), smoothing_hint=False)
-    for name, n in balance.norms().items():
-        storage.put_scalar(f"distill/norm_{name}", n.item(), smoothing_hint=False)
+class _Batch(NamedTuple):
+    """
+    inputs: as the student gets them; first_image: (C, H, W); sizes: height and width of each image;
+    boxes: (G, 4) of each image, or None where the distiller needs none.
+    """
+
+    inputs: List[Dict[str, Any]]
+    first_image: torch.Tensor
+    sizes: List[Size]
+    boxes: Optional[List[torch.Tensor]]
 
 
-def _report(
-    losses: Dict[str, torch.Tensor],
-    terms: Dict[str, Dict[str, torch.Tensor]],
-    batched_inputs: List[Dict[str, Any]],
-) -> None:
+def student_of(model: nn.Module) -> nn.Module:
+    """
+    The student of a distilling model: an object of its own class, without distiller and teacher,
+    whose children, parameters and buffers are the model's. Any other model is its own student.
+    """
+    if not isinstance(model, DistillRCNN):
+        return model
+    student = copy.copy(model)
+    student.__class__ = type(model)._student_class
+    student._modules = {k: v for k, v in model._modules.items() if k != "distiller"}
+    for name in ("teacher", "pairs", "_distilling"):
+        del student.__dict__[name]
+    return student
+
+
+# what a student has too, and what becomes of both is settled above
+_SHARED = ("_apply", "forward", "from_config")
+
+
+def _check_student(student: nn.Module) -> None:
+    if isinstance(student, DistillRCNN):
+        raise ValueError("The student is a DistillRCNN already: it has a teacher.")
+    ours = ["distiller", "teacher", "pairs", "_distilling", *vars(DistillRCNN)]
+    for name in ours:
+        if not name.startswith("__") and name not in _SHARED and hasattr(student, name):
+            raise ValueError(
+                f"The student, a {type(student).__name__}, has an attribute '{name}', which "
+                "DistillRCNN needs for its own. Rename it in the student's class."
+            )
+    if "forward" in vars(student):
+        raise ValueError(
+            f"The student, a {type(student).__name__}, has a forward() on the object, not in its "
+            "class (as torch.compile(model) makes it). Compile or change its modules instead, or "
+            "DistillRCNN afterwards."
+        )
+
+
+@functools.lru_cache(maxsize=None)
+def _class_of(base: Type[DistillRCNN], student: Type[nn.Module]) -> Type[DistillRCNN]:
+    """One class for each class of students, so that ``type(a) is type(b)`` for two of a kind."""
+    name = f"{base.__name__}[{student.__name__}]"
+    return type(name, (base, student), {"_base": base, "_student_class": student})
+
+
+def _empty(base: Type[DistillRCNN], student: Type[nn.Module]) -> DistillRCNN:
+    """Where a copy or a pickle puts its state; :meth:`DistillRCNN.__new__` would ask for parts."""
+    return object.__new__(_class_of(base, student))
+
+
+def _is_batch(x: Any) -> bool:
+    return (
+        isinstance(x, (list, tuple))
+        and bool(x)
+        and all(isinstance(y, dict) and "image" in y for y in x)
+    )
+
+
+def _check_gradient(module: nn.Module, maps: Maps) -> None:
+    if not torch.is_grad_enabled() or any(x.requires_grad for x in maps.values()):
+        return
+    if any(p.requires_grad for p in module.parameters()):
+        raise ValueError(
+            f"None of the maps {list(maps)} of {STUDENT_FEATURES} has a gradient, though what "
+            "makes them is trained: distillation would not reach it. (Reentrant activation checkpointing "
+            "around it does that; use_reentrant=False, or naming the checkpointed module itself, "
+            "does not.)"
+        )
+
+
+def _named(losses: Any) -> Losses:
+    """The student's losses as a dict; those who train it may have it return a single tensor."""
+    if isinstance(losses, torch.Tensor):
+        # not SimpleTrainer's "total_loss": that is the name of the sum with the distiller's
+        return {"loss": losses}
+    if not isinstance(losses, dict):
+        raise TypeError(
+            f"The student returned a {type(losses).__name__} in training; it must return a dict of "
+            "losses, or a single one."
+        )
+    return losses
+
+
+def _total(losses: Losses, terms: Terms) -> Losses:
+    """The student's losses, and each term's sum over levels."""
+    twice = sorted(losses.keys() & terms.keys())
+    if twice:
+        raise ValueError(f"The student and the distiller both have a loss named {twice}.")
+    return {**losses, **{name: sum(levels.values()) for name, levels in terms.items()}}
+
+
+def _report(losses: Losses, terms: Terms, batched_inputs: List[Dict[str, Any]]) -> None:
     """Write each term at each level to the event storage; stop at the first that is not finite."""
     levels = [(term, level, loss) for term, by in terms.items() for level, loss in by.items()]
     named = dict(losses)
     named.update({f"{term} at level {level}": loss for term, level, loss in levels})
-    # one copy from the device for all of them
-    values = dict(zip(named, torch.stack([v.detach().float() for v in named.values()]).tolist()))
+    # one copy from the device for all of them; a loss may have the shape (1,)
+    flat = torch.stack([v.detach().float().reshape(()) for v in named.values()])
+    values = dict(zip(named, flat.tolist()))
     storage = get_event_storage() if has_event_storage() else None
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
@@ -221,3 +400,17 @@ def _report(
         for term, level, _ in levels:
             name = term.replace("loss_distill_", "distill/")
             storage.put_scalar(f"{name}_{level}", values[f"{term} at level {level}"])
+
+
+def _report_balance(balance: Optional[GradientBalance]) -> None:
+    """Write how the terms are weighed to the event storage."""
+    if balance is None or not has_event_storage():
+        return
+    storage = get_event_storage()
+    for name, values in (
+        ("cosine", balance.cosines),
+        ("weight", balance.weights()),
+        ("norm", balance.norms()),
+    ):
+        for term, value in values.items():
+            storage.put_scalar(f"distill/{name}_{term}", value.item(), smoothing_hint=False)

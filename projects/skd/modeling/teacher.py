@@ -1,37 +1,33 @@
-"""The frozen teacher: found, built, loaded in full or refused, and run without a trace."""
+"""The frozen teacher: built, loaded in full or refused, and run without a trace."""
 
-import difflib
-import glob
+import copy
 import logging
-import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+from itertools import chain
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
-from detectron2 import model_zoo
 from detectron2.config import CfgNode, configurable, instantiate
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
-from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..config import is_lazy_file, lazy, read_config, student_config
-from ..runtime.checkpoint import SafeCheckpointer
-from .features import FeatureTap, get_feature_module
+from ..config import Config, is_lazy_file, lazy, read_config, student_config
+from .features import FeatureTap, Maps, Tapped, feature_modules, get_feature_module
 from .inherit import State, components
+from .load import check_exists, load_in_full
+from .model_zoo import find_config, zoo_weights
 from .teacher_speed import PRECISIONS, fold_batch_norm
 
 logger = logging.getLogger(__name__)
-
-DISTILLER_PREFIX = "distiller."  # keys a distilled student's checkpoint may have on top
 
 
 class FrozenTeacher(nn.Module):
     """
     The backbone of a trained detector, never trained and always in eval mode.
 
-    It normalises and pads images as its own detector does, whatever the student does.
+    Images are normalised and padded by the detector's own code, whatever the student does.
     """
 
     @configurable
@@ -51,11 +47,12 @@ class FrozenTeacher(nn.Module):
     ):
         """
         Args:
-            model: a detector with ``backbone``, ``pixel_mean`` and ``pixel_std``.
+            model: a detector with ``preprocess_image``, as Detectron2's have, or with
+                ``pixel_mean`` and ``pixel_std``.
             weights: its checkpoint, path or URL. Must match ``model`` in full.
-            input_format: colour order the detector was trained with, "BGR" or "RGB"; by default
+            input_format: color order the detector was trained with, "BGR" or "RGB"; by default
                 ``model.input_format``.
-            features: the module of ``model.backbone`` to read feature maps from.
+            features: the module of ``model`` to read feature maps from.
             random_weights: keep the model untrained; ``weights`` must be empty.
             precision, fold_bn, channels_last, compile, side_stream: see ``MODEL.TEACHER``.
 
@@ -64,52 +61,41 @@ class FrozenTeacher(nn.Module):
             ValueError: the file does not fit the model, or an argument is wrong; says which.
         """
         super().__init__()
+        _check(precision, weights, random_weights)
         if random_weights:
-            if weights:
-                raise ValueError(
-                    "MODEL.TEACHER.RANDOM_WEIGHTS is True, but MODEL.TEACHER.WEIGHTS names "
-                    f"'{weights}'. Keep one of the two."
-                )
             logger.warning(
                 "THE TEACHER IS UNTRAINED (MODEL.TEACHER.RANDOM_WEIGHTS): "
                 "the student learns nothing of use from it."
             )
         else:
             load_in_full(model, weights)
-        input_format = input_format or getattr(model, "input_format", None)
-        if input_format not in ("BGR", "RGB"):
+        self.input_format = input_format or getattr(model, "input_format", None)
+        if self.input_format not in ("BGR", "RGB"):
             raise ValueError(
-                f"The teacher's input_format is {input_format!r}; it must be 'BGR' or 'RGB'."
+                f"The teacher's input_format is {self.input_format!r}; it must be 'BGR' or 'RGB'."
             )
-        self.input_format = input_format
         self.weights = weights
-        self.backbone = model.backbone
-        self._components = components(model)
-        get_feature_module(self, features, "MODEL.TEACHER.FEATURES")  # or an error
         self.features = features
-        self.register_buffer("pixel_mean", model.pixel_mean.clone(), persistent=False)
-        self.register_buffer("pixel_std", model.pixel_std.clone(), persistent=False)
+        self._root = _root(model, features)
+        if compile and features != self._root:
+            raise ValueError(
+                f"MODEL.TEACHER.COMPILE needs MODEL.TEACHER.FEATURES '{self._root}', not "
+                f"'{features}'."
+            )
+        self._components = components(model)
+        self.detector = _without_heads(model, features)
         self.requires_grad_(False)
         self.eval()
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"MODEL.TEACHER.PRECISION is {precision!r}; it must be one of "
-                f"{', '.join(map(repr, PRECISIONS))}."
-            )
-        if compile and features != "backbone":
-            raise ValueError(
-                f"MODEL.TEACHER.COMPILE needs MODEL.TEACHER.FEATURES 'backbone', not '{features}'."
-            )
         if fold_bn:
             fold_batch_norm(self.backbone)
         self.backbone.to(dtype=PRECISIONS[precision])
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
-        # past nn.Module.__setattr__, which would register the backbone a second time
-        run = torch.compile(self.backbone, dynamic=True) if compile else self.backbone
-        object.__setattr__(self, "_run", run)
+        self.compile_backbone = compile
         self.side_stream = side_stream
+        self._run: Optional[Callable] = None
         self._stream: Optional["torch.cuda.Stream"] = None
+        self._prepare([torch.zeros(3, 32, 32, dtype=torch.uint8)])  # or an error now
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
@@ -132,22 +118,28 @@ class FrozenTeacher(nn.Module):
         """Stays in eval mode whatever is asked."""
         return super().train(False)
 
+    def __getstate__(self) -> Dict[str, Any]:
+        """Copies and pickles make their own stream, and compile for themselves."""
+        return {**self.__dict__, "_run": None, "_stream": None}
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The module that is given the images; what is tapped is this one or in it."""
+        return self.detector.get_submodule(self._root)
+
     def take_components(self) -> Dict[str, State]:
         """What a student may inherit, by component. Once: afterwards the heads are gone."""
         taken, self._components = self._components, {}
         return taken
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        return self.get_submodule(self.features).output_shape()
+        return self.detector.get_submodule(self.features).output_shape()
 
-    @torch.no_grad()
-    def forward(
-        self, batched_inputs: List[Dict[str, Any]], image_format: str
-    ) -> Dict[str, torch.Tensor]:
+    def forward(self, batched_inputs: List[Dict[str, Any]], image_format: str) -> Maps:
         """
         Args:
             batched_inputs: Detectron2's standard inputs; only ``image`` (C, H, W) is read.
-            image_format: colour order of these images, "BGR" or "RGB".
+            image_format: color order of these images, "BGR" or "RGB".
 
         Returns:
             Feature maps (N, C, H, W) by level name.
@@ -155,56 +147,106 @@ class FrozenTeacher(nn.Module):
         Raises:
             ValueError: an image is larger than the square the teacher pads to.
         """
-        self._check_square(batched_inputs)
-        images = [x["image"].to(self.pixel_mean.device) for x in batched_inputs]
-        if image_format != self.input_format:
-            # before the mean is subtracted: it is in the order of the teacher's channels
-            images = [x.flip(0) for x in images]
-        images = ImageList.from_tensors(
-            [(x - self.pixel_mean) / self.pixel_std for x in images],
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
-        weight = next(self.backbone.parameters(), images.tensor)
-        tensor = images.tensor.to(weight.dtype)
-        if self.features == "backbone":
-            return self._run(tensor)
-        with FeatureTap(self.get_submodule(self.features)) as tap:
-            self.backbone(tensor)
-        return tap.features
+        return self.start(batched_inputs, image_format)().maps
 
     def start(
         self, batched_inputs: List[Dict[str, Any]], image_format: str
-    ) -> Callable[[], Dict[str, torch.Tensor]]:
+    ) -> Callable[[], Tapped]:
         """
         Begin :meth:`forward` on a CUDA stream of the teacher's own; without ``side_stream`` or
         without a GPU run it at once: its working memory is then free again before the student's
         activations are there.
 
         Returns:
-            A function that waits for the feature maps and returns them.
+            A function that waits for the feature maps and returns them, with the size of the
+            padded images.
         """
-        if not self.side_stream or self.pixel_mean.device.type != "cuda":
-            features = self(batched_inputs, image_format)
-            return lambda: features
-        current = torch.cuda.current_stream(self.pixel_mean.device)
+        images = [x["image"] for x in batched_inputs]
+        if image_format != self.input_format:
+            # before the mean is subtracted: it is in the order of the teacher's channels
+            images = [x.flip(0) for x in images]
+        device = self._device()
+        if not self.side_stream or device.type != "cuda":
+            tapped = self._tap(images)
+            return lambda: tapped
+        current = torch.cuda.current_stream(device)
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self.pixel_mean.device)
+            self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            features = self(batched_inputs, image_format)
+            tapped = self._tap(images)
 
-        def wait():
+        def wait() -> Tapped:
             current.wait_stream(self._stream)
-            for x in features.values():
+            for x in tapped.maps.values():
                 x.record_stream(current)  # its memory is in use there until then
-            return features
+            return tapped
 
         return wait
 
-    def _check_square(self, batched_inputs: List[Dict[str, Any]]) -> None:
-        square = self.backbone.padding_constraints.get("square_size", 0)
-        largest = max(max(x["image"].shape[-2:]) for x in batched_inputs)
+    @torch.no_grad()
+    def _tap(self, images: List[torch.Tensor]) -> Tapped:
+        # MODEL.TEACHER.PRECISION says what the teacher computes in, not the student's autocast
+        with torch.autocast(self._device().type, enabled=False):
+            batch = self._prepare(images)
+            batch = batch.to(next(self.backbone.parameters(), batch).dtype)
+            size = tuple(batch.shape[-2:])
+            if self.features == self._root:
+                return Tapped(self._backbone()(batch), size)
+            module = self.detector.get_submodule(self.features)
+            with FeatureTap(module, "MODEL.TEACHER.FEATURES") as tap:
+                self._backbone()(batch)
+            return tap.read()._replace(input_size=size)
+
+    def _backbone(self) -> Callable:
+        """The backbone as it is run: past nn.Module's attributes, which would register it twice."""
+        if self._run is None:
+            run = self.backbone
+            if self.compile_backbone:
+                run = torch.compile(run, dynamic=True)
+            object.__setattr__(self, "_run", run)
+        return self._run
+
+    def _device(self) -> torch.device:
+        tensors = chain(self.backbone.parameters(), self.buffers(), [torch.zeros(())])
+        return next(tensors).device
+
+    def _prepare(self, images: List[torch.Tensor]) -> torch.Tensor:
+        """(C, H, W) in the teacher's color order, each -> normalised and padded (N, C, H, W)."""
+        self._check_square(images)
+        images = [x.to(self._device()) for x in images]
+        if hasattr(self.detector, "preprocess_image"):
+            batch = self.detector.preprocess_image([{"image": x} for x in images])
+        else:
+            batch = self._normalise(images)
+        batch = batch.tensor if isinstance(batch, ImageList) else batch
+        if not isinstance(batch, torch.Tensor):
+            raise ValueError(
+                f"The teacher's preprocess_image(), of {type(self.detector).__name__}, returned a "
+                f"{type(batch).__name__}; it must return an ImageList or a tensor (N, C, H, W)."
+            )
+        return batch
+
+    def _normalise(self, images: List[torch.Tensor]) -> ImageList:
+        """As Detectron2's detectors do; some of them in forward(), so that it cannot be called."""
+        statistics = [getattr(self.detector, name, None) for name in ("pixel_mean", "pixel_std")]
+        if not all(isinstance(x, torch.Tensor) for x in statistics):
+            raise ValueError(
+                f"The teacher, a {type(self.detector).__name__}, has neither preprocess_image() "
+                "nor tensors pixel_mean and pixel_std, so how it normalises images is unknown: "
+                "give its class a preprocess_image(batched_inputs) that returns an ImageList."
+            )
+        mean, std = (x.to(self._device()) for x in statistics)
+        return ImageList.from_tensors(
+            [(x - mean) / std for x in images],
+            getattr(self.backbone, "size_divisibility", 0),
+            padding_constraints=getattr(self.backbone, "padding_constraints", None),
+        )
+
+    def _check_square(self, images: List[torch.Tensor]) -> None:
+        constraints = getattr(self.backbone, "padding_constraints", None) or {}
+        square = constraints.get("square_size", 0)
+        largest = max(max(x.shape[-2:]) for x in images)
         if 0 < square < largest:
             raise ValueError(
                 f"An image has a side of {largest} pixels after resizing, and the teacher pads "
@@ -212,6 +254,41 @@ class FrozenTeacher(nn.Module):
                 f"than that (INPUT.MAX_SIZE_TRAIN {square}), or the teacher's square larger "
                 f"(backbone.square_pad)."
             )
+
+
+def _check(precision: str, weights: str, random_weights: bool) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"MODEL.TEACHER.PRECISION is {precision!r}; it must be one of "
+            f"{', '.join(map(repr, PRECISIONS))}."
+        )
+    if random_weights and weights:
+        raise ValueError(
+            "MODEL.TEACHER.RANDOM_WEIGHTS is True, but MODEL.TEACHER.WEIGHTS names "
+            f"'{weights}'. Keep one of the two."
+        )
+
+
+def _root(model: nn.Module, features: str) -> str:
+    """The outermost module with feature maps around the one that is named: it takes images."""
+    get_feature_module(model, features, "MODEL.TEACHER.FEATURES")  # or an error
+    names = feature_modules(model)
+    return min((n for n in names if f"{features}.".startswith(f"{n}.")), key=len)
+
+
+def _without_heads(model: nn.Module, features: str) -> nn.Module:
+    """The same object without the children that learn, but for the one with the features."""
+    detector = copy.copy(model)
+    detector._modules = {
+        name: child
+        for name, child in model._modules.items()
+        if name == features.split(".")[0] or not _learns(child)
+    }
+    return detector
+
+
+def _learns(module: Optional[nn.Module]) -> bool:
+    return module is not None and next(module.parameters(), None) is not None
 
 
 def build_teacher(config_file: str, **kwargs) -> FrozenTeacher:
@@ -237,9 +314,9 @@ def _teacher_args(
 ) -> Dict[str, Any]:
     path = find_config(config_file)
     if not weights and not random_weights:
-        weights = _zoo_weights(config_file)
+        weights = zoo_weights(config_file)
     if weights:
-        _check_exists(weights)  # before the model is built, which takes long
+        check_exists(weights)  # before the model is built, which takes long
     cfg = _load_config(config_file, path, list(opts), from_yaml)
     try:
         if isinstance(cfg, CfgNode):
@@ -263,122 +340,18 @@ def _teacher_args(
     }
 
 
-def _zoo_folder() -> str:
-    return os.path.join(os.path.dirname(model_zoo.__file__), "configs")
-
-
-def zoo_names() -> List[str]:
-    """Names of all configs in Detectron2's model zoo."""
-    root = _zoo_folder()
-    files = glob.glob(os.path.join(root, "**", "*"), recursive=True)
-    return sorted(os.path.relpath(f, root) for f in files if f.endswith((".yaml", ".py")))
-
-
-def find_config(name: str) -> str:
-    """
-    Args:
-        name: a file, or a name in Detectron2's model zoo.
-
-    Returns:
-        Path of the config file.
-
-    Raises:
-        FileNotFoundError: neither; names the closest ones in the zoo.
-    """
-    if not name:
-        raise ValueError(
-            "MODEL.TEACHER.CONFIG_FILE is empty: give a config file or a model-zoo name, e.g. "
-            "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml."
-        )
-    if PathManager.isfile(name):
-        return PathManager.get_local_path(name)
-    names = zoo_names()
-    if name in names:
-        return os.path.join(_zoo_folder(), name)
-    close = difflib.get_close_matches(name, names, n=5, cutoff=0.3)
-    raise FileNotFoundError(
-        f"Unknown teacher '{name}': not a file here, and not in Detectron2's model zoo. "
-        f"Closest there: {', '.join(close) or 'none'}."
-    )
-
-
-def _zoo_weights(name: str) -> str:
-    try:
-        return model_zoo.get_checkpoint_url(name)
-    except RuntimeError:
-        raise ValueError(
-            f"MODEL.TEACHER.WEIGHTS is empty, and the model zoo has no checkpoint for '{name}'. "
-            "Give the teacher's checkpoint (--teacher-weights)."
-        ) from None
-
-
-def _check_exists(weights: str) -> None:
-    # names with a scheme (https://, detectron2://) are fetched, and checked, by the loader
-    if "://" not in weights and not os.path.isfile(weights):
-        raise FileNotFoundError(
-            f"Teacher checkpoint '{weights}' (MODEL.TEACHER.WEIGHTS) not found."
-        )
-
-
-def _load_config(name: str, path: str, opts: List[str], from_yaml: bool) -> Union[CfgNode, Any]:
+def _load_config(name: str, path: str, opts: List[str], from_yaml: bool) -> Config:
+    """The detector's own: a student of this project may be a teacher in turn."""
     if is_lazy_file(path):
         if not from_yaml:
-            return lazy.override(lazy.read(path), opts)
+            return student_config(lazy.override(lazy.read(path), opts))
         lazy.check_allowed(name, path, "MODEL.TEACHER.CONFIG_FILE")
-        return lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS")
+        return student_config(lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS"))
     try:
-        cfg = read_config(path)  # a student of this project may be a teacher in turn
+        cfg = read_config(path)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         raise ValueError(
             f"The teacher's config '{path}' with OPTS {opts} cannot be read: {error}"
         ) from error
     return student_config(cfg)
-
-
-class _StrictCheckpointer(SafeCheckpointer):
-    """Loads what the stock checkpointer loads, and refuses where that one warns."""
-
-    def _log_incompatible_keys(self, incompatible) -> None:
-        misshapen = [k for k, _, _ in incompatible.incorrect_shapes]
-        problems = {
-            "missing in the checkpoint": [
-                k for k in incompatible.missing_keys if k not in misshapen
-            ],
-            "unexpected in the checkpoint": [
-                k for k in incompatible.unexpected_keys if not k.startswith(DISTILLER_PREFIX)
-            ],
-            "of another shape": [
-                f"{k}: {tuple(there)} in the checkpoint, {tuple(here)} in the model"
-                for k, there, here in incompatible.incorrect_shapes
-            ],
-        }
-        lines = [
-            f"  {len(keys)} {what}:\n" + "\n".join(f"    {k}" for k in keys)
-            for what, keys in problems.items()
-            if keys
-        ]
-        if lines:
-            raise ValueError("\n".join(lines))
-
-
-def load_in_full(model: nn.Module, weights: str) -> None:
-    """
-    Load a checkpoint of any kind Detectron2 reads, every key of it into every key of the model.
-
-    Raises:
-        FileNotFoundError: no such file, or a URL that cannot be fetched.
-        ValueError: the two do not match; names every missing, unexpected and misshapen key.
-    """
-    _check_exists(weights)
-    try:
-        _StrictCheckpointer(model).load(weights)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"Teacher checkpoint '{weights}' (MODEL.TEACHER.WEIGHTS) cannot be read: {error}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(
-            f"The teacher's checkpoint '{weights}' does not match its model:\n{error}\n"
-            "Check that MODEL.TEACHER.CONFIG_FILE and MODEL.TEACHER.WEIGHTS belong together."
-        ) from None

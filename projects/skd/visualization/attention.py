@@ -51,7 +51,7 @@ def attention_over_image(features: torch.Tensor, stride: int, image: np.ndarray)
 
 
 def draw_attention(
-    inputs: Dict[str, Any],
+    pixels: torch.Tensor,
     image_format: str,
     student: Dict[str, torch.Tensor],
     teacher: Dict[str, torch.Tensor],
@@ -61,8 +61,8 @@ def draw_attention(
     One row a level: the input, and over it the student's and the teacher's spatial attention.
 
     Args:
-        inputs: Detectron2's standard input of the batch's first image.
-        image_format: its colour order.
+        pixels: the batch's first image (3, H, W), as the model gets it.
+        image_format: its color order.
         student, teacher: feature maps (N, C, H, W) by level name.
         strides: of these levels.
 
@@ -70,7 +70,7 @@ def draw_attention(
         RGB, uint8 (3, levels * height, 3 * width), of the image's size or, if that is larger, of
         at most ``MAX_TILE`` pixels a side.
     """
-    image = to_rgb(inputs["image"], image_format)
+    image = to_rgb(pixels, image_format)
     tiles = {
         name: [image]
         + [attention_over_image(x[name], strides[name], image) for x in (student, teacher)]

@@ -1,0 +1,94 @@
+"""Weights: of a teacher all or none, of a student never into the distiller by a likely name."""
+
+import functools
+import os
+from typing import Any, Dict
+
+import torch
+from detectron2.checkpoint import detection_checkpoint
+from torch import nn
+
+from ..runtime.checkpoint import SafeCheckpointer
+
+DISTILLER_PREFIX = "distiller."  # keys a distilled student's checkpoint may have on top
+
+
+def spare_distiller() -> None:
+    """
+    Let Detectron2's matching heuristics (of backbones' checkpoints) overlook the distiller.
+
+    They load a checkpoint's ``norm.weight`` into whatever ends so, and stop if two parameters do:
+    the norms of non-local blocks would be overwritten, or keep a student from loading that loads
+    without distillation. The stock checkpointer asks the model for nothing but its state dict,
+    whose keys must stay as they are, so the function it calls is wrapped, once. Other models'
+    states go through as before.
+    """
+    align = detection_checkpoint.align_and_update_state_dicts
+    if getattr(align, "spares_distiller", False):
+        return
+
+    @functools.wraps(align)
+    def align_student(
+        model_state_dict: Dict[str, torch.Tensor], ckpt_state_dict: Dict[str, Any], *args, **kwargs
+    ) -> Dict[str, Any]:
+        student = {k: v for k, v in model_state_dict.items() if not k.startswith(DISTILLER_PREFIX)}
+        return align(student, ckpt_state_dict, *args, **kwargs)
+
+    align_student.spares_distiller = True
+    detection_checkpoint.align_and_update_state_dicts = align_student
+
+
+def check_exists(weights: str) -> None:
+    """Raise FileNotFoundError for a file that is not there; URLs are for the loader to try."""
+    if "://" not in weights and not os.path.isfile(weights):
+        raise FileNotFoundError(
+            f"Teacher checkpoint '{weights}' (MODEL.TEACHER.WEIGHTS) not found."
+        )
+
+
+class _StrictCheckpointer(SafeCheckpointer):
+    """Loads what the stock checkpointer loads, and refuses where that one warns."""
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        misshapen = [k for k, _, _ in incompatible.incorrect_shapes]
+        problems = {
+            "missing in the checkpoint": [
+                k for k in incompatible.missing_keys if k not in misshapen
+            ],
+            "unexpected in the checkpoint": [
+                k for k in incompatible.unexpected_keys if not k.startswith(DISTILLER_PREFIX)
+            ],
+            "of another shape": [
+                f"{k}: {tuple(there)} in the checkpoint, {tuple(here)} in the model"
+                for k, there, here in incompatible.incorrect_shapes
+            ],
+        }
+        lines = [
+            f"  {len(keys)} {what}:\n" + "\n".join(f"    {k}" for k in keys)
+            for what, keys in problems.items()
+            if keys
+        ]
+        if lines:
+            raise ValueError("\n".join(lines))
+
+
+def load_in_full(model: nn.Module, weights: str) -> None:
+    """
+    Load a checkpoint of any kind Detectron2 reads, every key of it into every key of the model.
+
+    Raises:
+        FileNotFoundError: no such file, or a URL that cannot be fetched.
+        ValueError: the two do not match; names every missing, unexpected and misshapen key.
+    """
+    check_exists(weights)
+    try:
+        _StrictCheckpointer(model).load(weights)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Teacher checkpoint '{weights}' (MODEL.TEACHER.WEIGHTS) cannot be read: {error}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"The teacher's checkpoint '{weights}' does not match its model:\n{error}\n"
+            "Check that MODEL.TEACHER.CONFIG_FILE and MODEL.TEACHER.WEIGHTS belong together."
+        ) from None
