@@ -24,7 +24,8 @@ def distilling_model(teacher_files):
     """Whose losses are all means over images: no batch statistics, and no sampling."""
     cfg = distilling(
         tiny_config(), teacher_files, "mean",
-        MODEL__STUDENT__META_ARCHITECTURE="MeanOfP3", MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="",
+        MODEL__STUDENT__META_ARCHITECTURE="MeanOfP3",
+        MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="",
         MODEL__DISTILLER__STRUCTURED__NON_LOCAL__NORM="",
     )  # fmt: skip
     torch.manual_seed(0)

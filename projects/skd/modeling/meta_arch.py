@@ -351,9 +351,9 @@ def _check_gradient(module: nn.Module, maps: Maps) -> None:
     if any(p.requires_grad for p in module.parameters()):
         raise ValueError(
             f"None of the maps {list(maps)} of {STUDENT_FEATURES} has a gradient, though what "
-            "makes them is trained: distillation would not reach it. (Reentrant activation checkpointing "
-            "around it does that; use_reentrant=False, or naming the checkpointed module itself, "
-            "does not.)"
+            "makes them is trained: distillation would not reach it. (Reentrant activation "
+            "checkpointing around it does that; use_reentrant=False, or naming the checkpointed "
+            "module itself, does not.)"
         )
 
 
