@@ -5,7 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from skd import TimmBackbone, add_skd_config, student_config
+from skd import TimmBackbone, add_skd_config, student_config, student_of
 from tests.helpers import batch, distilling, tiny_config
 
 timm = pytest.importorskip("timm")
@@ -55,7 +55,7 @@ def test_under_an_fpn_as_a_student(kind, teacher_files):
     again = get_cfg()
     add_skd_config(again)
     again.merge_from_other_cfg(plain)
-    build_model(again).load_state_dict(model.student.state_dict())
+    build_model(again).load_state_dict(student_of(model).state_dict())
 
 
 def test_channels_and_strides_as_specified():

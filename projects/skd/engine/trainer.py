@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from omegaconf import OmegaConf
@@ -139,8 +139,6 @@ class SKDTrainer(DefaultTrainer):
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, Any]:
         """``TEST.AUG``, as Detectron2's tools/train_net.py does it."""
         model = getattr(model, "module", model)
-        if not isinstance(model, GeneralizedRCNN):
-            model = model.student
         logger.info("Evaluating with test-time augmentation.")
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         names = cfg.DATASETS.TEST
