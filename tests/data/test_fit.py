@@ -21,7 +21,7 @@ from skd.data import check_datasets
 from skd.data.check import check_coco
 from skd.data.fit import Model, check_fit, lazy_model, yaml_model
 from skd.evaluation import build_evaluator
-from skd.modeling.teacher import find_config
+from skd.modeling.model_zoo import find_config
 from tests.helpers import tiny_config
 
 WIDTH, HEIGHT = 60, 40

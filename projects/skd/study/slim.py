@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import torch
 
-from ..modeling.teacher import DISTILLER_PREFIX
+from ..modeling.load import DISTILLER_PREFIX
 from ..runtime.safe_files import load_tensors
 
 
