@@ -10,12 +10,12 @@ from detectron2.config import LazyConfig, get_cfg, instantiate
 from skd import student_config
 from tests.helpers import distilling, run_script, tiny_config
 
+pytestmark = pytest.mark.slow
+
 LAZY = """
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.evaluation import COCOEvaluator
-
-pytestmark = pytest.mark.slow
 
 config = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
 model, optimizer, train = config.model, config.optimizer, config.train
