@@ -14,6 +14,8 @@ from skd.engine import SKDTrainer
 from skd.runtime.record import file_sha256
 from tests.helpers import ROOT, distilling, patched, run_script, tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 def write_config(cfg, tmp_path):
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
@@ -133,8 +135,6 @@ def test_a_student_alone_leaves_them_out_too(shapes, tmp_path):
 MEMORY = """
 import resource
 from skd.engine import SKDTrainer
-
-pytestmark = pytest.mark.slow
 
 train = SKDTrainer.train
 
