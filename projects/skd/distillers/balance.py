@@ -144,7 +144,7 @@ class GradientBalance(nn.Module):
         """
         if self.due():
             totals = {_short(name): sum(levels.values()) for name, levels in terms.items()}
-            self._measure(detector, list(maps.values()), totals, list(seen.values()))
+            self.measure(detector, list(maps.values()), totals, list(seen.values()))
         self._own_parts = {_short(name): part for name, part in parts.items()}
         weights = self.weights()
         return {
@@ -221,7 +221,7 @@ class GradientBalance(nn.Module):
         """Smoothed norms of the gradients, of the detector's losses and of each unweighted term."""
         return {name[5:]: x for name, x in self._buffers.items() if name.startswith("norm_")}
 
-    def _measure(
+    def measure(
         self,
         detector: torch.Tensor,
         maps: List[torch.Tensor],

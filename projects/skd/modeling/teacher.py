@@ -304,6 +304,15 @@ def build_teacher(config_file: str, **kwargs) -> FrozenTeacher:
         return FrozenTeacher(**_teacher_args(config_file, **kwargs))
 
 
+def build_detector(
+    config_file: str, weights: str = "", opts: Sequence[str] = (), random_weights: bool = False
+):
+    args = _teacher_args(config_file, weights=weights, opts=opts, random_weights=random_weights)
+    if not random_weights:
+        load_in_full(args["model"], args["weights"])
+    return args["model"], args["input_format"]
+
+
 def _teacher_args(
     config_file: str,
     weights: str = "",
