@@ -3,6 +3,7 @@ Looks at a distillation before it costs days: what its teacher finds on the stud
 what its terms do to the student in a few iterations.
 """
 
+import statistics
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, NamedTuple, Tuple
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from ..config import student_config
 from ..distillers import GradientBalance
+from ..distillers.balance import DETECTOR
 from ..modeling.features import FeatureTap, get_feature_module
 from ..modeling.teacher import build_detector
 from ..runtime.checkpoint import SafeCheckpointer
@@ -218,7 +220,8 @@ class _Watch:
 
     def __init__(self, model: nn.Module, features: nn.Module):
         self.model, self.features = model, features
-        self.observer = GradientBalance(momentum=0.9)
+        self.observer = GradientBalance(momentum=0.0)
+        self.shares: Dict[str, List[float]] = {}
         self.cosines: Dict[str, List[float]] = {}
         self.alike: Dict[str, List[Dict[Offset, float]]] = {}
         self.frozen = False
@@ -241,8 +244,11 @@ class _Watch:
     def _gradients(self, own: torch.Tensor, maps: List[torch.Tensor], terms) -> None:
         self.observer.begin({})
         self.observer.measure(own, maps, terms, maps)
+        norms = self.observer.norms()
         for name, cosine in self.observer.cosines.items():
             self.cosines.setdefault(name, []).append(cosine.item())
+            share = norms[name] / norms[DETECTOR] if norms[DETECTOR] > 0 else norms[name] * 0
+            self.shares.setdefault(name, []).append(share.item())
 
     @torch.no_grad()
     def _maps(self, student: Dict[str, torch.Tensor], teacher: Dict[str, torch.Tensor]) -> None:
@@ -251,12 +257,8 @@ class _Watch:
                 self.alike.setdefault(name, []).append(shifted_cka(x, teacher[name]))
 
     def report(self, verdict: Verdict) -> None:
-        norms = {k: v.item() for k, v in self.observer.norms().items()}
-        own = norms.pop("detector")
-        for name, norm in norms.items():
-            cosines = self.cosines[name]
-            share = norm / own if own > 0 else 0.0
-            verdict.terms[name] = (share, sum(cosines) / len(cosines))
+        for name, shares in self.shares.items():
+            verdict.terms[name] = (statistics.median(shares), statistics.mean(self.cosines[name]))
         alike = {n: _mean(seen) for n, seen in self.alike.items()}
         verdict.levels = {name: offsets[0, 0] for name, offsets in alike.items()}
         verdict.findings += self._findings(verdict, alike)

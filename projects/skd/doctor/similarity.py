@@ -1,8 +1,8 @@
 """
 How alike two feature maps are, whatever their channels mean: centred kernel alignment.
 
-S. Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, equation 5,
-with a linear kernel and the positions of all images as examples.
+S. Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, equation
+5, with a linear kernel and the positions of all images as examples.
 
 Shape legend: N images, C channels, H x W positions of a feature map.
 """
