@@ -288,9 +288,9 @@ class _Watch:
             found.append(
                 Finding(
                     "shifted maps",
-                    f"the teacher's map at '{name}' agrees with the student's {factor:.2f} times as "
-                    f"well when it is moved by {offset} positions (rows, columns): one of the two "
-                    "pads or resizes its images differently.",
+                    f"the teacher's map at '{name}' agrees with the student's {factor:.2f} times "
+                    f"as well when it is moved by {offset} positions (rows, columns): one of the "
+                    "two pads or resizes its images differently.",
                 )
             )
         return found

@@ -26,6 +26,7 @@ from ..runtime.reproducible import ReproducibleSteps, shared_seed
 from ..runtime.run_folder import RunFolder
 from ..runtime.step import build_trainer
 from .lazy_run import lazy_run
+from .readout import DistillationLog
 from .run import Run, check
 from .weights import RunCheckpointer
 from .yaml_run import yaml_run
@@ -69,7 +70,9 @@ class SKDTrainer(DefaultTrainer):
         self.folder = RunFolder(self.checkpointer, _as_mapping(run.cfg), run.datasets, steps.seed)
         numbers = PlainNumbers(model, run.checkpointer["period"])
         preemption = PreemptionHook(self.checkpointer)
-        self.register_hooks([self.folder, steps, numbers, *self.build_hooks(), preemption])
+        self.register_hooks(
+            [self.folder, steps, numbers, *self.build_hooks(), DistillationLog(), preemption]
+        )
 
     def build_hooks(self) -> List[Optional[HookBase]]:
         """DefaultTrainer's, in its order; the writer of metrics is the last."""

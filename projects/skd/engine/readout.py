@@ -1,0 +1,73 @@
+"""What distillation does, said in the log in words."""
+
+import logging
+from typing import Dict, List
+
+from detectron2.engine import HookBase
+
+logger = logging.getLogger(__name__)
+
+# A cosine below this, smoothed, says that a term works against the detector.
+AGAINST = -0.2
+
+
+class DistillationLog(HookBase):
+    """
+    Says every ``period`` iterations what share each term has of the detector's gradient and
+    whether it pulls the same way, and warns, once, of what cannot help. Reads the event storage:
+    in a training that does not distil it says nothing.
+    """
+
+    def __init__(self, period: int = 100):
+        self.period = period
+        self.warned = set()
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period:
+            return
+        latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
+        shares = _starting_with(latest, "distill/share_")
+        if not shares:
+            return
+        logger.info(f"Distillation at iteration {self.trainer.iter}: {_words(latest, shares)}")
+        for warning in _warnings(latest, shares):
+            if warning not in self.warned:
+                self.warned.add(warning)
+                logger.warning(warning)
+
+
+def _starting_with(scalars: Dict[str, float], prefix: str) -> Dict[str, float]:
+    return {k[len(prefix) :]: v for k, v in scalars.items() if k.startswith(prefix)}
+
+
+def _words(latest: Dict[str, float], shares: Dict[str, float]) -> str:
+    cosines = _starting_with(latest, "distill/cosine_")
+    terms = [
+        f"{name} {share:.1%} of the detector's gradient (cosine {cosines.get(name, 0):+.2f})"
+        for name, share in shares.items()
+    ]
+    losses = f"detector's losses {latest['detector_loss']:.4g}" if "detector_loss" in latest else ""
+    return "; ".join([*terms, *([losses] if losses else [])])
+
+
+def _warnings(latest: Dict[str, float], shares: Dict[str, float]) -> List[str]:
+    if latest.get("distill/norm_detector") == 0:
+        return [
+            "The detector's losses have no gradient at the student's feature maps, so distillation "
+            "has weight 0: the maps are frozen, or MODEL.STUDENT.FEATURES names a module whose "
+            "output the detector does not use."
+        ]
+    cosines = _starting_with(latest, "distill/cosine_")
+    norms = _starting_with(latest, "distill/norm_")
+    found = [
+        f"The term {name} has no gradient at the student's feature maps: it teaches nothing."
+        for name in shares
+        if norms.get(name) == 0
+    ]
+    found += [
+        f"The term {name} works against the detector's own losses (cosine {cosine:+.2f}). Check "
+        "that the teacher sees the images it was trained for: tools/doctor.py."
+        for name, cosine in cosines.items()
+        if cosine < AGAINST
+    ]
+    return found
