@@ -17,13 +17,13 @@ from detectron2.utils.events import EventStorage
 from tabulate import tabulate
 from torch import nn
 
-from ..config import student_config
-from ..distillers import GradientBalance
-from ..distillers.balance import DETECTOR
-from ..modeling.features import FeatureTap, get_feature_module
-from ..modeling.teacher import build_detector
-from ..runtime.checkpoint import SafeCheckpointer
-from ..runtime.loader import build_train_loader
+from ...config import student_config
+from ...distillers import GradientBalance
+from ...distillers.balance import DETECTOR
+from ...modeling.features import FeatureTap, get_feature_module
+from ...modeling.teacher import build_detector
+from ...runtime.checkpoint import SafeCheckpointer
+from ...runtime.loader import build_train_loader
 from .similarity import Offset, shifted_cka
 from .teacher import NORMALIZATIONS, Quality, find, normalized, quality
 

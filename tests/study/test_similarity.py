@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from skd.doctor.similarity import OFFSETS, linear_cka, shifted_cka
+from skd.study.doctor.similarity import OFFSETS, linear_cka, shifted_cka
 
 
 def maps(seed=0, channels=4, size=8):

@@ -1,0 +1,42 @@
+"""What tools/doctor.py does."""
+
+import argparse
+
+from detectron2.config import CfgNode
+
+from ...config import distill, is_distilling, read_config
+from ...config.lazy import allow
+from ...data import register_coco
+from ..paths import find_file
+from .examine import examine
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """
+    Print the verdict.
+
+    Returns:
+        1 if anything is wrong, else 0.
+
+    Raises:
+        ValueError: a config that does not distil, or a LazyConfig.
+    """
+    for dataset in args.register_coco:
+        register_coco(*dataset)
+    cfg = read_config(find_file(args.config_file))
+    if not isinstance(cfg, CfgNode):
+        raise ValueError(f"--config-file is {args.config_file}; it must be a YAML config.")
+    if args.teacher:
+        allow(find_file(args.teacher))  # Python or not: the user has named it
+        distill(cfg, args.teacher, args.teacher_weights)
+    cfg.merge_from_list(args.opts)
+    if not is_distilling(cfg):
+        raise ValueError(f"{args.config_file} names no teacher: give --teacher.")
+    verdict = examine(
+        cfg,
+        iterations=args.iterations,
+        images=args.images,
+        student_weights=args.student_weights,
+    )
+    print(verdict)
+    return 1 if verdict.findings else 0
