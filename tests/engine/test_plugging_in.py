@@ -95,7 +95,7 @@ def test_plain_train_net(folder, teacher_files):
                 writer.write()
             periodic.step(iteration)
     rows = [json.loads(line) for line in open("output/metrics.json")]
-    assert "distill/structured_nl_p6" in rows[-1]
+    assert any("distill/structured_nl_p6" in row for row in rows)
     check_plain("output/model_final.pth")
     # resuming continues with the distiller's parameters and the optimizer's state
     again = build_model(cfg)
@@ -117,7 +117,7 @@ def test_the_written_out_lazy_config_is_one(tmp_path):
     path.write_text(code.replace(teacher, 'weights="", random_weights=True'))
     model = instantiate(LazyConfig.load(str(path)).model)
     assert list(model.pairs) == ["p3", "p4", "p5", "p6"]
-    assert model.distiller.preset == "one_stage" and model.input_format == "BGR"
+    assert model.distiller.preset == "one_stage" and model._distilling.input_format == "BGR"
     names = [*model.state_dict(), *dict(model.named_parameters())]
     assert not any(k.startswith(("student", "teacher")) for k in names)
     assert not {id(p) for p in model.teacher.parameters()} & {id(p) for p in model.parameters()}

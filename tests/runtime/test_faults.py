@@ -108,7 +108,7 @@ def test_more_of_them_than_allowed_stop_the_run(teacher_files, shapes, tmp_path)
         datasets=shapes, ok=False,
     )  # fmt: skip
     assert "Loss is not finite at iteration 3, images" in printed
-    assert "loss_distill_structured_am at level p4 is nan" in printed
+    assert "distill/structured_am_p4 is nan" in printed
     assert "1 such batches were left out before, as many as SOLVER.SKIP_NON_FINITE" in printed
     name = (tmp_path / "out" / "last_checkpoint").read_text()
     state = torch.load(tmp_path / "out" / name)["model"]

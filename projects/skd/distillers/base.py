@@ -49,6 +49,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.proportions: Dict[str, float] = {}
         self.balance: Optional[GradientBalance] = None
+        # scalars of the last step for who pops them; None until somebody does
+        self.metrics: Optional[Dict[str, torch.Tensor]] = None
         self.settings = self.Settings(**settings)
         self.Settings.check(settings, lambda f: f"{type(self).__name__}'s {f.name}")
 

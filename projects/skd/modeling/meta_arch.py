@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import math
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch
@@ -33,6 +32,8 @@ Losses = Dict[str, torch.Tensor]
 Terms = Dict[str, Losses]  # by term, then by level
 
 STUDENT_FEATURES = "MODEL.STUDENT.FEATURES"
+# Iterations between those whose metrics are written by the model itself; see pop_metrics.
+METRICS_PERIOD = 20
 
 
 class _Settings(NamedTuple):
@@ -174,18 +175,20 @@ class DistillRCNN(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """
         The student's forward, with all its arguments. In training, the distiller's losses come on
-        top, named ``loss_distill_*``, and the event storage gets ``distill/*`` for each term and
-        level.
+        top, named ``loss_distill_*``. What else there is to see is left for :meth:`pop_metrics`.
 
         Raises:
-            FloatingPointError: a loss is not finite; names it, its level and the iteration.
             ValueError: what the student or the teacher did cannot be distilled; says why.
         """
         if not self.training:
             return super().forward(*args, **kwargs)
         batch = self._read_batch(*args, **kwargs)
         wait_for_teacher = self.teacher.start(batch.inputs, self._distilling.input_format)
-        losses, ours = self._run_student(*args, **kwargs)
+        try:
+            losses, ours = self._run_student(*args, **kwargs)
+        except FloatingPointError:  # of Detectron2's proposals, which are not finite here
+            self._abstain()
+            raise
         theirs = wait_for_teacher()
         self._check_pairs(ours, theirs, batch)
         maps = {name: ours.maps[name] for name in self.pairs}
@@ -193,10 +196,41 @@ class DistillRCNN(nn.Module):
         student, teacher = self._pair_maps(seen, theirs.maps)
         terms = self._distil_maps(student, teacher, batch)
         terms = self._balance_terms(losses, maps, terms, seen)
-        _report(losses, terms, batch.inputs)
-        _report_balance(self.distiller.balance)
+        self._keep_metrics(losses, terms)
         self._draw_attention(batch, student, teacher)
         return _total(losses, terms)
+
+    def pop_metrics(self) -> Dict[str, torch.Tensor]:
+        """
+        Scalars of the last step, on the device: ``distill/<term>_<level>``, each term's value at
+        each level; ``detector_loss``, the sum of the student's own losses; and of the balance
+        ``distill/share_<term>``, ``cosine_``, ``weight_`` and ``norm_``. To copy them costs a wait
+        for the device, so a trainer that calls this copies them with the losses after the
+        backward; under any other trainer every 20th step's go to the event storage from here.
+        """
+        metrics, self.distiller.metrics = self.distiller.metrics or {}, {}
+        return metrics
+
+    def _keep_metrics(self, losses: Losses, terms: Terms) -> None:
+        metrics = {"detector_loss": _sum(losses)}
+        for term, levels in terms.items():
+            short = term.replace("loss_distill_", "distill/")
+            metrics.update({f"{short}_{level}": value for level, value in levels.items()})
+        if self.distiller.balance is not None:
+            scalars = self.distiller.balance.scalars()
+            metrics.update({f"distill/{name}": value for name, value in scalars.items()})
+        metrics = {name: value.detach() for name, value in metrics.items()}
+        if self.distiller.metrics is not None:  # somebody pops them
+            self.distiller.metrics = metrics
+        elif has_event_storage() and get_event_storage().iter % METRICS_PERIOD == 0:
+            values = torch.stack([value.float().reshape(()) for value in metrics.values()])
+            get_event_storage().put_scalars(**dict(zip(metrics, values.tolist())))
+
+    def _abstain(self) -> None:
+        """Where this process alone fails, the others do not wait for it in the balance."""
+        if self.distiller.balance is not None:
+            self._begin_balance({})
+            self.distiller.balance.abstain()
 
     def _read_batch(self, *args: Any, **kwargs: Any) -> "_Batch":
         """What distillation needs of the batch, before the student may change it."""
@@ -241,8 +275,7 @@ class DistillRCNN(nn.Module):
         """The terms, weighed by their gradients at the student's maps."""
         if self.distiller.balance is None:
             return terms
-        own = sum(loss.reshape(()) for loss in losses.values())
-        return self.distiller.balance(own, maps, terms, seen, self.distiller.proportions)
+        return self.distiller.balance(_sum(losses), maps, terms, seen, self.distiller.proportions)
 
     def _distil_maps(self, student: Maps, teacher: Maps, batch: "_Batch") -> Terms:
         boxes = batch.boxes
@@ -370,47 +403,13 @@ def _named(losses: Any) -> Losses:
     return losses
 
 
+def _sum(losses: Losses) -> torch.Tensor:
+    return sum(value.reshape(()) for value in losses.values())
+
+
 def _total(losses: Losses, terms: Terms) -> Losses:
     """The student's losses, and each term's sum over levels."""
     twice = sorted(losses.keys() & terms.keys())
     if twice:
         raise ValueError(f"The student and the distiller both have a loss named {twice}.")
     return {**losses, **{name: sum(levels.values()) for name, levels in terms.items()}}
-
-
-def _report(losses: Losses, terms: Terms, batched_inputs: List[Dict[str, Any]]) -> None:
-    """Write each term at each level to the event storage; stop at the first that is not finite."""
-    levels = [(term, level, loss) for term, by in terms.items() for level, loss in by.items()]
-    named = dict(losses)
-    named.update({f"{term} at level {level}": loss for term, level, loss in levels})
-    # one copy from the device for all of them; a loss may have the shape (1,)
-    flat = torch.stack([v.detach().float().reshape(()) for v in named.values()])
-    values = dict(zip(named, flat.tolist()))
-    storage = get_event_storage() if has_event_storage() else None
-    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        at = f"iteration {storage.iter}" if storage is not None else "this step"
-        images = [x.get("image_id", x.get("file_name", "?")) for x in batched_inputs]
-        raise FloatingPointError(
-            f"Loss is not finite at {at}, images {', '.join(map(str, images))}: {'; '.join(bad)}. "
-            "The optimizer has not stepped. Lower SOLVER.BASE_LR or the distillation weights, "
-            "enable SOLVER.CLIP_GRADIENTS, or let SOLVER.SKIP_NON_FINITE batches be left out."
-        )
-    if storage is not None:
-        for term, level, _ in levels:
-            name = term.replace("loss_distill_", "distill/")
-            storage.put_scalar(f"{name}_{level}", values[f"{term} at level {level}"])
-
-
-def _report_balance(balance: Optional[GradientBalance]) -> None:
-    """Write how the terms are weighed to the event storage."""
-    if balance is None or not has_event_storage():
-        return
-    storage = get_event_storage()
-    for name, values in (
-        ("cosine", balance.cosines),
-        ("weight", balance.weights()),
-        ("norm", balance.norms()),
-    ):
-        for term, value in values.items():
-            storage.put_scalar(f"distill/{name}_{term}", value.item(), smoothing_hint=False)

@@ -114,6 +114,7 @@ class _Step:
         size = len(data) // self.parts
         total: Scalars = {}
         metrics: Scalars = {}
+        self._pop_metrics()  # of a step that failed
         self.optimizer.zero_grad()
         for i in range(self.parts):
             last = i == self.parts - 1
