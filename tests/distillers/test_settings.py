@@ -140,3 +140,14 @@ def test_balance_s_settings_are_checked():
     cfg.MODEL.DISTILLER.BALANCE.PERIOD = 0
     with pytest.raises(ValueError, match="MODEL.DISTILLER.BALANCE.PERIOD is 0"):
         build_balance(cfg)
+
+
+def test_weights_without_effect_are_named(cfg, caplog):
+    cfg.MODEL.DISTILLER.BALANCE.ENABLED = True
+    cfg.MODEL.DISTILLER.STRUCTURED.WEIGHT_AT = 0.0
+    cfg.MODEL.DISTILLER.PKD.WEIGHT = 3.0  # of another method
+    build_balance(cfg)
+    assert not caplog.records
+    cfg.MODEL.DISTILLER.STRUCTURED.WEIGHT_AM = 1e-3
+    build_balance(cfg)
+    assert "MODEL.DISTILLER.STRUCTURED.WEIGHT_AM set, and without effect" in caplog.text

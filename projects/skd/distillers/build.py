@@ -1,6 +1,7 @@
 """From names to methods: the registry, its part of the config, and what builds from it."""
 
-from typing import Optional
+import logging
+from typing import List, Optional
 
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
@@ -8,6 +9,8 @@ from detectron2.utils.registry import Registry
 from .balance import BalanceSettings, GradientBalance
 from .base import Distiller
 from .combined import CombinedDistiller
+
+logger = logging.getLogger(__name__)
 
 DISTILLER_REGISTRY = Registry("DISTILLER")
 DISTILLER_REGISTRY.__doc__ = """
@@ -55,7 +58,30 @@ def build_balance(cfg: CfgNode) -> Optional[GradientBalance]:
     settings = BalanceSettings.arguments(cfg.MODEL.DISTILLER.BALANCE, "MODEL.DISTILLER.BALANCE")
     if not is_balanced(cfg):
         return None
+    idle = _weights_without_effect(cfg)
+    if idle:
+        logger.warning(
+            f"{', '.join(idle)} set, and without effect: MODEL.DISTILLER.BALANCE weighs the terms "
+            "by their gradients. BALANCE.SHARES sets their proportions; with BALANCE.ENABLED False "
+            "the weights are used."
+        )
     return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, **settings)
+
+
+def _weights_without_effect(cfg: CfgNode) -> List[str]:
+    """Keys of weights that are set, of the methods in use. 0 has an effect: it drops the term."""
+    distiller = cfg.MODEL.DISTILLER
+    names = [pair[0] for pair in distiller.COMBINE] or [distiller.NAME]
+    found = []
+    for name in names:
+        if name not in DISTILLER_REGISTRY:
+            continue
+        key = DISTILLER_REGISTRY.get(name).config_key()
+        defaults = DISTILLER_REGISTRY.get(name).Settings.node()
+        for k, value in distiller.get(key, {}).items():
+            if k.startswith("WEIGHT") and value not in (defaults[k], 0):
+                found.append(f"MODEL.DISTILLER.{key}.{k}")
+    return found
 
 
 def build_distiller(cfg: CfgNode) -> Distiller:
