@@ -74,3 +74,25 @@ def test_channels_and_strides_as_specified():
 def test_bad_settings_are_named(args, message):
     with pytest.raises(ValueError, match=message):
         TimmBackbone(*args)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "convnext_atto"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_of_one_s_own_is_where_it_starts(name, nested, tmp_path):
+    torch.manual_seed(0)
+    whole = timm.create_model(name)  # with the head, as such files are
+    state = whole.state_dict()
+    torch.save({"state_dict": state} if nested else state, tmp_path / "w.pth")
+    model = TimmBackbone(name, weights=str(tmp_path / "w.pth")).body.eval()
+    sums = {v.double().sum().item() for v in state.values() if v.dim() > 1}
+    assert all(p.double().sum().item() in sums for p in model.parameters() if p.dim() > 1)
+
+
+def test_a_file_of_another_model_is_refused(tmp_path):
+    torch.save({"a.weight": torch.randn(3, 3)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="WEIGHTS is .*w.pth.*takes none of its 1 tensors"):
+        TimmBackbone("mobilenetv3_small_100", weights=str(tmp_path / "w.pth"))
+    with pytest.raises(FileNotFoundError, match="WEIGHTS is .*gone.pth.*no such file"):
+        TimmBackbone("mobilenetv3_small_100", weights=str(tmp_path / "gone.pth"))
+    with pytest.raises(ValueError, match="only one of them"):
+        TimmBackbone("mobilenetv3_small_100", pretrained=True, weights=str(tmp_path / "w.pth"))

@@ -37,6 +37,8 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.NAME = "mobilenetv3_large_100"
     # Start from timm's ImageNet weights, fetched by timm. MODEL.WEIGHTS is loaded over them.
     cfg.MODEL.TIMM.PRETRAINED = False
+    # Start from a checkpoint of that timm model instead, a file of your own (.pth, timm's names).
+    cfg.MODEL.TIMM.WEIGHTS = ""
     # "BN", "SyncBN" (GPUs only) or "FrozenBN" (for few images per GPU).
     cfg.MODEL.TIMM.NORM = "BN"
 

@@ -176,5 +176,6 @@ def save_trained_student(cfg: CN, weights: str, path: str) -> None:
     cfg.MODEL.WEIGHTS = weights
     if "TIMM" in cfg.MODEL:
         cfg.MODEL.TIMM.PRETRAINED = False  # nothing to fetch: all is in MODEL.WEIGHTS
+        cfg.MODEL.TIMM.WEIGHTS = ""
     with PathManager.open(path, "w") as f:
         f.write(cfg.dump())

@@ -5,6 +5,8 @@ A student with one of these needs this package wherever it runs, because stock D
 know the backbone: ``import skd`` registers it, :func:`skd.add_skd_config` declares its keys.
 """
 
+import logging
+import os
 from typing import Dict
 
 import torch
@@ -12,6 +14,12 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..runtime.safe_files import load_tensors
+
+logger = logging.getLogger(__name__)
 
 _NORMS = ("BN", "SyncBN", "FrozenBN")
 _NAMES = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # as ResNet names its maps, by stride
@@ -23,16 +31,19 @@ class TimmBackbone(Backbone):
     so that a ResNet's configs need no other change.
     """
 
-    def __init__(self, name: str, pretrained: bool = False, norm: str = "BN"):
+    def __init__(self, name: str, pretrained: bool = False, norm: str = "BN", weights: str = ""):
         """
         Args:
             name: see ``MODEL.TIMM.NAME``.
             pretrained: see ``MODEL.TIMM.PRETRAINED``.
             norm: see ``MODEL.TIMM.NORM``.
+            weights: see ``MODEL.TIMM.WEIGHTS``.
 
         Raises:
             ImportError: timm is not installed.
-            ValueError: timm has no such model, it gives no feature maps, or ``norm`` is unknown.
+            FileNotFoundError: there is no file ``weights``.
+            ValueError: timm has no such model, it gives no feature maps, ``norm`` is unknown, or
+                the model takes nothing of ``weights``.
         """
         super().__init__()
         if norm not in _NORMS:
@@ -53,12 +64,26 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.NAME is '{name}', which timm {timm.__version__} does not have. "
                 f"Similar: {', '.join(close) or 'none'}."
             )
+        if weights and pretrained:
+            raise ValueError(
+                f"MODEL.TIMM.PRETRAINED is True and MODEL.TIMM.WEIGHTS is '{weights}'; only one of "
+                "them can be what to start from."
+            )
+        state = _read_weights(weights) if weights else None
         try:
-            self.body = timm.create_model(name, pretrained=pretrained, features_only=True)
+            # timm itself leads a state dict to the names of the model without its head
+            self.body = timm.create_model(
+                name,
+                pretrained=pretrained or bool(weights),
+                features_only=True,
+                **({"pretrained_cfg_overlay": {"state_dict": dict(state)}} if weights else {}),
+            )
         except (AssertionError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"'{name}' (MODEL.TIMM.NAME) cannot be built with feature maps: {error}"
             ) from error
+        if weights:
+            _check_taken(self.body, state, weights, name)
         if norm == "FrozenBN":
             self.body = timm.layers.freeze_batch_norm_2d(self.body)
         elif norm == "SyncBN":
@@ -87,10 +112,43 @@ class TimmBackbone(Backbone):
         return {name: maps[i] for name, i in self._indices.items()}
 
 
+def _read_weights(path: str) -> Dict[str, torch.Tensor]:
+    """A local checkpoint's tensors; nothing in the file is run."""
+    path = PathManager.get_local_path(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS is '{path}', and there is no such file.")
+    state = load_tensors(path)
+    for key in ("state_dict", "model"):  # as training scripts nest it
+        state = state.get(key, state)
+    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+def _check_taken(model: nn.Module, state: Dict[str, torch.Tensor], path: str, name: str) -> None:
+    """By their values, because timm may have renamed them."""
+
+    def tokens(tensors):
+        return {(tuple(t.shape), t.double().sum().item()) for t in tensors if t.dim() > 1}
+
+    wanted, given = tokens(model.parameters()), tokens(state.values())
+    taken = len(wanted & given)
+    if not taken:
+        raise ValueError(
+            f"MODEL.TIMM.WEIGHTS is '{path}', and '{name}' (MODEL.TIMM.NAME) takes none of its "
+            f"{len(state)} tensors: their names or shapes are those of another model (there "
+            f"'{next(iter(state), '')}', here '{next(iter(model.state_dict()))}')."
+        )
+    if taken < len(wanted):
+        logger.warning(
+            f"'{name}' takes {taken} of its {len(wanted)} weights from '{path}' "
+            "(MODEL.TIMM.WEIGHTS); the others are random."
+        )
+
+
 def _bottom_up(cfg: CfgNode) -> TimmBackbone:
     if cfg.MODEL.TIMM.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu":
         raise ValueError("MODEL.TIMM.NORM SyncBN needs GPUs; on CPUs use BN or FrozenBN.")
-    return TimmBackbone(cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.NORM)
+    timm = cfg.MODEL.TIMM
+    return TimmBackbone(timm.NAME, timm.PRETRAINED, timm.NORM, timm.get("WEIGHTS", ""))
 
 
 @BACKBONE_REGISTRY.register()
