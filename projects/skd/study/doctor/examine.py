@@ -9,7 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.env import seed_all_rng
@@ -27,16 +27,19 @@ from ...runtime.loader import build_train_loader
 from .similarity import Offset, shifted_cka
 from .teacher import NORMALIZATIONS, Quality, find, normalized, quality
 
-# A finding needs this much AP50 more than what it is compared with, in points and as a factor.
-CLEARLY_BETTER = (3.0, 1.15)
+# How much better another way to read the images must be to say that the configured one is wrong, in
+# points of AP and as a factor. Detectors hardly mind swapped colors, and of the normalizations some
+# are nearly the same.
+BETTER_COLORS, BETTER_NORMALIZATION = (1.0, 1.03), (3.0, 1.15)
 # Below this AP50 a teacher finds nothing.
 NOTHING = 1.0
 # A teacher should be better than its student by so many points of AP50.
 WORTH_LEARNING_FROM = 4.0
 # All terms together, in norms of the detector's gradient: more drowns it, less does nothing.
 STRONGEST, WEAKEST = 50.0, 0.01
-# How much more alike maps must be when one is moved, to say that it is.
-MOVED = 1.1
+# How much more alike maps must be when one is moved, to say that it is; and how many steps, and
+# positions on each side of a map, it takes to tell.
+MOVED, STEPS, POSITIONS = 1.1, 3, 10
 
 
 class Finding(NamedTuple):
@@ -122,22 +125,23 @@ def _examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: V
     def look(flip: bool) -> Quality:
         return quality(find(teacher, inputs, flip), records)
 
-    as_it_is, others = look(flip), {}
-    others["color order"] = look(not flip).ap
+    as_it_is, swapped = look(flip), look(not flip)
+    verdict.teacher = as_it_is.ap50
+    normalizations = {}
     for name, (mean, std) in NORMALIZATIONS.items():
         with normalized(teacher, mean, std):
-            others[name] = look(flip).ap
-    verdict.teacher = as_it_is.ap
-    best = max(others, key=others.get)
-    classes = MetadataCatalog.get(names[0]).get("thing_classes", [])
-    if _clearly_better(others[best], as_it_is.ap):
-        verdict.findings.append(_misread(best, others[best], as_it_is.ap, input_format))
-    elif as_it_is.ap < NOTHING:
-        verdict.findings.append(_finds_nothing(as_it_is, teacher, len(classes)))
+            normalizations[name] = look(flip)
+    best = max(normalizations, key=lambda name: normalizations[name].ap)
+    if _better(normalizations[best], as_it_is, BETTER_NORMALIZATION):
+        verdict.findings.append(_misnormalized(best, normalizations[best], as_it_is))
+    elif _better(swapped, as_it_is, BETTER_COLORS):
+        verdict.findings.append(_miscolored(swapped, as_it_is, input_format))
+    elif as_it_is.ap50 < NOTHING:
+        verdict.findings.append(_finds_nothing(as_it_is))
     if student_weights:
         plain = build_model(student_config(cfg)).eval()
         SafeCheckpointer(plain).load(student_weights)
-        verdict.student = quality(find(plain, inputs), records).ap
+        verdict.student = quality(find(plain, inputs), records).ap50
         if verdict.teacher < verdict.student + WORTH_LEARNING_FROM:
             what = "not better" if verdict.teacher <= verdict.student else "hardly better"
             verdict.findings.append(
@@ -149,39 +153,41 @@ def _examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: V
             )
 
 
-def _clearly_better(ap: float, than: float) -> bool:
-    points, factor = CLEARLY_BETTER
-    return ap > than + points and ap > than * factor
+def _better(other: Quality, than: Quality, margin: Tuple[float, float]) -> bool:
+    points, factor = margin
+    return other.ap > than.ap + points and other.ap > than.ap * factor
 
 
-def _misread(best: str, ap: float, as_it_is: float, input_format: str) -> Finding:
-    seen = f"as configured the teacher has an AP50 of {as_it_is:.1f} on your images,"
-    if best == "color order":
-        other = "RGB" if input_format == "BGR" else "BGR"
-        return Finding(
-            "color order",
-            f"{seen} and {ap:.1f} if its images are {other}: INPUT.FORMAT of its config, "
-            f"{input_format}, is not the order it was trained with.",
-        )
-    mean, std = NORMALIZATIONS[best]
+def _miscolored(swapped: Quality, as_it_is: Quality, input_format: str) -> Finding:
+    other = "RGB" if input_format == "BGR" else "BGR"
     return Finding(
-        "normalization",
-        f"{seen} and {ap:.1f} with {best}: set MODEL.PIXEL_MEAN {list(mean)} and MODEL.PIXEL_STD "
-        f"{list(std)} in its config.",
+        "color order",
+        f"as configured the teacher has an AP of {as_it_is.ap:.1f} on your images, and "
+        f"{swapped.ap:.1f} if they are {other}: INPUT.FORMAT of its config, {input_format}, is not "
+        "the order it was trained with.",
     )
 
 
-def _finds_nothing(seen: Quality, teacher: nn.Module, classes: int) -> Finding:
-    sure = seen.best_score > 0.5
-    if sure:
+def _misnormalized(name: str, other: Quality, as_it_is: Quality) -> Finding:
+    mean, std = NORMALIZATIONS[name]
+    return Finding(
+        "normalization",
+        f"as configured the teacher has an AP of {as_it_is.ap:.1f} on your images, and "
+        f"{other.ap:.1f} with another normalization ({name}): set MODEL.PIXEL_MEAN {list(mean)} "
+        f"and MODEL.PIXEL_STD {list(std)} in its config.",
+    )
+
+
+def _finds_nothing(seen: Quality) -> Finding:
+    if seen.best_score > 0.5:
         return Finding(
             "other data",
-            f"the teacher finds nothing on your images (AP50 {seen.ap:.1f}), and is sure of what "
+            f"the teacher finds nothing on your images (AP50 {seen.ap50:.1f}), and is sure of what "
             "it finds: it was trained on other data. Train one on yours first.",
         )
     return Finding(
         "untrained teacher",
-        f"the teacher finds nothing on your images (AP50 {seen.ap:.1f}), and is sure of nothing "
+        f"the teacher finds nothing on your images (AP50 {seen.ap50:.1f}), and is sure of nothing "
         f"(its highest score is {seen.best_score:.2f}): it is untrained, or hardly trained. "
         "Check MODEL.TEACHER.WEIGHTS.",
     )
@@ -224,6 +230,7 @@ class _Watch:
         self.shares: Dict[str, List[float]] = {}
         self.cosines: Dict[str, List[float]] = {}
         self.alike: Dict[str, List[Dict[Offset, float]]] = {}
+        self.sides: Dict[str, int] = {}
         self.frozen = False
 
     def step(self, inputs: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
@@ -254,6 +261,7 @@ class _Watch:
     def _maps(self, student: Dict[str, torch.Tensor], teacher: Dict[str, torch.Tensor]) -> None:
         for name, x in student.items():
             if min(x.shape[-2:]) >= 3:
+                self.sides[name] = min(x.shape[-2:])
                 self.alike.setdefault(name, []).append(shifted_cka(x, teacher[name]))
 
     def report(self, verdict: Verdict) -> None:
@@ -283,7 +291,9 @@ class _Watch:
                     "MODEL.DISTILLER.BALANCE.ENABLED True, or other weights.",
                 )
             )
-        name, offset, factor = _most_moved(alike)
+            return found  # such a training tells nothing about the maps
+        name = next(iter(self.alike), "")  # the finest, which has the most positions
+        offset, factor = moved(self.alike.get(name, []), self.sides.get(name, 0))
         if factor > MOVED:
             found.append(
                 Finding(
@@ -300,12 +310,21 @@ def _mean(seen: List[Dict[Offset, float]]) -> Dict[Offset, float]:
     return {offset: sum(s[offset] for s in seen) / len(seen) for offset in seen[0]}
 
 
-def _most_moved(alike: Dict[str, Dict[Offset, float]]) -> Tuple[str, Offset, float]:
-    """The level and the offset at which the maps agree best, and how much better than unmoved."""
-    best = ("", (0, 0), 1.0)
-    for name, offsets in alike.items():
-        offset = max(offsets, key=offsets.get)
-        factor = offsets[offset] / max(offsets[0, 0], 1e-12)
-        if factor > best[2]:
-            best = (name, offset, factor)
-    return best
+def moved(seen: List[Dict[Offset, float]], positions: int) -> Tuple[Offset, float]:
+    """
+    By how much one of two maps lies beside the other.
+
+    Args:
+        seen: of each step, how alike they are by offset.
+        positions: on the shorter side of the maps.
+
+    Returns:
+        The offset at which they agree best, and how many times better than unmoved. (0, 0) and 1
+        where the steps do not agree on it, or are too few or the maps too small to tell.
+    """
+    offsets = {max(step, key=step.get) for step in seen}
+    if len(offsets) != 1 or len(seen) < STEPS or positions < POSITIONS:
+        return (0, 0), 1.0
+    (offset,) = offsets
+    mean = _mean(seen)
+    return offset, mean[offset] / max(mean[0, 0], 1e-12)

@@ -24,10 +24,12 @@ NORMALIZATIONS: Dict[str, Tuple[Sequence[float], Sequence[float]]] = {
 
 class Quality(NamedTuple):
     """
-    ap: box AP at IoU 0.5, 0 to 100, whatever class a box is given.
+    ap50: box AP at IoU 0.5, 0 to 100, whatever class a box is given.
+    ap: the same, mean over IoU 0.5 to 0.95.
     best_score: the highest score of any detection; an untrained detector is sure of nothing.
     """
 
+    ap50: float
     ap: float
     best_score: float
 
@@ -62,7 +64,7 @@ def quality(detections: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> 
     """
     best = max((d["score"] for d in detections), default=0.0)
     if not detections:
-        return Quality(0.0, best)
+        return Quality(0.0, 0.0, best)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = _ground_truth(records)
@@ -71,7 +73,8 @@ def quality(detections: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> 
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return Quality(max(0.0, 100 * float(evaluation.stats[1])), best)
+    ap, ap50 = (max(0.0, 100 * float(x)) for x in evaluation.stats[:2])
+    return Quality(ap50, ap, best)
 
 
 def _ground_truth(records: List[Dict[str, Any]]) -> Dict[str, Any]:

@@ -1,0 +1,101 @@
+"""Faults that are planted, in tiny models; docs/results/doctor has real ones."""
+
+import pytest
+import torch
+
+from skd.study.doctor import examine
+from skd.study.doctor.examine import moved
+from skd.study.doctor.similarity import shifted_cka
+from skd.study.doctor.teacher import NORMALIZATIONS, Quality, find, normalized, quality
+from tests.helpers import distilling, run_script, tiny_config
+
+
+def names(verdict):
+    return [finding.name for finding in verdict.findings]
+
+
+def config(teacher_files, **changes):
+    return distilling(tiny_config(), teacher_files, balance=None, **changes)
+
+
+def test_a_sound_distillation_has_no_findings(teacher_files, shapes):
+    verdict = examine(config(teacher_files), iterations=3, images=0)
+    assert names(verdict) == [] and "Nothing is wrong" in str(verdict)
+    assert set(verdict.terms) == {f"loss_distill_structured_{t}" for t in ("am", "at", "nl")}
+    assert all(0.1 < share < 1 and abs(cosine) < 1 for share, cosine in verdict.terms.values())
+    assert list(verdict.levels) == ["p2", "p3", "p4", "p5"]
+    assert all(0 <= alike <= 1 for alike in verdict.levels.values())
+
+
+@pytest.mark.parametrize("weight", [4e3, 1e-9])
+def test_weights_that_drown_or_do_nothing(weight, teacher_files, shapes):
+    weights = {f"MODEL__DISTILLER__STRUCTURED__WEIGHT_{t}": weight for t in ("AM", "AT", "NL")}
+    cfg = config(teacher_files, MODEL__DISTILLER__BALANCE__ENABLED=False, **weights)
+    assert names(examine(cfg, iterations=2, images=0)) == ["weight"]
+
+
+def test_maps_that_do_not_lie_on_each_other():
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    beside = shifted_cka(x, torch.roll(x, (0, 1), (2, 3)))
+    upon = shifted_cka(x, 2 * x)
+    offset, factor = moved([beside] * 3, 16)
+    assert offset == (0, 1) and factor > 10
+    assert moved([upon] * 3, 16) == ((0, 0), 1.0)
+    for seen, positions in (([beside] * 2, 16), ([beside, beside, upon], 16), ([beside] * 3, 8)):
+        assert moved(seen, positions) == ((0, 0), 1.0)  # not enough to tell
+
+
+def test_levels_of_other_sizes(teacher_files, shapes, monkeypatch):
+    from skd.modeling.teacher import FrozenTeacher
+
+    tap = FrozenTeacher._tap
+
+    def swapped(self, images):
+        tapped = tap(self, images)
+        maps = dict(tapped.maps)
+        maps["p3"], maps["p4"] = maps["p4"], maps["p3"]
+        return tapped._replace(maps=maps)
+
+    monkeypatch.setattr(FrozenTeacher, "_tap", swapped)
+    (finding,) = examine(config(teacher_files), iterations=1, images=0).findings
+    assert finding.name == "levels" and "p3" in finding.text
+
+
+def test_a_teacher_that_finds_nothing(teacher_files, shapes):
+    verdict = examine(config(teacher_files), iterations=0, images=2)
+    assert names(verdict) == ["untrained teacher"]
+
+
+RECORDS = [
+    {
+        "image_id": 5, "height": 40, "width": 40,
+        "annotations": [{"bbox": [4, 4, 10, 10], "bbox_mode": 1, "category_id": 3}],
+    }
+]  # fmt: skip
+
+
+def test_quality_is_ap_of_any_class():
+    right = {"image_id": 5, "category_id": 1, "bbox": [4, 4, 10, 10], "score": 0.7}
+    assert quality([right], RECORDS) == Quality(pytest.approx(100), pytest.approx(100), 0.7)
+    assert quality([{**right, "bbox": [20, 20, 5, 5]}], RECORDS)[:2] == (0, 0)
+    assert quality([], RECORDS) == Quality(0, 0, 0)
+
+
+def test_normalization_is_put_back():
+    from detectron2.modeling import build_model
+
+    model = build_model(tiny_config())
+    mean, std = model.pixel_mean.clone(), model.pixel_std.clone()
+    with normalized(model, *NORMALIZATIONS["to [0, 1]"]):
+        assert model.pixel_std.unique().item() == 255
+    assert torch.equal(model.pixel_mean, mean) and torch.equal(model.pixel_std, std)
+    assert find(model.eval(), []) == []
+
+
+def test_command(teacher_files, shapes):
+    config, weights = teacher_files
+    args = ["--teacher", config, "--teacher-weights", weights, "--iterations", 1, "--images", 0]
+    out = run_script(
+        "tools/doctor.py", "--config-file", "configs/shapes/student.yaml", *args, datasets=shapes
+    )
+    assert "of the detector's gradient" in out and "Nothing is wrong" in out
