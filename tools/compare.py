@@ -16,7 +16,7 @@ import os
 import shlex
 import sys
 
-from skd.study.command import add_datasets_argument, command_parser, run_command
+from skd.study.command import add_datasets_argument, command_parser, positive, run_command, whole
 from skd.study.compare import compare
 
 
@@ -28,19 +28,19 @@ def argument_parser():
     parser.add_argument("--teacher-weights", help="its checkpoint (default: the model zoo's)")
     parser.add_argument("--methods", nargs="+", default=["all"], help="names, or 'all'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="a run for each")
-    parser.add_argument("--iterations", type=int, help="of each run (default: the config's)")
+    parser.add_argument("--iterations", type=positive, help="of each run (default: the config's)")
     add_datasets_argument(parser)
     parser.add_argument("--work", default=os.path.join("output", "compare"), help="runs' folders")
     parser.add_argument("--output", help="folder of the results (default: that of --work)")
     parser.add_argument(
-        "--jobs", type=int, default=0, help="runs at a time (default: one a GPU of "
+        "--jobs", type=whole, default=0, help="runs at a time (default: one a GPU of "
         "CUDA_VISIBLE_DEVICES; without GPUs one a core)",
     )  # fmt: skip
     parser.add_argument(
-        "--threads", type=int, default=0,
+        "--threads", type=whole, default=0,
         help="of each run (default: its share of the cores, kept from the first call)",
     )  # fmt: skip
-    parser.add_argument("--images", type=int, default=4, help="images in the report")
+    parser.add_argument("--images", type=whole, default=4, help="images in the report")
     parser.add_argument("--report-only", action="store_true", help="run nothing, report what is")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... for every run")
     return parser

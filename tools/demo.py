@@ -7,14 +7,14 @@ without a teacher (the baseline), and show with numbers and pictures what it cha
 import os
 import sys
 
-from skd.study.command import command_parser, run_command
+from skd.study.command import command_parser, positive, run_command
 from skd.study.demo import ITERATIONS, demo
 
 
 def argument_parser():
     parser = command_parser(__doc__)
     parser.add_argument("--output", default=os.path.join("output", "demo"), help="where it goes")
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of each student")
+    parser.add_argument("--iterations", type=positive, default=ITERATIONS, help="of each student")
     parser.add_argument("--seed", type=int, default=1, help="of both students")
     parser.add_argument("opts", nargs="*", help="further config options, KEY VALUE ...")
     return parser

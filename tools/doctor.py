@@ -13,7 +13,7 @@ Exits with 1 if it finds anything.
 
 import sys
 
-from skd.study.command import add_datasets_argument, command_parser, run_command
+from skd.study.command import add_datasets_argument, command_parser, positive, run_command, whole
 from skd.study.doctor import run_doctor
 
 
@@ -25,8 +25,10 @@ def argument_parser():
     parser.add_argument(
         "--student-weights", default="", help="a student trained without a teacher, to compare with"
     )
-    parser.add_argument("--iterations", type=int, default=30, help="to train")
-    parser.add_argument("--images", type=int, default=30, help="to try the teacher on; 0 for none")
+    parser.add_argument("--iterations", type=positive, default=30, help="to train")
+    parser.add_argument(
+        "--images", type=whole, default=30, help="to try the teacher on; 0 for none"
+    )
     add_datasets_argument(parser)
     parser.add_argument("opts", nargs="*", help="KEY VALUE ...")
     return parser

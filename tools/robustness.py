@@ -15,7 +15,7 @@ import sys
 
 from skd.evaluation import CORRUPTIONS
 from skd.evaluation.robustness import SEVERITIES
-from skd.study.command import command_parser, run_command
+from skd.study.command import command_parser, run_command, whole
 from skd.study.models import add_arguments
 from skd.study.robustness import robustness
 
@@ -31,8 +31,8 @@ def argument_parser():
     parser.add_argument(
         "--severities", nargs="+", type=int, default=SEVERITIES, choices=SEVERITIES, help="of each"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the corruptions")
-    parser.add_argument("--workers", type=int, default=2, help="of the loader; they do the work")
+    parser.add_argument("--seed", type=whole, default=0, help="of the corruptions")
+    parser.add_argument("--workers", type=whole, default=2, help="of the loader; they do the work")
     parser.add_argument(
         "--output", default=os.path.join("output", "robustness"), help="folder of the results"
     )

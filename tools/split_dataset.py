@@ -11,14 +11,16 @@ import json
 import sys
 
 from skd.data.split import take_folds
-from skd.study.command import command_parser, run_command
+from skd.study.command import command_parser, positive, run_command
 
 
 def argument_parser():
     parser = command_parser(__doc__)
     parser.add_argument("input", help="the JSON file of all images")
     parser.add_argument("output", help="the JSON file to write")
-    parser.add_argument("--folds", type=int, required=True, help="into how many to divide them")
+    parser.add_argument(
+        "--folds", type=positive, required=True, help="into how many to divide them"
+    )
     parser.add_argument("--take", type=int, nargs="+", required=True, help="folds to keep, from 0")
     return parser
 

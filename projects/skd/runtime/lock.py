@@ -22,9 +22,13 @@ class FolderInUseError(RuntimeError):
     """Another run is using the output folder."""
 
 
-def acquire(folder: str) -> Optional[str]:
+def acquire(folder: str, key: str = "OUTPUT_DIR") -> Optional[str]:
     """
     Keep other processes' runs out of a folder until :func:`release`, or the end of this process.
+
+    Args:
+        folder: that exists.
+        key: what names it, for the error.
 
     Returns:
         None, or why the folder cannot be locked (some network file systems).
@@ -50,7 +54,7 @@ def acquire(folder: str) -> Optional[str]:
         if not isinstance(error, (BlockingIOError, PermissionError)):
             return str(error)
         raise FolderInUseError(
-            f"OUTPUT_DIR is '{folder}', and another run is using it ({other or 'unknown'}); it "
+            f"{key} is '{folder}', and another run is using it ({other or 'unknown'}); it "
             "must be a folder of its own. Or wait for that run to end."
         ) from None
     _held[path] = descriptor

@@ -7,6 +7,8 @@ from typing import Callable, Optional
 
 import yaml
 
+from ..config.safe_yaml import UnsafeConfigError
+from ..runtime.lock import FolderInUseError
 from ..runtime.safe_files import CheckpointError
 
 USER_ERRORS = (
@@ -17,6 +19,8 @@ USER_ERRORS = (
     NotImplementedError,
     ImportError,
     CheckpointError,
+    FolderInUseError,
+    UnsafeConfigError,
     yaml.YAMLError,
 )
 TRACEBACK_VARIABLE = "SKD_TRACEBACK"  # set to see where an error comes from
@@ -31,6 +35,23 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         told = "default" in (action.help or "")
         empty = action.default is None or action.default in ([], False)
         return action.help if told or empty else super()._get_help_string(action)
+
+
+def whole(text: str) -> int:
+    """An argument that is a whole number, 0 or above."""
+    return _at_least(text, 0)
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    return _at_least(text, 1)
+
+
+def _at_least(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        expected = "a whole number" + (" above 0" if least else ", 0 or above")
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be {expected}")
+    return int(text)
 
 
 def command_parser(doc: str) -> argparse.ArgumentParser:

@@ -10,12 +10,16 @@ from ..config import is_lazy_file, read_config
 from ..config.lazy import allow
 from ..data import register_coco
 from ..distillers import DISTILLER_REGISTRY
+from ..runtime.lock import acquire
+from ..runtime.whole_files import write_whole
 from .design import BASELINE, Study, StudyRun, load_study
 from .devices import default_jobs, default_threads
 from .paths import find_file
 from .results import header, table, write_results
 from .runs import run_all
 from .tables import print_table
+
+COMMAND = "command.json"  # in a run's folder: what was run there
 
 
 def compare(args: argparse.Namespace, command: str) -> int:
@@ -32,12 +36,17 @@ def compare(args: argparse.Namespace, command: str) -> int:
     for dataset in args.register_coco:
         register_coco(*dataset)
     flags = [part for dataset in args.register_coco for part in ("--register-coco", *dataset)]
-    study = Study(load_study(args.study) if args.study else spec_of(args), args.work, flags)
+    spec = load_study(args.study) if args.study else spec_of(args)
+    study = Study(spec, args.work, flags, trusted=not args.study)
     study.check()
     output, runs = args.output or args.work, study.runs()
+    if not args.report_only:
+        os.makedirs(args.work, exist_ok=True)
+        acquire(args.work, "--work")
+    _check_commands(runs)
     waiting = [run for run in runs if not run.finished()]
     if not args.report_only and waiting:
-        _same_commands(runs)
+        _note_commands(runs)
         print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already.", flush=True)
         jobs = args.jobs or default_jobs()
         threads = _same_threads(args.work, args.threads, default_threads(jobs, len(runs)))
@@ -114,15 +123,14 @@ def _same_threads(work: str, given: int, default: int) -> int:
             )
         return noted
     os.makedirs(work, exist_ok=True)
-    with open(path, "w") as f:
-        json.dump(given or default, f)
+    _write(path, given or default)
     return given or default
 
 
-def _same_commands(runs: List[StudyRun]) -> None:
-    """Note each run's command in its folder. Raises ValueError if another was run there."""
+def _check_commands(runs: List[StudyRun]) -> None:
+    """Raises ValueError if a run's folder holds another run, or one that nobody noted."""
     for run in runs:
-        path, command = os.path.join(run.folder, "command.json"), run.command()[1:]
+        path, command = os.path.join(run.folder, COMMAND), run.command()[1:]
         if os.path.exists(path):
             with open(path) as f:
                 earlier = json.load(f)
@@ -132,7 +140,18 @@ def _same_commands(runs: List[StudyRun]) -> None:
                     f"{' '.join(earlier)} Now: {' '.join(command)} "
                     "Delete the folder, or choose another --work."
                 )
-        else:
-            os.makedirs(run.folder, exist_ok=True)
-            with open(path, "w") as f:
-                json.dump(command, f)
+        elif run.finished():
+            raise ValueError(
+                f"{run.folder} holds a finished run and no {COMMAND}, so whether it is "
+                f"'{run.name}' is unknown. Delete the folder, or choose another --work."
+            )
+
+
+def _note_commands(runs: List[StudyRun]) -> None:
+    for run in runs:
+        os.makedirs(run.folder, exist_ok=True)
+        _write(os.path.join(run.folder, COMMAND), run.command()[1:])
+
+
+def _write(path: str, content: Any) -> None:
+    write_whole(path, lambda f: f.write(json.dumps(content).encode()))

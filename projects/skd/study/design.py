@@ -13,10 +13,10 @@ from ..runtime.safe_files import is_url
 from .metrics import evaluations, main_metrics, scores
 from .paths import find_file
 from .runs import Run
+from .schema import check_options, check_study
 
 BASELINE = "baseline"
 TEACHERS = "teachers"  # the folder of their runs
-KEYS = {"iterations", "seeds", "opts", "teachers", "detectors", "methods", "compare"}
 
 
 @dataclass
@@ -68,22 +68,20 @@ class Study:
         spec: the content of a study file (configs/shapes/study.yaml explains it).
         work: folder of the runs' folders.
         flags: further flags of train_net for every run.
+        trusted: the options are of the command line, not of a file.
 
     Raises:
+        UnsafeConfigError: options of a file that would run code.
         ValueError: something in it is missing, unknown or of the wrong type; says what.
     """
 
-    def __init__(self, spec: Dict[str, Any], work: str, flags: Sequence[str] = ()):
+    def __init__(
+        self, spec: Dict[str, Any], work: str, flags: Sequence[str] = (), trusted: bool = False
+    ):
         self.spec, self.work, self.flags = spec, work, list(flags)
-        unknown = sorted(set(spec) - KEYS)
-        missing = sorted(KEYS - {"opts"} - set(spec))
-        if unknown or missing:
-            raise ValueError(
-                f"The study has the keys {sorted(spec)}"
-                + (f"; unknown: {unknown}" if unknown else "")
-                + (f"; missing: {missing}" if missing else "")
-                + f". Possible are {sorted(KEYS)}."
-            )
+        check_study(spec)
+        if not trusted:
+            check_options(spec)
         self.methods = {BASELINE: {}, **spec["methods"]}
         self.by_folder: Dict[str, StudyRun] = {}
         self._owners: Dict[str, Tuple[str, ...]] = {}
@@ -108,6 +106,7 @@ class Study:
         for run in self.by_folder.values():
             if is_lazy_file(run.config):
                 lazy.check_allowed(run.config, run.config, "A detector's config")
+                run.command()  # or an error: keys without a counterpart
                 continue  # Python: train_net tells
             cfg = read_config(run.config)
             if run.method not in (BASELINE, "teacher"):

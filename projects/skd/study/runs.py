@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Callable, Dict, List, Optional, Sequence
 
 from ..config import is_lazy_file
+from ..distillers import DISTILLER_REGISTRY
+from ..runtime.lock import acquire, release
 from .command import RunError
 from .devices import default_jobs, default_threads, visible_gpus
 from .metrics import main_metrics, read_metrics
@@ -23,6 +25,10 @@ LAZY_KEYS = {
     "MODEL.WEIGHTS": "train.init_checkpoint",
     "TEST.EVAL_PERIOD": "train.eval_period",
     "MODEL.DEVICE": "train.device",
+    "SOLVER.BASE_LR": "optimizer.lr",
+    "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
+    "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
+    "DATALOADER.NUM_WORKERS": "dataloader.train.num_workers",
 }
 
 
@@ -53,7 +59,7 @@ class Run:
             command.append("--eval-only")
         if is_lazy_file(self.config):
             pairs = zip(opts[::2], opts[1::2])
-            opts = [f"{LAZY_KEYS.get(key, key)}={value}" for key, value in pairs]
+            opts = [option for key, value in pairs for option in lazy_options(key, value)]
         return [*command, *opts]
 
     def start(self, threads: int, resume: bool = False, gpu: str = "") -> None:
@@ -66,7 +72,9 @@ class Run:
         if resume and os.path.exists(os.path.join(self.folder, "last_checkpoint")):
             command.insert(3, "--resume")
         elif os.path.exists(os.path.join(self.folder, "metrics.json")):  # of an earlier attempt
+            acquire(self.folder)  # or an error: that attempt is still at work
             os.remove(os.path.join(self.folder, "metrics.json"))
+            release(self.folder)  # for the process to come
         with open(os.path.join(self.folder, "stdout.txt"), "w") as out:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=out, stderr=subprocess.STDOUT
@@ -89,6 +97,25 @@ class Run:
     def rows(self) -> List[Dict]:
         """What the trainer wrote to metrics.json so far."""
         return read_metrics(self.folder)
+
+
+def lazy_options(key: str, value: str) -> List[str]:
+    """
+    A key of either form and its value, as train_net takes them for a LazyConfig.
+
+    Raises:
+        ValueError: a YAML config's key that has no counterpart.
+    """
+    if key == "MODEL.DISTILLER.NAME":  # all of it: one method's settings are not another's
+        method = DISTILLER_REGISTRY.get(value)
+        target = f"{method.__module__}.{method.__qualname__}"
+        return ["model.distiller=null", f"model.distiller={{_target_: {target}}}"]
+    if key.split(".")[0].isupper() and key not in LAZY_KEYS:
+        raise ValueError(
+            f"{key} has no counterpart in a LazyConfig; the options for one must be its own keys, "
+            f"or {', '.join(LAZY_KEYS)} or MODEL.DISTILLER.NAME."
+        )
+    return [f"{LAZY_KEYS.get(key, key)}={value}"]
 
 
 def run_all(

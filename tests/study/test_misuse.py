@@ -1,0 +1,143 @@
+"""What a study and the tools refuse, or do not trip over."""
+
+import copy
+import json
+import os
+from argparse import ArgumentTypeError, Namespace
+
+import pytest
+import yaml
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+
+from skd.config import distill, lazy
+from skd.config.safe_yaml import UnsafeConfigError
+from skd.distillers import DISTILLER_REGISTRY
+from skd.runtime.lock import FolderInUseError
+from skd.study import compare as module
+from skd.study.command import positive, run_command, whole
+from skd.study.design import Study
+from skd.study.runs import Run, lazy_options
+
+SPEC = {
+    "iterations": 4,
+    "seeds": [1],
+    "teachers": {"t": {"config": "configs/shapes/teacher.yaml", "weights": "x.pth"}},
+    "detectors": {"d": {"config": "configs/shapes/student.yaml"}},
+    "methods": {"fgd": {"MODEL.DISTILLER.NAME": "FGD"}},
+    "compare": [{"name": "c", "detector": "d", "methods": ["baseline", "fgd"]}],
+}
+
+
+def spec(**changes):
+    return {**copy.deepcopy(SPEC), **changes}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": {"fgd": {"MODEL.TEACHER.CONFIG_FILE": "evil.py"}}},
+        {"methods": {"fgd": {"d": {"MODEL.TEACHER.CONFIG_FILE": "evil.py"}}}},
+        {"methods": {"fgd": {"MODEL": "{'TEACHER': {'CONFIG_FILE': 'evil.py'}}"}}},
+        {"methods": {"fgd": {"model.distiller": "{_target_: os.system}"}}},
+        {"methods": {"fgd": {"train.output_dir": "${oc.env:HOME}"}}},
+        {"opts": ["MODEL.TEACHER.CONFIG_FILE", "evil.py"]},
+        {"detectors": {"d": {"config": "s.yaml", "opts": {"model.teacher.config_file": "e.py"}}}},
+        {"teachers": {"t": {"config": "t.yaml", "weights": "x", "opts": {"a._target_": "b"}}}},
+    ],
+)
+def test_a_study_file_cannot_lead_to_code(changes, tmp_path):
+    with pytest.raises(UnsafeConfigError, match="of the study has"):
+        Study(spec(**changes), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"seeds": 3}, "seeds of the study is 3; it must be a list"),
+        ({"teachers": []}, r"teachers of the study is \[\]"),
+        ({"teachers": {"t": None}}, "teachers.t of the study is None"),
+        ({"detectors": {"d": None}}, "detectors.d of the study is None"),
+        ({"detectors": {1: {"config": "x"}}}, "detectors of the study is .*names"),
+        ({"methods": ["FGD"]}, "methods of the study is"),
+        ({"compare": None}, "compare of the study is None"),
+        ({"compare": [{"name": "c", "methods": ["fgd"]}]}, r"compare\[0\] of the study is"),
+        ({"iterations": "x"}, "iterations of the study is 'x'; it must be a whole number"),
+        ({"opts": "MODEL.DEVICE cpu"}, "opts of the study is 'MODEL.DEVICE cpu'"),
+        ({"opts": ["MODEL.DEVICE"]}, "opts of the study"),
+    ],
+)
+def test_a_malformed_study_is_told_by_key_value_and_expectation(changes, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        Study(spec(**changes), str(tmp_path))
+
+
+def finish(run, note=True):
+    os.makedirs(run.folder)
+    open(os.path.join(run.folder, "model_final.pth"), "w").close()
+    with open(os.path.join(run.folder, "metrics.json"), "w") as f:
+        f.write(json.dumps({"iteration": 3, "bbox/AP": 12.0}) + "\n")
+    if note:
+        module._note_commands([run])
+
+
+def test_a_changed_study_is_not_finished(tmp_path):
+    run = Run("x", "configs/shapes/student.yaml", str(tmp_path / "a"), 4)
+    finish(run)
+    module._check_commands([run])
+    run.opts = ["SOLVER.BASE_LR", "9.0"]
+    with pytest.raises(ValueError, match="holds another run than 'x' is now"):
+        module._check_commands([run])
+    other = Run("y", "configs/shapes/student.yaml", str(tmp_path / "b"), 4)
+    finish(other, note=False)
+    with pytest.raises(ValueError, match="holds a finished run and no command.json"):
+        module._check_commands([other])
+
+
+def test_a_report_is_refused_for_a_changed_study(tmp_path):
+    study = Study(spec(), str(tmp_path))
+    for run in study.runs():
+        finish(run)
+    changed = spec(iterations=4000)
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(changed))
+    args = Namespace(
+        study=str(tmp_path / "s.yaml"), register_coco=[], work=str(tmp_path), output=None,
+        report_only=True,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="holds another run"):
+        module.compare(args, "")
+
+
+@pytest.mark.parametrize("name", sorted(name for name, _ in DISTILLER_REGISTRY))
+def test_a_lazy_student_gets_the_method_of_its_name(name, tmp_path):
+    (tmp_path / "c.py").write_text("model = {}\ntrain = dict(max_iter=5)\n")
+    cfg = LazyConfig.load(str(tmp_path / "c.py"))
+    distill(cfg, "t.yaml", "w")
+    cfg = lazy.override(cfg, lazy_options("MODEL.DISTILLER.NAME", name))
+    assert list(cfg.model.distiller) == ["_target_"]
+    assert locate(cfg.model.distiller._target_) is DISTILLER_REGISTRY.get(name)
+
+
+def test_a_yaml_key_without_a_lazy_counterpart_is_refused(tmp_path):
+    (tmp_path / "c.py").write_text("")
+    run = Run("x", str(tmp_path / "c.py"), "out", 7, ["SOLVER.STEPS", "()"])
+    with pytest.raises(ValueError, match="SOLVER.STEPS has no counterpart"):
+        run.command()
+
+
+@pytest.mark.parametrize("text", ["-1", "x", "1.5", ""])
+def test_numbers_of_arguments(text):
+    for kind in (whole, positive):
+        with pytest.raises(ArgumentTypeError, match="it must be a whole number"):
+            kind(text)
+    assert whole("0") == 0 and positive("3") == 3
+    with pytest.raises(ArgumentTypeError, match="above 0"):
+        positive("0")
+
+
+@pytest.mark.parametrize("error", [UnsafeConfigError("code"), FolderInUseError("busy")])
+def test_refusals_are_one_line(error, capsys):
+    def main():
+        raise error
+
+    assert run_command(main) == 2 and capsys.readouterr().err == f"error: {error}\n"
