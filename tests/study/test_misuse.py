@@ -6,6 +6,7 @@ import os
 from argparse import ArgumentTypeError, Namespace
 
 import pytest
+import torch
 import yaml
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
@@ -13,6 +14,8 @@ from detectron2.utils.registry import locate
 from skd.config import distill, lazy
 from skd.config.safe_yaml import UnsafeConfigError
 from skd.distillers import DISTILLER_REGISTRY
+from skd.evaluation import match_classes
+from skd.modeling.load import load_in_full
 from skd.runtime.lock import FolderInUseError
 from skd.study import compare as module
 from skd.study.command import positive, run_command, whole
@@ -141,3 +144,18 @@ def test_refusals_are_one_line(error, capsys):
         raise error
 
     assert run_command(main) == 2 and capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_classes_are_matched_by_exact_names_first():
+    assert match_classes(["c", "c++", "c#"], ["c#", "c", "c++"]) == {0: 2, 1: 0, 2: 1}
+    assert match_classes(["traffic light"], ["Traffic-Light", "", "++"]) == {0: 0}
+    with pytest.raises(ValueError, match="'C' is like several of the model's classes"):
+        match_classes(["c", "c++"], ["C"])
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    path = str(tmp_path / "w.pth")
+    torch.save({"model": {"weight": torch.ones(2, 2), "distiller.x": torch.ones(1)}}, path)
+    with pytest.raises(ValueError, match=r"(?s)--model a.*bias"):
+        load_in_full(torch.nn.Linear(2, 2), path, "--model a", "--model a")
+    load_in_full(torch.nn.Linear(2, 2, bias=False), path, "--model a", "--model a")

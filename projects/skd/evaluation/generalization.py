@@ -1,6 +1,6 @@
 """Evaluation on a data set that a model never saw, with classes of its own."""
 
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -20,7 +20,8 @@ def match_classes(
         The model's class index by the data set's, for those that match.
 
     Raises:
-        ValueError: the mapping names a class that is not there, or nothing matches.
+        ValueError: the mapping names a class that is not there, nothing matches, or a name is
+            like several of the model's and exactly as none of them.
     """
     for what, names, known in (
         ("data set's", mapping, target),
@@ -31,15 +32,31 @@ def match_classes(
             raise ValueError(
                 f"The mapping has {unknown}, none of the {what} classes: {', '.join(known)}."
             )
-    by_name = {_plain(name): i for i, name in enumerate(source)}
-    wanted = [_plain(mapping.get(name, name)) for name in target]
-    matched = {j: by_name[name] for j, name in enumerate(wanted) if name in by_name}
+    matched = {}
+    for j, name in enumerate(target):
+        i = _find(mapping.get(name, name), source)
+        if i is not None:
+            matched[j] = i
     if not matched:
         raise ValueError(
             f"No class in common. The model has {', '.join(source)}; the data set has "
             f"{', '.join(target)}. Give a mapping file."
         )
     return matched
+
+
+def _find(name: str, source: Sequence[str]) -> Optional[int]:
+    """Where a class is among the model's: under exactly its name, else under one like it."""
+    if name in source:
+        return source.index(name)
+    plain = _plain(name)
+    like = [i for i, other in enumerate(source) if plain and _plain(other) == plain]
+    if len(like) > 1:
+        raise ValueError(
+            f"'{name}' is like several of the model's classes: "
+            f"{', '.join(source[i] for i in like)}. Give a mapping file that says which."
+        )
+    return like[0] if like else None
 
 
 def _plain(name: str) -> str:

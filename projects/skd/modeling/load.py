@@ -72,23 +72,34 @@ class _StrictCheckpointer(SafeCheckpointer):
             raise ValueError("\n".join(lines))
 
 
-def load_in_full(model: nn.Module, weights: str) -> None:
+def load_in_full(
+    model: nn.Module,
+    weights: str,
+    key: str = "MODEL.TEACHER.WEIGHTS",
+    config_key: str = "MODEL.TEACHER.CONFIG_FILE",
+) -> None:
     """
     Load a checkpoint of any kind Detectron2 reads, every key of it into every key of the model.
+
+    Args:
+        model: any; keys of a distiller in the checkpoint are left out.
+        weights: the file or URL.
+        key, config_key: what names the weights and the model's config, for errors.
 
     Raises:
         FileNotFoundError: no such file, or a URL that cannot be fetched.
         ValueError: the two do not match; names every missing, unexpected and misshapen key.
     """
-    check_exists(weights)
+    if key == "MODEL.TEACHER.WEIGHTS":
+        check_exists(weights)
     try:
         _StrictCheckpointer(model).load(weights)
     except OSError as error:
         raise FileNotFoundError(
-            f"Teacher checkpoint '{weights}' (MODEL.TEACHER.WEIGHTS) cannot be read: {error}"
+            f"Checkpoint '{weights}' ({key}) cannot be read: {error}"
         ) from error
     except ValueError as error:
         raise ValueError(
-            f"The teacher's checkpoint '{weights}' does not match its model:\n{error}\n"
-            "Check that MODEL.TEACHER.CONFIG_FILE and MODEL.TEACHER.WEIGHTS belong together."
+            f"Checkpoint '{weights}' ({key}) does not match its model:\n{error}\n"
+            f"Check that it belongs to the config of {config_key}."
         ) from None

@@ -23,6 +23,7 @@ from ..visualization.attention import (
     non_local_response,
 )
 from .models import Model, load_models
+from .pictures import as_label
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -137,9 +138,9 @@ def _axes(rows: List[str], columns: List[str], width: float = 2.6, height: float
         figsize=(width * len(columns) + 0.4, height * len(rows) + 0.4),
     )  # fmt: skip
     for ax, title in zip(axes[0], columns):
-        ax.set_title(title, fontsize=10)
+        ax.set_title(as_label(title), fontsize=10)
     for ax, title in zip(axes[:, 0], rows):
-        ax.set_ylabel(title, fontsize=10)
+        ax.set_ylabel(as_label(title), fontsize=10)
     for ax in axes.flat:
         ax.set_xticks([])
         ax.set_yticks([])

@@ -1,7 +1,6 @@
 """Trained models on the command line of the tools: --model NAME CONFIG WEIGHTS."""
 
 import argparse
-import logging
 import os
 from dataclasses import dataclass
 from typing import List
@@ -14,7 +13,7 @@ from torch import nn
 
 from ..config import is_lazy_file, read_config, student_config
 from ..data import register_coco
-from ..runtime.checkpoint import SafeCheckpointer
+from ..modeling.load import load_in_full
 from .command import add_datasets_argument
 from .paths import find_file
 
@@ -48,7 +47,6 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         ValueError: a name is given twice, or a file is not there.
     """
     setup_logger(name="skd")
-    logging.getLogger("fvcore").setLevel(logging.ERROR)  # that stock models ignore "distiller."
     for dataset in args.register_coco:
         register_coco(*dataset)
     names = [name for name, _, _ in args.model]
@@ -66,7 +64,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         cfg.merge_from_list(args.opts)
         cfg = student_config(cfg)
         model = build_model(cfg).eval()
-        SafeCheckpointer(model).load(weights)
+        load_in_full(model, weights, f"--model {name}", f"--model {name}")
         models.append(Model(name, cfg, model, weights))
     return models
 
@@ -76,5 +74,5 @@ def load_predictor(cfg: CfgNode) -> DefaultPredictor:
     cfg, weights = cfg.clone(), cfg.MODEL.WEIGHTS
     cfg.MODEL.WEIGHTS = ""
     predictor = DefaultPredictor(cfg)
-    SafeCheckpointer(predictor.model).load(weights)
+    load_in_full(predictor.model, weights, "MODEL.WEIGHTS", "config.yaml")
     return predictor
