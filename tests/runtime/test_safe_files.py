@@ -489,3 +489,56 @@ def test_bases_in_a_url_are_beside_it(server):
     with pytest.raises(ValueError, match="based on itself"):
         read_yaml_with_base(f"{server.url}/b/x.yaml")
     assert [path for path in server.asked if "/b/" in path] == ["/b/x.yaml", "/b/y.yaml"]
+
+
+def nested(depth, width):
+    """A dict whose key is a tuple of the same tuple, and so on: written without hashing it."""
+    level = {1: b"\x85", 2: b"q\x01h\x01\x86"}[width]
+    return b"\x80\x02}q\x00)" + level * depth + b"K\x01s."
+
+
+def zipped(path, data):
+    """As torch.save writes it, with another data.pkl."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in records.items():
+            new.writestr(name, data if name.endswith("data.pkl") else content)
+    return str(path)
+
+
+@pytest.mark.parametrize("depth,width", [(60, 2), (1_000_000, 1), (30, 2)])
+def test_torchs_reader_hashes_no_key_that_takes_for_ever_or_crashes(depth, width, tmp_path):
+    path = zipped(tmp_path / "weights.pth", nested(depth, width))
+    with pytest.raises(DamagedCheckpointError, match="too many values, or nested too deep"):
+        load_tensors(path)
+
+
+def test_nested_keys_of_the_old_format_neither(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    whole, empty = path.read_bytes(), pickle.dumps({}, 2)
+    assert whole.count(empty) == 1
+    path.write_bytes(whole.replace(empty, nested(60, 2)))
+    with pytest.raises(DamagedCheckpointError, match="too many values, or nested too deep"):
+        load_tensors(str(path))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_what_training_saves_is_read(new, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(2, 2)).sum().backward()
+    optimizer.step()
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "shape": (1, (2, 3))}
+    torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
+    loaded = load_tensors(str(tmp_path / "w.pth"))
+    assert loaded["shape"] == (1, (2, 3)) and loaded["optimizer"]["param_groups"][0]["betas"]
+    assert all(torch.equal(v, loaded["model"][k]) for k, v in saved["model"].items())
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(DamagedCheckpointError, match="no checkpoint: the file is empty[.]$"):
+        load_tensors(str(tmp_path / "w.pth"))
