@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from .config import Config, distill, form_of, is_distilling, lazy, read_config
-from .data import check_datasets, register_coco
+from .data import check_datasets, register_coco, register_shapes
 from .engine import SKDTrainer, describe, evaluate, launch
 
 
@@ -74,6 +74,7 @@ def setup(args: argparse.Namespace) -> Config:
         cfg = form.student_of(cfg, solver=True)  # nothing to learn, or nobody to learn from
     folder = form.output_dir(cfg)
     setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
+    register_shapes()  # the config may name them
     check_datasets(cfg, args.eval_only)
     if isinstance(cfg, CfgNode):
         cfg.freeze()

@@ -51,13 +51,7 @@ def form_of(cfg: Config) -> ModuleType:
 
 
 def read_config(path: str) -> Config:
-    """
-    A YAML file on Detectron2's defaults and the keys of :func:`add_skd_config`, or a LazyConfig.
-    The built-in dataset is registered with it, because a config names datasets only.
-    """
-    from ..data import register_shapes  # which asks this package what a config's student is
-
-    register_shapes()
+    """A LazyConfig, or a YAML file on Detectron2's defaults and the project's keys."""
     return (lazy if is_lazy_file(path) else yaml).read(path)
 
 

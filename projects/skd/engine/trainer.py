@@ -158,7 +158,7 @@ def describe(cfg: Config, trainer: Any = SKDTrainer) -> Run:
         cfg: a YAML config or a LazyConfig.
         trainer: an SKDTrainer or a subclass, whose methods make the parts of a YAML config's run.
     """
-    register_shapes()  # a config may name them
+    register_shapes()  # the config may name them
     return yaml_run(cfg, trainer) if isinstance(cfg, CfgNode) else lazy_run(cfg)
 
 

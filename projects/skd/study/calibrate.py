@@ -15,9 +15,9 @@ from torch import nn
 
 from ..config import Config, distill, form_of, read_config
 from ..config.lazy import allow
-from ..data import register_coco
 from ..distillers import DISTILLER_REGISTRY
 from ..runtime.checkpoint import SafeCheckpointer
+from .command import register_datasets
 from .paths import find_file
 from .tables import print_table
 
@@ -29,8 +29,7 @@ def calibrate(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an unknown method.
     """
-    for dataset in args.register_coco:
-        register_coco(*dataset)
+    register_datasets(args)
     known = sorted(name for name, _ in DISTILLER_REGISTRY)
     methods = known if args.methods == ["all"] else args.methods
     unknown = [name for name in methods if name not in known]

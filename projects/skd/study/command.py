@@ -8,6 +8,7 @@ from typing import Callable, Optional
 import yaml
 
 from ..config.safe_yaml import UnsafeConfigError
+from ..data import register_coco, register_shapes
 from ..runtime.lock import FolderInUseError
 from ..runtime.safe_files import CheckpointError
 
@@ -64,6 +65,13 @@ def add_datasets_argument(parser: argparse.ArgumentParser) -> None:
         "--register-coco", nargs=3, action="append", default=[], metavar=("NAME", "JSON", "IMAGES"),
         help="make a dataset in COCO's format known as NAME (several times)",
     )  # fmt: skip
+
+
+def register_datasets(args: argparse.Namespace) -> None:
+    """The built-in dataset, and those of :func:`add_datasets_argument`."""
+    register_shapes()
+    for dataset in args.register_coco:
+        register_coco(*dataset)
 
 
 def run_command(main: Callable[[], Optional[int]]) -> int:

@@ -8,10 +8,10 @@ from typing import Any, Dict, List
 
 from ..config import is_lazy_file, read_config
 from ..config.lazy import allow
-from ..data import register_coco
 from ..distillers import DISTILLER_REGISTRY
 from ..runtime.lock import acquire
 from ..runtime.whole_files import write_whole
+from .command import register_datasets
 from .design import BASELINE, Study, StudyRun, load_study
 from .devices import default_jobs, default_threads
 from .paths import find_file
@@ -33,8 +33,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
     Returns:
         The exit code: 1 if a run failed.
     """
-    for dataset in args.register_coco:
-        register_coco(*dataset)
+    register_datasets(args)
     flags = [part for dataset in args.register_coco for part in ("--register-coco", *dataset)]
     spec = load_study(args.study) if args.study else spec_of(args)
     study = Study(spec, args.work, flags, trusted=not args.study)

@@ -6,6 +6,7 @@ import os
 import shutil
 from typing import List
 
+from ..data import register_shapes
 from . import pictures
 from .devices import cores
 from .metrics import TASKS, read_ap
@@ -56,6 +57,7 @@ def demo(args: argparse.Namespace) -> None:
     with open(os.path.join(args.output, "results.json"), "w") as f:
         f.write(json.dumps(results, indent=2) + "\n")
     print("Drawing pictures ...", flush=True)
+    register_shapes()
     pictures.draw_all(args.output, folder)
 
     header = ["model", *TASKS.values()]

@@ -12,9 +12,8 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import is_lazy_file, read_config, student_config
-from ..data import register_coco
 from ..modeling.load import load_in_full
-from .command import add_datasets_argument
+from .command import add_datasets_argument, register_datasets
 from .paths import find_file
 
 
@@ -47,8 +46,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         ValueError: a name is given twice, or a file is not there.
     """
     setup_logger(name="skd")
-    for dataset in args.register_coco:
-        register_coco(*dataset)
+    register_datasets(args)
     names = [name for name, _, _ in args.model]
     if len(set(names)) < len(names):
         raise ValueError(f"--model has a name twice: {names}.")
