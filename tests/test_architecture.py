@@ -20,7 +20,7 @@ ROOMS = {
     "distillers": set(),  # more about them in distillers/test_imports.py
     "engine": {"config", "data", "evaluation", "modeling", "runtime", "visualization"},
     "evaluation": {"config", "data", "runtime"},
-    "modeling": {"config", "distillers", "runtime", "visualization"},
+    "modeling": {"config", "distillers", "runtime"},
     "runtime": set(),
     "study": {
         "config", "data", "distillers", "engine", "evaluation", "modeling", "runtime",

@@ -17,6 +17,7 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from skd import student_config
 from skd.engine import SKDTrainer, describe, evaluate
 from skd.engine.lazy_run import KEYS as LAZY_KEYS
+from skd.engine.run import check
 from skd.runtime.loader import build_train_loader
 from tests.engine.test_train_net import LAZY
 from tests.helpers import distilling, environment, tiny_config
@@ -101,7 +102,20 @@ def test_both_forms_have_the_same_hooks_and_return_the_results(shapes, tmp_path)
         names.append([type(h).__name__ for h in trainer._hooks])
         assert {"bbox", "segm"} == set(trainer.train())
     assert names[0] == names[1]
-    assert names[0][-2:] == ["PeriodicWriter", "PreemptionHook"]
+    shown = ["AttentionPictures", "DistillationLog"]
+    assert names[0][-4:] == ["PeriodicWriter", *shown, "PreemptionHook"]
+
+
+@pytest.mark.parametrize("key", ["VIS_PERIOD", "train.vis_period"])
+def test_both_forms_say_how_often_a_picture_is_wanted(key, shapes, tmp_path):
+    lazy = key.startswith("train")
+    runs = [
+        describe(lazy_config(tmp_path, f"{key}={n}") if lazy else tiny_config(VIS_PERIOD=n))
+        for n in (7, -1)
+    ]
+    assert runs[0].vis_period == 7
+    with pytest.raises(ValueError, match=f"^{key} is -1; it must be a whole number"):
+        check(runs[1])
 
 
 def test_a_lazy_checkpoint_is_as_detectron2_s_script_writes_it(shapes, tmp_path):

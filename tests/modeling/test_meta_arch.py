@@ -215,9 +215,7 @@ class MeanOfP2(GeneralizedRCNN):
 
 def test_needs_no_event_storage(teacher_files):
     model = build_model(
-        distilling(
-            tiny_config(), teacher_files, VIS_PERIOD=1, MODEL__STUDENT__META_ARCHITECTURE="MeanOfP2"
-        )
+        distilling(tiny_config(), teacher_files, MODEL__STUDENT__META_ARCHITECTURE="MeanOfP2")
     )
     inputs = batch()
     inputs[0]["pixels"] = torch.randn(2, 3, 96, 128)
@@ -226,17 +224,6 @@ def test_needs_no_event_storage(teacher_files):
     inputs[0]["pixels"].fill_(float("inf"))
     model(inputs)
     assert model.pop_metrics()["detector_loss"].isnan()
-
-
-def test_pictures_of_attention_at_vis_period(cfg):
-    cfg.VIS_PERIOD = 5
-    model = build_model(cfg)
-    inputs = batch(height=96, width=128)
-    _, storage = losses_of(model, inputs, iteration=4)
-    assert not [v for v in storage._vis_data if v[0].startswith("attention")]
-    _, storage = losses_of(model, inputs, iteration=10)
-    pictures = [v for v in storage._vis_data if v[0].startswith("attention")]
-    assert len(pictures) == 1 and pictures[0][1].shape == (3, 5 * 96, 3 * 128)
 
 
 def test_levels_and_modules_can_be_chosen(teacher_files):

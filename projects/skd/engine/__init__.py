@@ -2,7 +2,16 @@
 
 from .evaluate import evaluate
 from .launch import launch
+from .pictures import AttentionPictures
 from .run import Run
 from .trainer import SKDTrainer, describe, wrap_data_parallel
 
-__all__ = ["Run", "SKDTrainer", "describe", "evaluate", "launch", "wrap_data_parallel"]
+__all__ = [
+    "AttentionPictures",
+    "Run",
+    "SKDTrainer",
+    "describe",
+    "evaluate",
+    "launch",
+    "wrap_data_parallel",
+]

@@ -31,6 +31,7 @@ KEYS = {
     "skip_non_finite": "train.skip_non_finite",
     "amp": "train.amp.enabled",
     "eval_period": "train.eval_period",
+    "vis_period": "train.vis_period",
     "num_workers": "dataloader.train.num_workers",
     "train_sets": "dataloader.train.dataset.names",
     "test_sets": "dataloader.test.dataset.names",
@@ -40,7 +41,7 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 TRAIN = {
     "output_dir", "init_checkpoint", "max_iter", "amp", "ddp", "checkpointer", "eval_period",
     "log_period", "device", "seed", "cudnn_benchmark", "accumulate", "skip_non_finite",
-    "zero_grad_before_forward", "async_write_metrics", "expected_results",
+    "zero_grad_before_forward", "async_write_metrics", "expected_results", "vis_period",
 }  # fmt: skip
 
 
@@ -81,6 +82,7 @@ def lazy_run(cfg: DictConfig) -> Run:
         accumulate=train.get("accumulate", 1),
         skip_non_finite=train.get("skip_non_finite", 0),
         log_period=train.log_period,
+        vis_period=train.get("vis_period", 0),
         amp=_precision(train.amp),
         ddp=dict(train.ddp),
         expected=OmegaConf.to_container(train.get("expected_results", OmegaConf.create([]))),

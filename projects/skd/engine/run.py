@@ -31,6 +31,7 @@ class Run:
         evaluate_augmented: the same with test-time augmentation; None if it is not wanted.
         precise_bn: the hook that ``TEST.PRECISE_BN`` asks for, for a model; may return None.
         weights: to start from.
+        vis_period: iterations from one picture of attention to the next; 0 for none.
         amp: what mixed precision computes in; None for none.
         accumulate, skip_non_finite: see ``SOLVER.ACCUMULATE``, ``SOLVER.SKIP_NON_FINITE``.
         checkpointer: arguments of Detectron2's ``PeriodicCheckpointer``.
@@ -63,6 +64,7 @@ class Run:
     accumulate: int = 1
     skip_non_finite: int = 0
     log_period: int = 20
+    vis_period: int = 0
     amp: Optional[torch.dtype] = None
     ddp: Dict[str, Any] = field(default_factory=dict)
     expected: List[Any] = field(default_factory=list)
@@ -129,6 +131,7 @@ def _check_numbers(run: Run) -> None:
         ("images_per_batch", images, share, f"a multiple of the number of processes, {world}"),
         ("checkpoint_period", period, _whole(period, 1), above),
         ("eval_period", run.eval_period, _whole(run.eval_period, 0), f"{least}; 0 for never"),
+        ("vis_period", run.vis_period, _whole(run.vis_period, 0), f"{least}; 0 for never"),
         ("skip_non_finite", run.skip_non_finite, _whole(run.skip_non_finite, 0), least),
         ("num_workers", run.num_workers, _whole(run.num_workers, 0), least),
         ("train_sets", run.train_sets, bool(run.train_sets), "a dataset's name"),

@@ -26,6 +26,7 @@ from ..runtime.reproducible import ReproducibleSteps, shared_seed
 from ..runtime.run_folder import RunFolder
 from ..runtime.step import build_trainer
 from .lazy_run import lazy_run
+from .pictures import AttentionPictures
 from .readout import DistillationLog
 from .run import Run, check
 from .weights import RunCheckpointer
@@ -46,7 +47,8 @@ class SKDTrainer(DefaultTrainer):
     Trains what a config of either form describes, distilling or not, and evaluates it. For a
     YAML config its methods make the parts, as with ``DefaultTrainer``: override those.
 
-    Nothing in here knows of distillation: :class:`DistillRCNN` works in any trainer.
+    Distillation is the model's affair: :class:`DistillRCNN` works in any trainer. Here are only the
+    hooks that show what it does.
     """
 
     def __init__(self, cfg: Config):
@@ -71,7 +73,7 @@ class SKDTrainer(DefaultTrainer):
         numbers = PlainNumbers(model, run.checkpointer["period"])
         preemption = PreemptionHook(self.checkpointer)
         self.register_hooks(
-            [self.folder, steps, numbers, *self.build_hooks(), DistillationLog(), preemption]
+            [self.folder, steps, numbers, *self.build_hooks(), *self._readouts(), preemption]
         )
 
     def build_hooks(self) -> List[Optional[HookBase]]:
@@ -91,6 +93,10 @@ class SKDTrainer(DefaultTrainer):
             augmented,
             writing,
         ]
+
+    def _readouts(self) -> List[HookBase]:
+        """What is shown of a distillation; nothing in other trainings."""
+        return [AttentionPictures(self.run.vis_period), DistillationLog()]
 
     def _keep(self, results: Dict[str, Any]) -> Dict[str, Any]:
         self._last_eval_results = {**getattr(self, "_last_eval_results", {}), **(results or {})}

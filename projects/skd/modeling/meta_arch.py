@@ -13,7 +13,6 @@ from torch import nn
 
 from ..config import student_config
 from ..distillers import Distiller, GradientBalance, build_balance, build_distiller
-from ..visualization.attention import draw_attention
 from .features import (
     FeatureTap,
     Maps,
@@ -41,7 +40,22 @@ class _Settings(NamedTuple):
 
     input_format: str
     features: str
-    vis_period: int
+
+
+class AlignedMaps(NamedTuple):
+    """
+    What a distiller compares in one step; see :meth:`DistillRCNN.watch_maps`.
+
+    image: the batch's first, (C, H, W), as the model gets it; image_format: its color order;
+    student, teacher: maps (N, C, H, W) by the student's level names, of equal sizes (channels may
+    differ); strides: of these levels.
+    """
+
+    image: torch.Tensor
+    image_format: str
+    student: Maps
+    teacher: Maps
+    strides: Dict[str, int]
 
 
 @META_ARCH_REGISTRY.register()
@@ -63,6 +77,7 @@ class DistillRCNN(nn.Module):
 
     _base: Type["DistillRCNN"]
     _student_class: Type[nn.Module]
+    _watcher: Optional[Callable[[AlignedMaps], None]] = None
 
     def __new__(cls, cfg: Optional[CfgNode] = None, **kwargs: Any) -> "DistillRCNN":
         """
@@ -87,7 +102,6 @@ class DistillRCNN(nn.Module):
         features: str = "backbone",
         levels: Sequence[str] = (),
         inherit: bool = False,
-        vis_period: int = 0,
     ) -> "DistillRCNN":
         """
         Let a student distil, in place; :func:`student_of` undoes it.
@@ -102,7 +116,6 @@ class DistillRCNN(nn.Module):
             features: the student's module whose feature maps are distilled.
             levels: names of these maps; empty for all that have a partner in the teacher.
             inherit: copy the teacher's FPN and heads into the student where they agree.
-            vis_period: every how many iterations to write pictures of attention; 0 for never.
 
         Returns:
             The student.
@@ -133,7 +146,7 @@ class DistillRCNN(nn.Module):
         # past nn.Module.__setattr__, which would register the teacher
         object.__setattr__(student, "teacher", teacher)
         student.pairs = pairs
-        student._distilling = _Settings(input_format, features, vis_period)
+        student._distilling = _Settings(input_format, features)
         return student
 
     @classmethod
@@ -159,7 +172,6 @@ class DistillRCNN(nn.Module):
             "features": cfg.MODEL.STUDENT.FEATURES,
             "levels": cfg.MODEL.DISTILLER.LEVELS,
             "inherit": cfg.MODEL.STUDENT.INHERIT,
-            "vis_period": cfg.VIS_PERIOD,
         }
 
     def __reduce_ex__(self, protocol: int) -> Tuple[Any, ...]:
@@ -197,8 +209,15 @@ class DistillRCNN(nn.Module):
         terms = self._distil_maps(student, teacher, batch)
         terms = self._balance_terms(losses, maps, terms, seen)
         self._keep_metrics(losses, terms)
-        self._draw_attention(batch, student, teacher)
+        self._show_maps(batch, student, teacher)
         return _total(losses, terms)
+
+    def watch_maps(self, watcher: Callable[[AlignedMaps], None]) -> None:
+        """
+        Call ``watcher`` once, with the maps that the next training step compares. It must not
+        change them, nor keep them: they hold the step's graph.
+        """
+        self._watcher = watcher
 
     def pop_metrics(self) -> Dict[str, torch.Tensor]:
         """
@@ -284,16 +303,13 @@ class DistillRCNN(nn.Module):
             boxes = [b.to(device) for b in boxes]
         return self.distiller(student, teacher, boxes)
 
-    def _draw_attention(self, batch: "_Batch", student: Maps, teacher: Maps) -> None:
-        """A picture of attention in the event storage, every ``vis_period`` iterations."""
-        period = self._distilling.vis_period
-        if period <= 0 or not has_event_storage() or get_event_storage().iter % period:
+    def _show_maps(self, batch: "_Batch", student: Maps, teacher: Maps) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is None:
             return
         strides = {name: pair.stride for name, pair in self.pairs.items()}
-        picture = draw_attention(
-            batch.first_image, self._distilling.input_format, student, teacher, strides
-        )
-        get_event_storage().put_image("attention: input, student, teacher", picture)
+        image_format = self._distilling.input_format
+        watcher(AlignedMaps(batch.first_image, image_format, student, teacher, strides))
 
     def _object_boxes(self, batched_inputs: List[Dict[str, Any]]) -> List[torch.Tensor]:
         try:
@@ -331,8 +347,8 @@ def student_of(model: nn.Module) -> nn.Module:
     student = copy.copy(model)
     student.__class__ = type(model)._student_class
     student._modules = {k: v for k, v in model._modules.items() if k != "distiller"}
-    for name in ("teacher", "pairs", "_distilling"):
-        del student.__dict__[name]
+    for name in ("teacher", "pairs", "_distilling", "_watcher"):
+        student.__dict__.pop(name, None)
     return student
 
 

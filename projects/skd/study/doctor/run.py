@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 from ...config import distill, is_distilling, read_config
 from ...config.lazy import allow
-from ...data import register_coco
+from ..command import register_datasets
 from ..paths import find_file
 from .examine import examine
 
@@ -21,8 +21,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     Raises:
         ValueError: a config that does not distil, or a LazyConfig.
     """
-    for dataset in args.register_coco:
-        register_coco(*dataset)
+    register_datasets(args)
     cfg = read_config(find_file(args.config_file))
     if not isinstance(cfg, CfgNode):
         raise ValueError(f"--config-file is {args.config_file}; it must be a YAML config.")
