@@ -119,7 +119,8 @@ def test_an_interrupted_study_stops_its_runs_and_goes_on(shapes, tmp_path):
         )  # fmt: skip
     folder = tmp_path / "work" / "Mask_R-CNN" / "baseline" / "seed1"
     deadline = time.monotonic() + 200
-    while not (folder / "metrics.json").exists():
+    metrics = folder / "metrics.json"  # made empty, before signals are taken
+    while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.terminate()

@@ -8,9 +8,9 @@ import pytest
 
 from skd.study import report, runs
 from skd.study.command import RunError, command_parser, run_command
-from skd.study.compare import _same_threads, _short_names
+from skd.study.compare import _short_names
 from skd.study.design import Study, StudyRun
-from skd.study.devices import default_threads, visible_gpus
+from skd.study.devices import default_threads, same_threads, visible_gpus
 from skd.study.metrics import main_metrics, read_metrics, scores, title_of
 from skd.study.results import header, table
 from skd.study.runs import Run, least_used
@@ -120,10 +120,10 @@ def test_configs_of_one_file_name_are_two_detectors():
 def test_every_run_has_the_threads_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr("skd.study.devices.cores", lambda: 8)
     assert default_threads(4, 11) == 2 and default_threads(8, 2) == 4
-    assert _same_threads(str(tmp_path), 0, 2) == 2
-    assert _same_threads(str(tmp_path), 0, 8) == 2  # the last run of eleven
+    assert same_threads(str(tmp_path), 0, 2) == 2
+    assert same_threads(str(tmp_path), 0, 8) == 2  # the last run of eleven
     with pytest.raises(ValueError, match="--threads is 3, but runs in .* had 2"):
-        _same_threads(str(tmp_path), 3, 8)
+        same_threads(str(tmp_path), 3, 8)
 
 
 def test_a_gpu_for_each_run(monkeypatch):

@@ -13,7 +13,7 @@ from ..runtime.lock import acquire
 from ..runtime.whole_files import write_whole
 from .command import register_datasets
 from .design import BASELINE, Study, StudyRun, load_study
-from .devices import default_jobs, default_threads
+from .devices import default_jobs, default_threads, same_threads
 from .paths import find_file
 from .results import header, table, write_results
 from .runs import run_all
@@ -48,7 +48,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
         _note_commands(runs)
         print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already.", flush=True)
         jobs = args.jobs or default_jobs()
-        threads = _same_threads(args.work, args.threads, default_threads(jobs, len(runs)))
+        threads = same_threads(args.work, args.threads, default_threads(jobs, len(runs)))
         run_all(
             waiting, jobs, resume=True, keep_going=True, threads=threads,
             on_end=lambda run: write_results(study, output, command),
@@ -101,29 +101,6 @@ def _short_names(paths: List[str]) -> List[str]:
 def _iterations(path: str) -> int:
     cfg = read_config(path)
     return cfg.train.max_iter if is_lazy_file(path) else cfg.SOLVER.MAX_ITER
-
-
-def _same_threads(work: str, given: int, default: int) -> int:
-    """
-    The number of threads of this study's runs, noted in its folder: with another number the same
-    run would end with other weights.
-
-    Raises:
-        ValueError: ``given`` is not the number that other runs of the study had.
-    """
-    path = os.path.join(work, "threads.json")
-    if os.path.exists(path):
-        with open(path) as f:
-            noted = int(json.load(f))
-        if given not in (0, noted):
-            raise ValueError(
-                f"--threads is {given}, but runs in '{work}' had {noted}, and with other threads "
-                "weights differ: leave it out, or choose another --work."
-            )
-        return noted
-    os.makedirs(work, exist_ok=True)
-    _write(path, given or default)
-    return given or default
 
 
 def _check_commands(runs: List[StudyRun]) -> None:

@@ -41,17 +41,23 @@ class StudyRun(Run):
             "command": shlex.join(["python", *self.command()[1:]]),
         }
         if done:
-            rows = evaluations(self.rows())
-            row["ap"] = scores(rows[-1])
-            row["metric"] = metric = main_metrics(rows[-1])[0]
-            row["curve"] = [
-                [min(r["iteration"] + 1, self.iterations), scores(r)[metric]]
-                for r in rows
-                if metric in r
-            ]
+            row.update(self.measured())
         elif self.error:
             row["error"] = self.error
         return row
+
+    def measured(self) -> Dict[str, Any]:
+        """The last evaluation up to now, and the curve; empty if there is none."""
+        rows = evaluations(self.rows())
+        if not rows:
+            return {}
+        metric = main_metrics(rows[-1])[0]
+        curve = [
+            [min(r["iteration"] + 1, self.iterations), scores(r)[metric]]
+            for r in rows
+            if metric in r
+        ]
+        return {"ap": scores(rows[-1]), "metric": metric, "curve": curve}
 
 
 @dataclass

@@ -1,9 +1,12 @@
 """Which processors the runs of a study share."""
 
+import json
 import os
 from typing import List
 
 import torch
+
+from ..runtime.whole_files import write_whole
 
 
 def visible_gpus() -> List[str]:
@@ -32,3 +35,26 @@ def default_threads(jobs: int, runs: int) -> int:
     many there are in all, not how many are waiting.
     """
     return max(1, cores() // max(1, min(jobs, runs)))
+
+
+def same_threads(work: str, given: int, default: int) -> int:
+    """
+    The number of threads of a study's runs, noted in its folder: with another number the same
+    run would end with other weights.
+
+    Raises:
+        ValueError: ``given`` is not the number that other runs of the study had.
+    """
+    path = os.path.join(work, "threads.json")
+    if os.path.exists(path):
+        with open(path) as f:
+            noted = int(json.load(f))
+        if given not in (0, noted):
+            raise ValueError(
+                f"--threads is {given}, but runs in '{work}' had {noted}, and with other threads "
+                "weights differ: leave it out, or choose another --work."
+            )
+        return noted
+    os.makedirs(work, exist_ok=True)
+    write_whole(path, lambda f: f.write(json.dumps(given or default).encode()))
+    return given or default

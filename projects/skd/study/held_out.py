@@ -1,0 +1,53 @@
+"""A split of the training set to choose settings on, so that the test set stays unseen."""
+
+import json
+import os
+from typing import Dict, List, Sequence, Tuple
+
+from detectron2.utils.file_io import PathManager
+
+from ..data.split import take_folds
+
+Dataset = Tuple[str, str, str]  # NAME, JSON, IMAGES
+
+
+def hold_out(
+    datasets: Sequence[Sequence[str]], names: Sequence[str], folds: int, folder: str
+) -> Dict[str, List[Dataset]]:
+    """
+    Divide training sets in COCO's format in two, by their images' names.
+
+    Args:
+        datasets: what ``--register-coco`` was given.
+        names: of the training sets.
+        folds: one of so many is held out.
+        folder: for the new JSON files.
+
+    Returns:
+        The datasets to "train" and to "test" on.
+
+    Raises:
+        ValueError: a training set that is none of ``datasets``, or too few images or folds.
+    """
+    if folds < 2:
+        raise ValueError(f"--folds is {folds}; it must be 2 or above.")
+    given = {name: (json_file, images) for name, json_file, images in datasets}
+    others = [name for name in names if name not in given]
+    if others or not names:
+        raise ValueError(
+            f"DATASETS.TRAIN is {tuple(names)}, and only what --register-coco names can be "
+            "divided: give --train and --test, datasets to choose settings on (never the one to "
+            "report on)."
+        )
+    parts = {"train": set(range(1, folds)), "test": {0}}
+    os.makedirs(folder, exist_ok=True)
+    found: Dict[str, List[Dataset]] = {part: [] for part in parts}
+    for name in names:
+        with PathManager.open(given[name][0]) as f:
+            content = json.load(f)
+        for part, take in parts.items():
+            path = os.path.join(folder, f"{name}_{part}.json")
+            with open(path, "w") as f:
+                json.dump(take_folds(content, folds, take), f)
+            found[part].append((f"{name}_{part}", path, given[name][1]))
+    return found

@@ -1,0 +1,454 @@
+"""What tools/tune.py does."""
+
+import argparse
+import glob
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from ..config import distill, is_distilling, is_lazy_file, read_config
+from ..config.lazy import allow
+from ..data import register_coco
+from ..distillers import DISTILLER_REGISTRY, build_distiller
+from ..distillers.balance import PREFIX
+from ..distillers.base import Shapes
+from ..distillers.build import build_balance
+from ..runtime import lock
+from .command import RunError
+from .design import BASELINE, StudyRun
+from .devices import default_jobs, default_threads, same_threads, visible_gpus
+from .held_out import hold_out
+from .metrics import evaluations, main_metrics, scores
+from .paths import find_file
+from .runs import least_used, stop
+from .search import WARMUP, Attempt, Rungs, Search, Space, options
+
+POLL = 1.0  # seconds between two looks at the runs
+BALANCE = "MODEL.DISTILLER.BALANCE"
+
+
+@dataclass
+class TrialRun(StudyRun):
+    """A trial's training, or the baseline's, which has no ``attempt``."""
+
+    attempt: Optional[Attempt] = None
+    settings: Dict[str, Any] = field(default_factory=dict)
+
+    def values(self, metric: str = "") -> List[Tuple[int, float]]:
+        """
+        Iterations and what the model had by then.
+
+        Args:
+            metric: Detectron2's name; the first main metric if empty.
+
+        Raises:
+            ValueError: the evaluation has no such metric.
+        """
+        found = []
+        for row in evaluations(self.rows()):
+            known = scores(row)
+            if metric and metric not in known:
+                raise ValueError(f"--metric is {metric}; it must be one of {', '.join(known)}.")
+            value = known[metric or main_metrics(row)[0]]
+            found.append((min(row["iteration"] + 1, self.iterations), value or 0.0))
+        return found
+
+    def result(self) -> Dict[str, Any]:
+        row = super().result()
+        if self.attempt is None:
+            return row
+        row.update(trial=self.attempt.number, settings=self.settings)
+        if self.attempt.pruned:
+            row.pop("error", None)
+            row.update(self.measured(), status="pruned")
+        return row
+
+
+class Clock:
+    """Minutes used up to now, over all calls of the command for one folder."""
+
+    def __init__(self, path: str):
+        self.path, self.begin, self.before = path, time.monotonic(), 0.0
+        if os.path.exists(path):
+            with open(path) as f:
+                self.before = float(json.load(f))
+
+    def __call__(self) -> float:
+        return self.before + (time.monotonic() - self.begin) / 60
+
+    def save(self) -> None:
+        with open(self.path, "w") as f:
+            json.dump(self(), f)
+
+
+class Tuning:
+    """
+    A search, and the runs that belong to it.
+
+    Args:
+        args: of the command line.
+
+    Raises:
+        ValueError, KeyError, OSError: what the user gave cannot be tuned; says why.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        if args.trials is None and args.minutes is None:
+            raise ValueError("There is no budget: give --trials, --minutes, or both.")
+        for name in ("trials", "minutes"):
+            value = getattr(args, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} is {value}; it must be above 0.")
+        for dataset in args.register_coco:
+            register_coco(*dataset)
+        self.args, self.work = args, args.work
+        self.config, self.teacher = find_file(args.config_file), find_file(args.teacher)
+        cfg = self._config()
+        self.iterations = args.iterations or cfg.SOLVER.MAX_ITER
+        self.seed = args.seed
+        self.rungs = Rungs.of(self.iterations, args.rungs, args.factor)
+        self.spaces = spaces_of(cfg, args.methods, args.levels, self.iterations)
+        self.flags, self.datasets = self._datasets(cfg)
+        self._same_search()
+        self.clock = Clock(os.path.join(self.work, "minutes.json"))
+        self.search = Search(
+            os.path.join(self.work, "journal.log"), self.spaces, self.rungs, seed=self.seed,
+            trials=args.trials, minutes=args.minutes, spent=self.clock,
+        )  # fmt: skip
+        self.baseline = self._run(BASELINE, [BASELINE])
+        self._made: Dict[Tuple[str, int], TrialRun] = {}
+
+    def runs(self) -> List[TrialRun]:
+        """The baseline, and a run for each trial begun."""
+        return [self.baseline, *map(self.run_of, self.search.attempts())]
+
+    def run_of(self, attempt: Attempt) -> TrialRun:
+        """The same one each time."""
+        key = attempt.method, attempt.number
+        if key not in self._made:
+            space = self.spaces[attempt.method]
+            settings = options(attempt.method, attempt.settings, space, self.iterations)
+            names = [attempt.method, f"trial{attempt.number:03}"]
+            self._made[key] = self._run(attempt.method, names, settings, attempt)
+        return self._made[key]
+
+    def teacher_flags(self) -> List[str]:
+        weights = find_file(self.args.teacher_weights or "")
+        return ["--teacher", self.teacher, *(["--teacher-weights", weights] if weights else [])]
+
+    def _run(
+        self,
+        method: str,
+        folder: List[str],
+        settings: Optional[Dict[str, Any]] = None,
+        attempt: Optional[Attempt] = None,
+    ) -> TrialRun:
+        parts = [str(part) for pair in (settings or {}).items() for part in pair]
+        opts = ["TEST.EVAL_PERIOD", str(self.rungs.period), "SEED", str(self.seed)]
+        return TrialRun(
+            ", ".join(folder), self.config, os.path.join(self.work, *folder), self.iterations,
+            [*self.args.opts, *self.datasets, *opts, *parts],
+            [*self.flags, *(self.teacher_flags() if attempt else [])],
+            detector=os.path.splitext(os.path.basename(self.config))[0], method=method,
+            teacher=self.teacher if attempt else "", seed=self.seed,
+            attempt=attempt, settings=settings or {},
+        )  # fmt: skip
+
+    def _config(self) -> CfgNode:
+        """The student's, which distils, with what every run gets."""
+        for path in (self.config, self.teacher):
+            allow(path)  # Python or not: the user has named it
+        if is_lazy_file(self.config):
+            raise ValueError(
+                f"--config-file is '{self.config}', a LazyConfig; it must be a YAML config, whose "
+                "keys can be searched."
+            )
+        cfg = read_config(self.config)
+        if is_distilling(cfg):
+            raise ValueError(
+                f"--config-file is '{self.config}', which distils; it must be the config of the "
+                "student without a teacher, for the baseline."
+            )
+        distill(cfg, self.teacher, find_file(self.args.teacher_weights or ""))
+        cfg.merge_from_list(list(self.args.opts))
+        return cfg
+
+    def _datasets(self, cfg: CfgNode) -> Tuple[List[str], List[str]]:
+        """Flags and options that make a run train and test on the tuning split."""
+        args, own = self.args, [*self.args.register_coco]
+        train, test = args.train or list(cfg.DATASETS.TRAIN), args.test
+        if not test:
+            folder = os.path.join(self.work, "split")
+            parts = hold_out(own, train, args.folds, folder)
+            own = [*parts["train"], *parts["test"]]
+            train, test = ([name for name, *_ in parts[part]] for part in ("train", "test"))
+        both = sorted(set(train) & set(test))
+        if both:
+            raise ValueError(f"--test has {both}, which is trained on; it must be held out.")
+        flags = [part for dataset in own for part in ("--register-coco", *dataset)]
+        return flags, ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
+
+    def _same_search(self) -> None:
+        """
+        Note in the folder what is searched.
+
+        Raises:
+            ValueError: it holds another search, or another process is at it.
+        """
+        now = {
+            "--config-file": self.config, "--teacher": self.teacher_flags(), "--seed": self.seed,
+            "iterations": self.iterations, "--rungs": self.args.rungs,
+            "--factor": self.args.factor, "datasets": [self.flags, self.datasets],
+            "--opts": self.args.opts, "--metric": self.args.metric,
+            "--levels": {name: list(space.levels) for name, space in self.spaces.items()},
+        }  # fmt: skip
+        os.makedirs(self.work, exist_ok=True)
+        try:
+            lock.acquire(self.work)
+        except lock.FolderInUseError:
+            raise ValueError(
+                f"--work is '{self.work}', where another tune.py is at work: wait for it to end, "
+                "or name another folder."
+            ) from None
+        path = os.path.join(self.work, "search.json")
+        if os.path.exists(path):
+            with open(path) as f:
+                earlier = json.load(f)
+            now["--levels"] = {**earlier["--levels"], **now["--levels"]}  # more methods may come
+            changed = [key for key in now if json.loads(json.dumps(now[key])) != earlier.get(key)]
+            if changed:
+                raise ValueError(
+                    f"'{self.work}' holds a search with another {', '.join(changed)}: only "
+                    "--trials, --minutes and --methods may change. Choose another --work."
+                )
+        with open(path, "w") as f:
+            json.dump(now, f)
+
+
+def tune(args: argparse.Namespace, command: str) -> int:
+    """
+    Search, train what it proposes, and report.
+
+    Args:
+        args: of the command line.
+        command: how to make it again, for the report.
+
+    Returns:
+        The exit code: 1 if a trial failed.
+    """
+    from .tune_results import print_results, write_results
+
+    tuning = Tuning(args)
+    output = args.output or args.work
+    jobs = args.jobs or default_jobs()
+    threads = same_threads(args.work, args.threads, default_threads(jobs, jobs))
+    failed: List[TrialRun] = []
+
+    def note(run: TrialRun) -> None:
+        failed.extend([run] if run.error else [])
+        tuning.clock.save()
+        write_results(tuning, output, command)
+
+    try:
+        work_off(tuning.search, tuning.run_of, tuning.baseline, jobs, threads, args.metric, note)
+    finally:
+        tuning.clock.save()
+    write_results(tuning, output, command)
+    print_results(tuning)
+    print(f"{output}/README.md holds all of it.")
+    for run in failed:
+        print(f"'{run.name}' {run.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def work_off(
+    search: Search,
+    run_of: Callable[[Attempt], TrialRun],
+    baseline: TrialRun,
+    jobs: int,
+    threads: int,
+    metric: str = "",
+    on_end: Callable[[TrialRun], None] = lambda run: None,
+) -> None:
+    """
+    Run the baseline, what was interrupted, and what the search proposes, ``jobs`` at a time. A
+    trial that fails stays undecided, to be tried again by the next call.
+
+    Raises:
+        RunError: the baseline failed; the others are stopped.
+        ValueError: there is no such metric; likewise.
+    """
+    if threading.current_thread() is threading.main_thread():
+        # as Ctrl-C does: through the `finally` below, or the runs would go on by themselves
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    waiting = [run_of(attempt) for attempt in search.attempts() if attempt.running]
+    waiting = [run for run in [baseline, *waiting] if not _done_already(search, run, metric)]
+    running: List[TrialRun] = []
+    gpus = visible_gpus()
+    try:
+        while True:
+            while len(running) < jobs:
+                run = waiting.pop(0) if waiting else _proposed(search, run_of)
+                if run is None:
+                    break
+                run.start(threads, True, least_used(gpus, running))
+                running.append(run)
+            if not running:
+                return
+            time.sleep(POLL)
+            for run in list(running):
+                ended = run.ended()  # first: what is read after it is complete
+                _follow(search, run, metric)
+                if ended:
+                    running.remove(run)
+                    _close(search, run, metric)
+                    on_end(run)
+    finally:
+        stop(running)
+
+
+def _proposed(search: Search, run_of: Callable[[Attempt], TrialRun]) -> Optional[TrialRun]:
+    attempt = search.next()
+    return run_of(attempt) if attempt else None
+
+
+def _done_already(search: Search, run: TrialRun, metric: str) -> bool:
+    """Of a run that came to its end when nobody was looking, note it."""
+    if not run.finished():
+        return False
+    _follow(search, run, metric)
+    if run.attempt:
+        _close(search, run, metric)
+    return True
+
+
+def _follow(search: Search, run: TrialRun, metric: str) -> None:
+    """Report the rungs a run has reached, and stop it if it is given up."""
+    if run.attempt is None or run.attempt.pruned:
+        return
+    for step, value in run.values(metric):
+        if step not in search.rungs.steps() or not search.report(run.attempt, step, value):
+            continue
+        if run.process is not None and run.process.poll() is None:
+            run.process.terminate()
+        return
+
+
+def _close(search: Search, run: TrialRun, metric: str) -> None:
+    """Note the end of a run."""
+    if run.attempt and run.attempt.pruned:
+        run.error = ""  # it was told to stop
+        for path in glob.glob(os.path.join(glob.escape(run.folder), "*.pth")):
+            os.remove(path)  # it will not go on
+        _say(run, "given up", run.values(metric))
+        return
+    if not run.error and not run.finished():
+        run.error = f"ended without an evaluation; see {run.folder}/stdout.txt"
+    if run.error and not run.attempt:
+        raise RunError(f"the baseline {run.error}")
+    values = [] if run.error else run.values(metric)
+    if run.attempt and not run.error:
+        search.finish(run.attempt, values[-1][1])
+    _say(run, "failed" if run.error else "done", values)
+
+
+def _say(run: TrialRun, state: str, values: Sequence[Tuple[int, float]]) -> None:
+    last = f": {values[-1][1]:.1f} at iteration {values[-1][0]}" if values else ""
+    print(f"[{time.strftime('%H:%M:%S')}] {run.name}: {state}{last}", flush=True)
+
+
+def spaces_of(
+    cfg: CfgNode, methods: Sequence[str], levels: Sequence[str], iterations: int
+) -> Dict[str, Space]:
+    """
+    What is searched of each method. Builds student and teacher, so that what does not fit is an
+    error now.
+
+    Args:
+        cfg: distilling.
+        methods: names, or "all".
+        levels: choices of levels as "p2,p3"; empty for all, and all without the first or last.
+
+    Raises:
+        ValueError: an unknown method or level, or settings that would stop a run.
+    """
+    known = sorted(name for name, _ in DISTILLER_REGISTRY)
+    methods = known if list(methods) == ["all"] else list(dict.fromkeys(methods))
+    unknown = [name for name in methods if name not in known]
+    if unknown:
+        raise ValueError(f"--methods has {', '.join(unknown)}; known are {', '.join(known)}.")
+    if cfg.MODEL.DISTILLER.COMBINE:
+        raise ValueError("MODEL.DISTILLER.COMBINE is set; leave it out: --methods says what runs.")
+    cfg = cfg.clone()
+    balance = cfg.MODEL.DISTILLER.BALANCE
+    first = {
+        "SHARE": balance.SHARE, "DECAY": balance.DECAY, "WARMUP": balance.WARMUP / iterations
+    }  # fmt: skip
+    own = dict(balance.SHARES)
+    cfg.merge_from_list(
+        ["SOLVER.MAX_ITER", iterations, "MODEL.DEVICE", "cpu", "MODEL.DISTILLER.NAME", methods[0]]
+        + [f"{BALANCE}.ENABLED", True, f"{BALANCE}.SHARES", []]
+    )
+    shapes = _shapes(cfg)
+    choices = _level_choices(list(shapes), levels)
+    # the longest there is to be tried
+    cfg.merge_from_list([f"{BALANCE}.DECAY", "linear"])
+    cfg.merge_from_list([f"{BALANCE}.WARMUP", round(WARMUP[1] * iterations)])
+    build_balance(cfg)
+    spaces = {}
+    for method in methods:
+        cfg.MODEL.DISTILLER.NAME = method
+        terms = _terms(cfg, shapes)
+        parts = {t: own.get(t, own.get(PREFIX + t, 1.0)) for t in terms}
+        scale = parts[terms[0]] or 1.0
+        spaces[method] = Space(
+            terms, choices, {**first, **{t: p / scale for t, p in parts.items()}}
+        )
+    return spaces
+
+
+def _shapes(cfg: CfgNode) -> Shapes:
+    model = build_model(cfg)
+    return {name: (pair.student, pair.teacher) for name, pair in model.pairs.items()}
+
+
+def _terms(cfg: CfgNode, shapes: Shapes) -> List[str]:
+    """Names of a method's terms: what it returns for random maps."""
+    distiller = build_distiller(cfg)
+    distiller.bind(shapes)
+    side = 2 * max(student.stride for student, _ in shapes.values())
+
+    def maps(which: int) -> Dict[str, torch.Tensor]:
+        sizes = {name: pair[which] for name, pair in shapes.items()}
+        return {
+            name: torch.randn(2, spec.channels, side // spec.stride, side // spec.stride)
+            for name, spec in sizes.items()
+        }
+
+    boxes = [torch.tensor([[0.0, 0.0, side / 2, side / 2]])] * 2 if distiller.needs_boxes else None
+    with torch.no_grad():
+        return [name[len(PREFIX) :] for name in distiller(maps(0), maps(1), boxes)]
+
+
+def _level_choices(names: List[str], given: Sequence[str]) -> List[str]:
+    """As "p2,p3", all of them first."""
+    found = [",".join(names)]
+    for choice in given:
+        unknown = sorted(set(choice.split(",")) - set(names))
+        if unknown:
+            raise ValueError(
+                f"--levels has {choice}; it must be of {','.join(names)}, without spaces."
+            )
+        found.append(",".join(name for name in names if name in choice.split(",")))
+    if not given and len(names) > 2:
+        found += [",".join(names[1:]), ",".join(names[:-1])]
+    return list(dict.fromkeys(found))

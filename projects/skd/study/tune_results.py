@@ -1,0 +1,151 @@
+"""What a search has found so far: results.jsonl, README.md, and the study that confirms it."""
+
+import json
+import os
+import shlex
+from typing import Any, Dict, List, Optional
+
+import yaml
+
+from .metrics import main_metrics, title_of
+from .tables import markdown_table, print_table
+from .tune import TrialRun, Tuning
+
+CONFIRM = "confirm.yaml"
+
+
+def write_results(tuning: Tuning, output: str, command: str) -> None:
+    """
+    Args:
+        output: folder of results.jsonl, a line for each run, README.md, and confirm.yaml.
+        command: that makes them.
+    """
+    os.makedirs(output, exist_ok=True)
+    results = [run.result() for run in tuning.runs()]
+    with open(os.path.join(output, "results.jsonl"), "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in results)
+    best = _best(tuning)
+    if best:
+        with open(os.path.join(output, CONFIRM), "w") as f:
+            yaml.safe_dump(_study(tuning, best), f, sort_keys=False)
+    with open(os.path.join(output, "README.md"), "w") as f:
+        f.write("\n".join(_page(tuning, results, best, output, command)) + "\n")
+
+
+def print_results(tuning: Tuning) -> None:
+    results = [run.result() for run in tuning.runs()]
+    keys = _metrics(results)
+    print_table("Best of each method", _header(keys), _rows(tuning, results, keys))
+
+
+def _page(
+    tuning: Tuning,
+    results: List[Dict[str, Any]],
+    best: Dict[str, TrialRun],
+    output: str,
+    command: str,
+) -> List[str]:
+    keys, rungs = _metrics(results), tuning.rungs
+    lines = [
+        "# Tuning\n",
+        f"Trials of up to {tuning.iterations} iterations, seed {tuning.seed}, trained and "
+        f"evaluated on {_datasets(tuning)}. One in {rungs.factor} goes on at iteration "
+        f"{', '.join(map(str, rungs.steps())) or 'none'}. {tuning.clock():.0f} minutes so far.\n",
+        "## Best of each method\n",
+        markdown_table(_header(keys), _rows(tuning, results, keys)),
+    ]
+    if best:
+        lines += [
+            "The best of several trials is in part the luckiest. On the config's own test set and "
+            "other seeds:\n",
+            f"```\n{_confirmation(tuning, output)}\n```\n",
+        ]
+        lines += [f"{m}:\n\n```\n{_settings(run)}\n```\n" for m, run in best.items()]
+    trials = [row for row in results if "trial" in row]
+    header = ["method", "trial", "status", "iterations", *map(title_of, keys), "settings"]
+    rows = [
+        [row["method"], str(row["trial"]), row["status"], _last(row)]
+        + [_number(row, key) for key in keys]
+        + [_short(row["settings"])]
+        for row in trials
+    ]
+    return lines + [
+        "## All trials\n", markdown_table(header, rows), f"Made by\n\n```\n{command}\n```"
+    ]  # fmt: skip
+
+
+def _best(tuning: Tuning) -> Dict[str, TrialRun]:
+    found = {method: tuning.search.best(method) for method in tuning.spaces}
+    return {method: tuning.run_of(attempt) for method, attempt in found.items() if attempt}
+
+
+def _metrics(results: List[Dict[str, Any]]) -> List[str]:
+    return main_metrics({key: 0 for row in results for key in row.get("ap", {})})
+
+
+def _header(keys: List[str]) -> List[str]:
+    titles = [title_of(key) for key in keys]
+    differences = [f"{title} - baseline's" for title in titles]
+    return ["method", "trials", "given up", "failed", *titles, *differences]
+
+
+def _rows(tuning: Tuning, results: List[Dict[str, Any]], keys: List[str]) -> List[List[str]]:
+    """The baseline, then the methods, the best first."""
+    first = next((row for row in results if "trial" not in row), {})
+    rows = []
+    for method, run in _best(tuning).items():
+        best = run.result()
+        differences = [_number(best, key, first.get("ap", {}).get(key)) for key in keys]
+        tried = [row["status"] for row in results if row["method"] == method]
+        counts = [len(tried), tried.count("pruned"), tried.count("failed")]
+        rows.append((
+            best["curve"][-1][1],
+            [method, *map(str, counts), *(_number(best, key) for key in keys), *differences],
+        ))  # fmt: skip
+    own = ["baseline", "", "", "", *(_number(first, key) for key in keys), *([""] * len(keys))]
+    return [own, *(row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=True))]
+
+
+def _number(row: Dict[str, Any], key: str, less: Optional[float] = None) -> str:
+    value = row.get("ap", {}).get(key)
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if less is None else f"{value - less:+.1f}"
+
+
+def _last(row: Dict[str, Any]) -> str:
+    return str(row["curve"][-1][0]) if row.get("curve") else "0"
+
+
+def _short(settings: Dict[str, Any]) -> str:
+    shown = {key.rsplit(".", 1)[1]: value for key, value in settings.items()}
+    return ", ".join(f"{k} {v}" for k, v in shown.items() if k not in ("NAME", "ENABLED"))
+
+
+def _settings(run: TrialRun) -> str:
+    """As on train_net's command line."""
+    return shlex.join(str(part) for pair in run.settings.items() for part in pair)
+
+
+def _datasets(tuning: Tuning) -> str:
+    return f"{tuning.datasets[1]} and {tuning.datasets[3]}"
+
+
+def _study(tuning: Tuning, best: Dict[str, TrialRun]) -> Dict[str, Any]:
+    """The best settings against the baseline, as compare.py reads it."""
+    args, name = tuning.args, tuning.baseline.detector
+    return {
+        "iterations": tuning.iterations,
+        "seeds": [tuning.seed + k for k in (1, 2, 3)],
+        "opts": list(args.opts),
+        "teachers": {"teacher": {"config": args.teacher, "weights": args.teacher_weights or ""}},
+        "detectors": {name: {"config": args.config_file}},
+        "methods": {method: dict(run.settings) for method, run in best.items()},
+        "compare": [{"name": name, "detector": name, "methods": ["baseline", *best]}],
+    }
+
+
+def _confirmation(tuning: Tuning, output: str) -> str:
+    given = [part for dataset in tuning.args.register_coco
+             for part in ("--register-coco", *dataset)]  # fmt: skip
+    return shlex.join(["python", "tools/compare.py", os.path.join(output, CONFIRM), *given])
