@@ -17,13 +17,12 @@ from detectron2.modeling import build_model
 
 from ..config import distill, is_distilling, is_lazy_file, read_config
 from ..config.lazy import allow
-from ..data import register_coco
 from ..distillers import DISTILLER_REGISTRY, build_distiller
 from ..distillers.balance import PREFIX
 from ..distillers.base import Shapes
 from ..distillers.build import build_balance
 from ..runtime import lock
-from .command import RunError
+from .command import RunError, register_datasets
 from .design import BASELINE, StudyRun
 from .devices import default_jobs, default_threads, same_threads, visible_gpus
 from .held_out import hold_out
@@ -31,6 +30,7 @@ from .metrics import evaluations, main_metrics, scores
 from .paths import find_file
 from .runs import least_used, stop
 from .search import WARMUP, Attempt, Rungs, Search, Space, options
+from .tune_results import print_results, write_results
 
 POLL = 1.0  # seconds between two looks at the runs
 BALANCE = "MODEL.DISTILLER.BALANCE"
@@ -108,8 +108,7 @@ class Tuning:
             value = getattr(args, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}; it must be above 0.")
-        for dataset in args.register_coco:
-            register_coco(*dataset)
+        register_datasets(args)
         self.args, self.work = args, args.work
         self.config, self.teacher = find_file(args.config_file), find_file(args.teacher)
         cfg = self._config()
@@ -245,8 +244,6 @@ def tune(args: argparse.Namespace, command: str) -> int:
     Returns:
         The exit code: 1 if a trial failed.
     """
-    from .tune_results import print_results, write_results
-
     tuning = Tuning(args)
     output = args.output or args.work
     jobs = args.jobs or default_jobs()

@@ -1,4 +1,8 @@
-"""What a search has found so far: results.jsonl, README.md, and the study that confirms it."""
+"""
+What a search has found so far: results.jsonl, README.md, and the study that confirms it.
+
+``tuning`` is a :class:`skd.study.tune.Tuning`.
+"""
 
 import json
 import os
@@ -7,14 +11,14 @@ from typing import Any, Dict, List, Optional
 
 import yaml
 
+from .design import StudyRun
 from .metrics import main_metrics, title_of
 from .tables import markdown_table, print_table
-from .tune import TrialRun, Tuning
 
 CONFIRM = "confirm.yaml"
 
 
-def write_results(tuning: Tuning, output: str, command: str) -> None:
+def write_results(tuning: Any, output: str, command: str) -> None:
     """
     Args:
         output: folder of results.jsonl, a line for each run, README.md, and confirm.yaml.
@@ -32,16 +36,16 @@ def write_results(tuning: Tuning, output: str, command: str) -> None:
         f.write("\n".join(_page(tuning, results, best, output, command)) + "\n")
 
 
-def print_results(tuning: Tuning) -> None:
+def print_results(tuning: Any) -> None:
     results = [run.result() for run in tuning.runs()]
     keys = _metrics(results)
     print_table("Best of each method", _header(keys), _rows(tuning, results, keys))
 
 
 def _page(
-    tuning: Tuning,
+    tuning: Any,
     results: List[Dict[str, Any]],
-    best: Dict[str, TrialRun],
+    best: Dict[str, StudyRun],
     output: str,
     command: str,
 ) -> List[str]:
@@ -74,7 +78,7 @@ def _page(
     ]  # fmt: skip
 
 
-def _best(tuning: Tuning) -> Dict[str, TrialRun]:
+def _best(tuning: Any) -> Dict[str, StudyRun]:
     found = {method: tuning.search.best(method) for method in tuning.spaces}
     return {method: tuning.run_of(attempt) for method, attempt in found.items() if attempt}
 
@@ -89,7 +93,7 @@ def _header(keys: List[str]) -> List[str]:
     return ["method", "trials", "given up", "failed", *titles, *differences]
 
 
-def _rows(tuning: Tuning, results: List[Dict[str, Any]], keys: List[str]) -> List[List[str]]:
+def _rows(tuning: Any, results: List[Dict[str, Any]], keys: List[str]) -> List[List[str]]:
     """The baseline, then the methods, the best first."""
     first = next((row for row in results if "trial" not in row), {})
     rows = []
@@ -122,16 +126,16 @@ def _short(settings: Dict[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in shown.items() if k not in ("NAME", "ENABLED"))
 
 
-def _settings(run: TrialRun) -> str:
+def _settings(run: StudyRun) -> str:
     """As on train_net's command line."""
     return shlex.join(str(part) for pair in run.settings.items() for part in pair)
 
 
-def _datasets(tuning: Tuning) -> str:
+def _datasets(tuning: Any) -> str:
     return f"{tuning.datasets[1]} and {tuning.datasets[3]}"
 
 
-def _study(tuning: Tuning, best: Dict[str, TrialRun]) -> Dict[str, Any]:
+def _study(tuning: Any, best: Dict[str, StudyRun]) -> Dict[str, Any]:
     """The best settings against the baseline, as compare.py reads it."""
     args, name = tuning.args, tuning.baseline.detector
     return {
@@ -145,7 +149,7 @@ def _study(tuning: Tuning, best: Dict[str, TrialRun]) -> Dict[str, Any]:
     }
 
 
-def _confirmation(tuning: Tuning, output: str) -> str:
+def _confirmation(tuning: Any, output: str) -> str:
     given = [part for dataset in tuning.args.register_coco
              for part in ("--register-coco", *dataset)]  # fmt: skip
     return shlex.join(["python", "tools/compare.py", os.path.join(output, CONFIRM), *given])
