@@ -12,8 +12,10 @@ import itertools
 import logging
 import random
 import signal
+import weakref
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -149,9 +151,26 @@ class TrainLoader:
     def __iter__(self):
         generator = torch.Generator()  # or the loader draws from the global one
         generator.manual_seed(self.seed)
-        return iter(
+        batches = iter(
             DataLoader(self.dataset, batch_sampler=self.batches, generator=generator, **self.kwargs)
         )
+        _end_workers_at_exit(batches)
+        return batches
+
+
+def _end_workers_at_exit(batches: Any) -> None:
+    """
+    Let a process end its workers before it exits, by telling them. It would send them SIGTERM,
+    which they outlive for a while (see ``_init_worker``), and wait for them.
+    """
+    if hasattr(batches, "_shutdown_workers"):
+        # with a priority, because processes are ended before what has none
+        Finalize(batches, _end_workers, args=(weakref.ref(batches),), exitpriority=10)
+
+
+def _end_workers(batches: weakref.ref) -> None:
+    if batches() is not None:
+        batches()._shutdown_workers()
 
 
 def _from_config(cfg: CfgNode, *args, seed: Optional[int] = None, **kwargs):
