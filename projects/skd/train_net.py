@@ -10,16 +10,19 @@ CONFIG is any Detectron2 config, a .yaml or a LazyConfig .py. It distils if it s
 
 import argparse
 import os
-from typing import Any, Dict
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from .config import Config, distill, form_of, is_distilling, lazy, read_config
 from .data import check_datasets, register_coco, register_shapes
 from .engine import SKDTrainer, describe, evaluate, launch
+from .runtime.run_folder import open_folder
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -60,6 +63,7 @@ def setup(args: argparse.Namespace) -> Config:
 
     Raises:
         ValueError: a teacher without a config that distils, or the reverse; classes that differ.
+        FolderInUseError: another run is using the output folder; nothing has been written to it.
     """
     cfg = read_config(args.config_file)
     form = form_of(cfg)
@@ -73,16 +77,34 @@ def setup(args: argparse.Namespace) -> Config:
     if args.eval_only or not is_distilling(cfg):
         cfg = form.student_of(cfg, solver=True)  # nothing to learn, or nobody to learn from
     folder = form.output_dir(cfg)
+    if not args.eval_only:
+        open_folder(folder)
     setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
     register_shapes()  # the config may name them
     check_datasets(cfg, args.eval_only)
     if isinstance(cfg, CfgNode):
         cfg.freeze()
-    default_setup(cfg, args)
+    with _kept(os.path.join(folder, "config.yaml"), args.eval_only):
+        default_setup(cfg, args)
     if comm.is_main_process() and is_distilling(cfg):
         weights = os.path.join(folder, "model_final.pth")
         form.save_trained_student(cfg, weights, os.path.join(folder, "student.yaml"))
     return cfg
+
+
+@contextmanager
+def _kept(path: str, keep: bool) -> Iterator[None]:
+    """A run's own config.yaml stays, through an evaluation in its folder."""
+    keep = keep and comm.is_main_process() and PathManager.isfile(path)
+    if keep:
+        with PathManager.open(path, "r") as f:
+            content = f.read()
+    try:
+        yield
+    finally:
+        if keep:
+            with PathManager.open(path, "w") as f:
+                f.write(content)
 
 
 def main(args: argparse.Namespace) -> Dict[str, Any]:

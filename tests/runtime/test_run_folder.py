@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from skd.config import yaml
 from skd.engine import SKDTrainer
 from skd.runtime import lock, record
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
@@ -177,6 +178,91 @@ def test_a_folder_that_cannot_be_locked_is_a_warning(base, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         train(base)
     assert "cannot be locked ([Errno 37] No locks available)" in warnings(caplog)[0]
+
+
+def test_a_refused_run_has_written_nothing(base, tmp_path):
+    """Before the log is set up: what is in the folder is the other run's."""
+    from train_net import argument_parser, setup
+
+    os.makedirs(base.OUTPUT_DIR)
+    config = tmp_path / "config.yaml"
+    config.write_text(base.dump())
+    other = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HOLD, base.OUTPUT_DIR], text=True,
+        env=environment(base.OUTPUT_DIR), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert other.stdout.readline() == "None\n"
+    with pytest.raises(FolderInUseError):
+        setup(argument_parser().parse_args(["--config-file", str(config)]))
+    other.kill()
+    other.wait()
+    assert os.listdir(base.OUTPUT_DIR) == ["run.lock"]
+
+
+def test_an_evaluation_leaves_the_runs_config(base, tmp_path):
+    from train_net import argument_parser, setup
+
+    config = tmp_path / "out" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text(base.dump())
+    setup(argument_parser().parse_args(["--config-file", str(config), "--eval-only"]))
+    assert config.read_text() == base.dump()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_distilling_goes_on_as_distilling_only(base, before):
+    configs = base, yaml.student_of(base, solver=True)
+    first, second = configs if before else configs[::-1]
+    train(first)
+    trainer = SKDTrainer(second)
+    with pytest.raises(CheckpointError, match="distilled, and" if before else "did not distil"):
+        trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0
+    trainer.folder.after_train()
+
+
+def test_without_last_checkpoint_the_newest_of_the_run_is_taken(base, caplog):
+    train(base)
+    os.remove(os.path.join(base.OUTPUT_DIR, "last_checkpoint"))
+    trainer = start(base, resume=True, SOLVER__MAX_ITER=3)
+    assert trainer.start_iter == 2
+    trainer.folder.after_train()
+    os.remove(os.path.join(base.OUTPUT_DIR, "model_final.pth"))
+    with caplog.at_level(logging.WARNING):
+        trainer = start(base, resume=True)
+    assert trainer.start_iter == 0 and "Nothing to resume from" in warnings(caplog)[0]
+    trainer.folder.after_train()
+
+
+def test_a_restart_resumes_its_own_launchs_run_only(base, monkeypatch):
+    train(base)
+    monkeypatch.setenv(record.LAUNCH_VARIABLE, "this")
+    assert start(base).start_iter == 0  # the folder's run is of another launch
+    train(base)
+    again = start(base, SOLVER__MAX_ITER=3)
+    assert again.start_iter == 2
+    again.folder.after_train()
+
+
+def test_a_change_is_told_from_the_record_in_force(base, caplog):
+    """A start with other values that was killed before its first checkpoint changed nothing."""
+    train(base)
+    start(base, resume=True, SOLVER__BASE_LR=0.02).folder.after_train()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        start(base, resume=True).folder.after_train()
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"config": 5}', '{"datasets": null}', '{"datasets": {"a": null}}', "[" * 100_000, "[]"],
+)
+def test_a_line_that_is_no_record_is_ignored_with_a_warning(tmp_path, caplog, line):
+    (tmp_path / "runs.jsonl").write_text(f'{{"run": "a"}}\n{line}\n{{"half')
+    with caplog.at_level(logging.WARNING):
+        assert record.read_records(str(tmp_path)) == [{"run": "a"}]
+    assert caplog.text.count("are ignored: 2.") == 1
 
 
 def test_half_written_files_of_killed_runs_go(base):

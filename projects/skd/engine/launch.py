@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from multiprocessing import active_children
 from typing import Any, Callable
 
@@ -17,6 +18,7 @@ from torch import multiprocessing
 from torch.distributed.rendezvous import rendezvous
 
 from ..runtime.preemption import EXIT_REQUEUE, SIGNALS
+from ..runtime.record import LAUNCH_VARIABLE
 
 
 def under_torchrun() -> bool:
@@ -55,13 +57,20 @@ def _pass_on(number: int, frame) -> None:
         os.kill(child.pid, number)
 
 
+def _launch_id(store: dist.Store) -> str:
+    """Set by the first process of the first start; torchrun's store keeps it through restarts."""
+    while isinstance(store, dist.PrefixStore):  # the prefixes are of this start
+        store = store.underlying_store
+    return store.compare_set("skd_launch", "", uuid.uuid4().hex).decode()
+
+
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
     """
     Run ``main(args)`` in every process: in those torchrun has started, else in as many as
     ``--num-gpus`` and ``--num-machines`` say.
 
-    After an elastic restart ``args.resume`` is set, so that training goes on from the last
-    checkpoint.
+    After an elastic restart :class:`RunFolder` goes on from the checkpoint that this launch has
+    written, if it has.
 
     Raises:
         ValueError: both torchrun and ``--num-gpus`` or ``--num-machines``.
@@ -79,14 +88,13 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     # torchrun's store outlives a restart: addresses of the processes before must not be found there
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     store, rank, size = next(rendezvous("env://"))
+    os.environ[LAUNCH_VARIABLE] = _launch_id(store)
     store = dist.PrefixStore(f"skd_restart_{restarts}", store)
     dist.init_process_group(
         "nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=DEFAULT_TIMEOUT
     )
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
-    if restarts > 0:
-        args.resume = True
     result = main(args)
     # not after an error: it waits for the other processes, which wait for this one
     dist.destroy_process_group()

@@ -91,21 +91,25 @@ class SafeCheckpointer(DetectionCheckpointer):
             CheckpointError: all of them are damaged.
             OSError, MemoryError: reading failed, which says nothing about the file.
         """
-        files = comm.all_gather(self._newest_first())[0]
-        run_id, damaged = None, False
+        files, tagged = comm.all_gather(self._newest_first())[0]
+        # without last_checkpoint only what says that it is the last run's own is taken
+        run_id, damaged = (None, False) if tagged else (self._last_run(), True)
+        if not tagged and run_id is None:
+            return None
+        found_damaged = False
         for file in files:
             try:
                 data = self._read_everywhere(file)
             except DamagedCheckpointError as error:
                 logger.error(f"{error} Going back to the checkpoint before it.")
-                run_id, damaged = self._last_run(), True
+                run_id, damaged, found_damaged = run_id or self._last_run(), True, True
                 continue
             run_id = run_id if damaged else data.get("run")
-            if run_id and data.get("run") not in (None, run_id):
+            if run_id and data.get("run") not in ((None, run_id) if tagged else (run_id,)):
                 logger.error(f"'{file}' is another run's checkpoint, and passed over.")
                 continue
             return file, data
-        if not files:
+        if not files or not (tagged or found_damaged):
             return None
         raise CheckpointError(
             f"None of the checkpoints in '{self.save_dir}' can be read: {', '.join(files)}. "
@@ -195,13 +199,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
 
-    def _newest_first(self) -> List[str]:
-        if not self.save_dir or not self.has_checkpoint():
-            return []
-        last, isfile = self.get_checkpoint_file(), self.path_manager.isfile
+    def _newest_first(self) -> Tuple[List[str], bool]:
+        """The folder's checkpoints, and whether its last_checkpoint names one."""
+        tagged = bool(self.save_dir) and self.has_checkpoint()
+        # a remote folder's handler may know no isdir: it is asked for files only
+        if not tagged and (_is_remote(self.save_dir) or not os.path.isdir(self.save_dir)):
+            return [], False
+        last = self.get_checkpoint_file() if tagged else ""
         names = fnmatch.filter(self.path_manager.ls(self.save_dir), "model_*.pth")
         others = {os.path.join(self.save_dir, name) for name in names} - {last}
-        return ([last] if isfile(last) else []) + sorted(others, key=_age, reverse=True)
+        first = [last] if tagged and self.path_manager.isfile(last) else []
+        return first + sorted(others, key=_age, reverse=True), tagged
 
     def _load_file(self, f: str) -> Dict[str, Any]:
         if is_trusted(f):

@@ -21,6 +21,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 FILE = "runs.jsonl"
+LAUNCH_VARIABLE = "SKD_LAUNCH_ID"  # set by skd.engine.launch
 # Whatever a dataset's folder is on, a run starts soon.
 SECONDS_FOR_IMAGES = 5.0
 MOST_IMAGES = 500_000
@@ -53,6 +54,8 @@ def describe_run(
         "command": [sys.executable, *sys.argv],
         "processes": comm.get_world_size(),
         "seed": seed,
+        "distils": distils(model),
+        "launch": launch_id(),
         "versions": versions(),
         "git": git_state(),
         "datasets": {name: _or_why(fingerprint, name) for name in datasets},
@@ -63,6 +66,15 @@ def describe_run(
     if config is not None:
         record["config"] = flatten(config)
     return record
+
+
+def distils(model: nn.Module) -> bool:
+    return getattr(model, "teacher", None) is not None
+
+
+def launch_id() -> Optional[str]:
+    """One and the same in all processes and restarts of a launch by torchrun; None without."""
+    return os.environ.get(LAUNCH_VARIABLE)
 
 
 def _or_why(describe: Callable[[str], Dict[str, str]], what: str) -> Dict[str, str]:
@@ -102,19 +114,49 @@ def append_record(output_dir: str, record: Optional[Dict[str, Any]]) -> None:
 
 
 def read_records(output_dir: str) -> List[Dict[str, Any]]:
-    """The lines of ``runs.jsonl``, those that are whole; none where it cannot be read."""
+    """
+    The lines of ``runs.jsonl``; none where it cannot be read. Half a line of a killed run is left
+    out, and so are lines of another shape, with a warning.
+    """
     try:
         with PathManager.open(os.path.join(output_dir, FILE), "r") as f:
             lines = f.readlines()
     except Exception:
         return []
-    records = []
-    for line in lines:
+    records, strange = [], []
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:  # half a line of a killed run
+            record = json.loads(line)
+        except ValueError:
             continue
-    return [r for r in records if isinstance(r, dict)]
+        except RecursionError:
+            record = None
+        if _is_record(record):
+            records.append(record)
+        else:
+            strange.append(str(number))
+    if strange:
+        logger.warning(
+            f"'{output_dir}/{FILE}' has lines that are no record of a run, and they are ignored: "
+            f"{', '.join(strange[:5])}."
+        )
+    return records
+
+
+# What is read of a record, and what it is.
+_SHAPE = {
+    "config": dict, "datasets": dict, "teacher": dict, "processes": int, "run": str, "start": int,
+    "distils": bool, "launch": (str, type(None)),
+}  # fmt: skip
+
+
+def _is_record(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and all(isinstance(record[k], kind) for k, kind in _SHAPE.items() if k in record)
+        and all(isinstance(x, dict) for x in record.get("datasets", {}).values())
+        and all(isinstance(x, str) for x in record.get("teacher", {}).values())
+    )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:

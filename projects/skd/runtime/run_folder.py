@@ -4,17 +4,47 @@ import logging
 import os
 import time
 import uuid
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from . import lock
 from .checkpoint import CheckpointError, SafeCheckpointer
-from .record import append_record, changes, describe_run, read_records
+from .record import append_record, changes, describe_run, distils, launch_id, read_records
 from .whole_files import remove_leftovers
 
 logger = logging.getLogger(__name__)
+
+
+def open_folder(folder: str) -> None:
+    """
+    Make the folder, and keep other processes' runs out of it until its run ends. To be called in
+    all processes of a run, before anything is written there; again is no error.
+
+    Raises:
+        FolderInUseError: another run is using the folder.
+    """
+    problem = None
+    if comm.is_main_process() and "://" not in folder:
+        try:
+            _lock(folder)
+        except lock.FolderInUseError as error:
+            problem = error
+    problem = comm.all_gather(problem)[0]
+    if problem is not None:
+        raise problem
+
+
+def _lock(folder: str) -> None:
+    os.makedirs(folder, exist_ok=True)
+    why = lock.acquire(folder)
+    if why is None:
+        remove_leftovers(folder)
+        return
+    logger.warning(
+        f"'{folder}' cannot be locked ({why}): see to it that only one run uses it at a time."
+    )
 
 
 class RunFolder(HookBase):
@@ -57,7 +87,9 @@ class RunFolder(HookBase):
 
         Args:
             weights: to start from; not used when there is a checkpoint to resume from.
-            resume: whether to go on from the folder's last checkpoint, if there is one.
+            resume: whether to go on from the folder's last checkpoint, if there is one. After
+                torchrun has restarted the processes it is so if this launch's run is the folder's
+                last one.
 
         Returns:
             The iteration to start at.
@@ -66,49 +98,46 @@ class RunFolder(HookBase):
             FolderInUseError: another run is using the folder.
             CheckpointError: the checkpoint cannot be read, or does not fit what is trained now.
         """
-        self._lock()
+        self._enter()
+        resume = resume or self._is_restart()
         loaded = self.checkpointer.read_last() if resume else None
         record = describe_run(self.checkpointer.model, self.datasets, self.seed, self.config)
         if loaded is None:
-            self._start_anew()
+            self._start_anew(resume)
             self.checkpointer.resume_or_load(weights, resume=False)
         else:
             self._go_on(*loaded, record)
-        self._write(record)
-        return self.trainer.iter + 1 if loaded is not None else 0
+        start = self.trainer.iter + 1 if loaded is not None else 0
+        self._write(record, start)
+        return start
 
-    def _lock(self) -> None:
-        problem = None
-        if comm.is_main_process() and "://" not in self.folder:
-            try:
-                os.makedirs(self.folder, exist_ok=True)
-                why = lock.acquire(self.folder)
-                if why:
-                    logger.warning(
-                        f"'{self.folder}' cannot be locked ({why}): see to it that only one run "
-                        "uses it at a time."
-                    )
-                remove_leftovers(self.folder)
-            except lock.FolderInUseError as error:
-                problem = error
-        problem = comm.all_gather(problem)[0]
-        if problem is not None:
-            raise problem
+    def _is_restart(self) -> bool:
+        """Whether the last run in the folder is that of this very launch."""
+        runs = [r for r in read_records(self.folder) if "run" in r]
+        same = bool(runs) and launch_id() is not None and runs[-1].get("launch") == launch_id()
+        return comm.all_gather(same)[0]
+
+    def _enter(self) -> None:
+        open_folder(self.folder)
         self._open = True
 
-    def _start_anew(self) -> None:
-        if comm.is_main_process():
+    def _start_anew(self, resume: bool = False) -> None:
+        if comm.is_main_process() and resume:
+            logger.warning(
+                f"Nothing to resume from in '{self.folder}': it has no checkpoint of its last run. "
+                "TRAINING STARTS ANEW, at iteration 0."
+            )
+        elif comm.is_main_process():
             _set_aside(self.checkpointer)
         self.checkpointer.run_id = comm.all_gather(uuid.uuid4().hex)[0]
 
     def _go_on(self, path: str, data: Dict[str, Any], record: Optional[Dict[str, Any]]) -> None:
         run_id = data.get("run")
         self.checkpointer.run_id = run_id or comm.all_gather(uuid.uuid4().hex)[0]
-        changed: List[str] = []
-        if comm.is_main_process() and record is not None:
-            before = [r for r in read_records(self.folder) if r.get("run", "") == (run_id or "")]
-            changed = changes(before[-1], record) if before else []
-        changed = comm.all_gather(changed)[0]
+        before = self._record_of(run_id, data.get("iteration"))
+        changed = changes(before, record) if record is not None else []
+        changed, distilled = comm.all_gather((changed, before.get("distils")))[0]
+        self._check_distils(path, distilled)
         words = "; ".join(changed)
         try:
             self.checkpointer.resume_from(path, data)
@@ -122,15 +151,34 @@ class RunFolder(HookBase):
                 "checkpoint's, as in Detectron2; all other changes take effect."
             )
 
-    def _write(self, record: Optional[Dict[str, Any]]) -> None:
+    def _record_of(self, run_id: Optional[str], iteration: Any) -> Dict[str, Any]:
+        """The line in force when a checkpoint was written; empty if there is none."""
+        lines = [r for r in read_records(self.folder) if r.get("run", "") == (run_id or "")]
+        if isinstance(iteration, int):  # later ones were of starts after it
+            lines = [r for r in lines if r.get("start", 0) <= iteration] or lines
+        return lines[-1] if lines else {}
+
+    def _check_distils(self, path: str, before: Optional[bool]) -> None:
+        now = distils(self.checkpointer.model)
+        if before is None or before == now:
+            return
+        words = ("distilled", "does not") if before else ("did not distil", "does")
+        raise CheckpointError(
+            f"The run of '{path}' {words[0]}, and the one to go on with {words[1]}. Resume with "
+            "the configuration it was started with (and its --teacher), or start a new run from "
+            f"its weights: MODEL.WEIGHTS {path}, another OUTPUT_DIR, no --resume."
+        )
+
+    def _write(self, record: Optional[Dict[str, Any]], start: int = 0) -> None:
         if record is not None:
-            append_record(self.folder, {**record, "run": self.checkpointer.run_id})
+            of_run = {"run": self.checkpointer.run_id, "start": start}
+            append_record(self.folder, {**record, **of_run})
 
     def before_train(self) -> None:
         """For who trains without :meth:`resume_or_load`."""
         if self._open:
             return
-        self._lock()
+        self._enter()
         self._start_anew()
         self._write(describe_run(self.checkpointer.model, self.datasets, self.seed, self.config))
 
