@@ -18,7 +18,7 @@ def teacher_files(tmp_path_factory):
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
     """
-    A few images of the built-in data set: registered here as tiny_train and tiny_val, and under
+    A few images of the built-in dataset: registered here as tiny_train and tiny_val, and under
     its own names in a process with DETECTRON2_DATASETS set to the path this returns.
     """
     root = tmp_path_factory.mktemp("datasets")

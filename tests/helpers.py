@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-# before torch and the data sets' registration read them
+# before torch and the datasets' registration read them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging  # noqa: E402
@@ -29,7 +29,7 @@ logging.getLogger("detectron2").setLevel(logging.WARNING)
 
 def tiny_config(kind="mask_rcnn", width=4, fpn=16, **changes):
     """
-    A plain config of a tiny detector on the built-in data set.
+    A plain config of a tiny detector on the built-in dataset.
 
     Args:
         kind: "mask_rcnn", "faster_rcnn" or "retinanet".

@@ -59,7 +59,7 @@ def test_annotations_fit_the_picture(split):
     assert small > 40
 
 
-def test_the_shifted_domain_has_other_colours():
+def test_the_shifted_domain_has_other_colors():
     def blue_minus_red(split):
         images = [draw(split, i)[0].astype(int) for i in range(20)]
         masks = []

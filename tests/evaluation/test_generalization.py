@@ -15,9 +15,9 @@ def test_classes_match_by_name_and_by_mapping():
 @pytest.mark.parametrize(
     "mapping,words",
     [
-        ({"ryder": "person"}, r"has \['ryder'\], none of the data set's classes: car, rider"),
+        ({"ryder": "person"}, r"has \['ryder'\], none of the dataset's classes: car, rider"),
         ({"rider": "human"}, r"has \['human'\], none of the model's classes: person"),
-        ({}, "No class in common. The model has person; the data set has car, rider"),
+        ({}, "No class in common. The model has person; the dataset has car, rider"),
     ],
 )
 def test_what_does_not_match_is_an_error(mapping, words):

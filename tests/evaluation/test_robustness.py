@@ -56,7 +56,7 @@ def test_workers_give_the_images_the_main_process_gives(shapes, order):
     assert all(torch.equal(images[0][k], images[1][k]) for k in images[0])
 
 
-def test_colour_orders_see_the_same_corruption(shapes):
+def test_color_orders_see_the_same_corruption(shapes):
     seen = []
     for order in ("BGR", "RGB"):
         cfg = tiny_config(INPUT__FORMAT=order)

@@ -94,7 +94,7 @@ KINDS = {
     "PointRend Mask R-CNN": ("COCO-InstanceSegmentation/skd_pointrend_R_50_FPN_1x.yaml",),
     "RetinaNet": ("COCO-Detection/skd_retinanet_R_50_FPN_1x.yaml",),
     "FCOS": ("COCO-Detection/skd_fcos_R_50_FPN_1x.py", tiny_r18),
-    "RPN alone": ("COCO-Detection/skd_rpn_R_50_FPN_1x.yaml",),
+    "RPN only": ("COCO-Detection/skd_rpn_R_50_FPN_1x.yaml",),
     "Mask R-CNN, RegNet": (
         "COCO-InstanceSegmentation/skd_mask_rcnn_regnety_4gf_dds_FPN_1x.py",
         tiny_regnet,
@@ -262,7 +262,7 @@ def test_each_kind_trains(kind, tmp_path):
     with torch.no_grad():
         expected, seen = plain(inputs)[0], model(inputs)[0]
     assert expected.keys() == seen.keys()
-    key = "proposals" if kind == "RPN alone" else "instances"
+    key = "proposals" if kind == "RPN only" else "instances"
     assert len(expected[key]) == len(seen[key])
 
 

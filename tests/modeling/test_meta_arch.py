@@ -30,12 +30,12 @@ def test_the_student_s_losses_come_with_the_distiller_s(cfg):
     torch.manual_seed(0)
     model = build_model(cfg)
     torch.manual_seed(0)
-    plain = build_model(student_config(cfg))
+    student = build_model(student_config(cfg))
     inputs = batch()
     losses, storage = losses_of(model, inputs)
-    alone, _ = losses_of(plain, inputs)
-    assert list(losses) == list(alone) + TERMS
-    assert all(torch.equal(losses[k], v) for k, v in alone.items())
+    baseline, _ = losses_of(student, inputs)
+    assert list(losses) == list(baseline) + TERMS
+    assert all(torch.equal(losses[k], v) for k, v in baseline.items())
     for term in TERMS:
         levels = [
             storage.latest()[f"distill/{term[len('loss_distill_'):]}_{level}"][0]

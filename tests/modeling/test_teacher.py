@@ -350,7 +350,7 @@ def test_images_larger_than_the_teacher_s_square_are_refused(teacher_files):
         teacher(batch(height=96, width=160), "BGR")
 
 
-def test_a_lazy_teacher_without_a_colour_order_of_its_own_takes_its_images(tmp_path):
+def test_a_lazy_teacher_without_a_color_order_of_its_own_takes_its_images(tmp_path):
     opts = ["model.backbone.bottom_up.stages.depth=50", "dataloader.train.mapper.image_format=RGB"]
     name = "COCO-Detection/fcos_R_50_FPN_1x.py"
     assert build_teacher(name, random_weights=True).input_format == "BGR"

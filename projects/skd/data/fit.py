@@ -82,7 +82,7 @@ def yaml_model(cfg: CfgNode) -> Model:
     if name == "RetinaNet":
         return Model((("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES),))
     if name not in ("GeneralizedRCNN", "PanopticFPN"):
-        return Model()  # class-agnostic, like RPN alone, or not ours to know
+        return Model()  # class-agnostic, like an RPN, or not known here
     heads = [("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES)]
     if model.ROI_MASK_HEAD.get("POINT_HEAD_ON", False):
         heads.append(("MODEL.POINT_HEAD.NUM_CLASSES", model.POINT_HEAD.NUM_CLASSES))

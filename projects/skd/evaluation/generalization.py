@@ -1,4 +1,4 @@
-"""Evaluation on a data set that a model never saw, with classes of its own."""
+"""Evaluation on a dataset that a model never saw, with classes of its own."""
 
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -13,18 +13,18 @@ def match_classes(
 
     Args:
         source: the model's class names.
-        target: the data set's.
-        mapping: for the rest: the model's class by the data set's class, "" to leave one out.
+        target: the dataset's.
+        mapping: for the rest: the model's class by the dataset's class, "" to leave one out.
 
     Returns:
-        The model's class index by the data set's, for those that match.
+        The model's class index by the dataset's, for those that match.
 
     Raises:
         ValueError: the mapping names a class that is not there, nothing matches, or a name is
             like several of the model's and exactly as none of them.
     """
     for what, names, known in (
-        ("data set's", mapping, target),
+        ("dataset's", mapping, target),
         ("model's", [name for name in mapping.values() if name], source),
     ):
         unknown = sorted(set(names) - set(known))
@@ -39,7 +39,7 @@ def match_classes(
             matched[j] = i
     if not matched:
         raise ValueError(
-            f"No class in common. The model has {', '.join(source)}; the data set has "
+            f"No class in common. The model has {', '.join(source)}; the dataset has "
             f"{', '.join(target)}. Give a mapping file."
         )
     return matched
@@ -67,17 +67,17 @@ def register_as(
     dataset: str, classes: Sequence[str], matched: Mapping[int, int]
 ) -> Tuple[str, List[str]]:
     """
-    Register a data set once more, with the objects of the matched classes only, under the model's
+    Register a dataset once more, with the objects of the matched classes only, under the model's
     classes. Classes without objects do not count in COCO's AP, so neither the model's own nor the
-    data set's own change the mean.
+    dataset's own change the mean.
 
     Args:
-        dataset: a registered data set.
+        dataset: a registered dataset.
         classes: the model's class names.
         matched: see :func:`match_classes`.
 
     Returns:
-        The new data set's name, and the tasks it can be evaluated for: "bbox", and "segm" if its
+        The new dataset's name, and the tasks it can be evaluated for: "bbox", and "segm" if its
         objects have masks.
     """
     records = []
@@ -90,7 +90,7 @@ def register_as(
                 masks &= "segmentation" in annotation
         records.append({**record, "annotations": kept})
     if not any(record["annotations"] for record in records):
-        raise ValueError(f"No object of the matched classes in data set '{dataset}'.")
+        raise ValueError(f"No object of the matched classes in dataset '{dataset}'.")
     name = f"{dataset}_as_{'_'.join(map(str, sorted(matched.items())))}_of_{len(classes)}"
     name = "".join(c if c.isalnum() else "_" for c in name)
     if name not in DatasetCatalog:

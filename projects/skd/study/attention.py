@@ -85,8 +85,19 @@ def find_images(path: str) -> List[str]:
 
 
 def find_blocks(args: argparse.Namespace) -> Dict[str, Dict]:
-    """For each model the embeddings of its non-local blocks by level, where they are known."""
+    """
+    For each model the embeddings of its non-local blocks by level, where they are known.
+
+    Raises:
+        ValueError: ``--blocks`` would have no effect.
+    """
     blocks = {}
+    names = [name for name, *_ in args.model]
+    if args.blocks and args.teacher not in names:
+        raise ValueError(
+            f"--blocks needs --teacher to be one of the models' names ({', '.join(names)}), and it "
+            f"is '{args.teacher}'."
+        )
     for name, _, weights in args.model:
         if weights.endswith(".pth") and os.path.exists(weights):
             state = load_tensors(weights)
@@ -94,6 +105,8 @@ def find_blocks(args: argparse.Namespace) -> Dict[str, Dict]:
     if args.blocks:
         state = load_tensors(args.blocks)
         blocks[args.teacher] = non_local_blocks(state.get("model", state)).get("teacher", {})
+        if not blocks[args.teacher]:
+            raise ValueError(f"--blocks is {args.blocks}, which has no blocks of a teacher.")
     return blocks
 
 

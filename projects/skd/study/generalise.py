@@ -62,7 +62,7 @@ def classes_of(dataset: str) -> List[str]:
 
 
 def evaluate(model: Model, dataset: str, mapping: Dict[str, str], output: str) -> Dict:
-    """AP by task of one model on one data set, and the classes that were matched."""
+    """AP by task of one model on one dataset, and the classes that were matched."""
     source, target = classes_of(model.cfg.DATASETS.TRAIN[0]), classes_of(dataset)
     matched = match_classes(source, target, {k: v for k, v in mapping.items() if k in target})
     name, tasks = register_as(dataset, source, matched)

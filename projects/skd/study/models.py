@@ -68,7 +68,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
 
 
 def load_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Detectron2's predictor, with ``cfg.MODEL.WEIGHTS`` loaded by our checkpointer."""
+    """Detectron2's predictor, with ``cfg.MODEL.WEIGHTS`` loaded by the project's checkpointer."""
     cfg, weights = cfg.clone(), cfg.MODEL.WEIGHTS
     cfg.MODEL.WEIGHTS = ""
     predictor = DefaultPredictor(cfg)
