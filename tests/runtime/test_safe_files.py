@@ -542,3 +542,16 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"")
     with pytest.raises(DamagedCheckpointError, match="no checkpoint: the file is empty[.]$"):
         load_tensors(str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_module_s_state_dict_keeps_its_metadata_to_itself(protocol, tmp_path):
+    """Its attribute _metadata is in the pickle; Detectron2 loads such files."""
+    state = torch.nn.Linear(2, 3).state_dict()
+    for name, value in state.items():
+        state[name] = value.numpy()
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": state, "__author__": "x"}, protocol))
+    loaded = load_pickle(str(path))["model"]
+    assert list(loaded) == ["weight", "bias"]
+    assert np.array_equal(loaded["weight"], state["weight"])

@@ -164,10 +164,12 @@ def _ignore(number: int, frame) -> None:
 
 def _exit(code: int) -> None:
     """Leave from a thread, whatever the others wait for."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also where nobody reads the output any more
+        os._exit(code)
 
 
 # Process 0 tells the others that the checkpoint is complete through the store, not by a collective:

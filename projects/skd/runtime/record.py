@@ -191,6 +191,7 @@ _WITHOUT_EFFECT = (
     "dataloader.test", "dataloader.evaluator", "dataloader.train.num_workers",
     "optimizer.params.model",
 )  # fmt: skip
+_WITH_EFFECT = ("TEST.PRECISE_BN",)  # all the same: it takes new running statistics
 
 
 def changes(before: Dict[str, Any], now: Dict[str, Any]) -> List[str]:
@@ -224,7 +225,7 @@ def _changed_keys(old: Optional[Dict[str, Any]], new: Optional[Dict[str, Any]]) 
     return [
         f"{k}: {a!r:.200} -> {b!r:.200}"
         for k, (a, b) in pairs.items()
-        if a != b and not k.startswith(_WITHOUT_EFFECT)
+        if a != b and (k.startswith(_WITH_EFFECT) or not k.startswith(_WITHOUT_EFFECT))
     ]
 
 

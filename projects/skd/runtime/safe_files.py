@@ -417,6 +417,8 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     def _load_build(self) -> None:
         state = self.stack.pop()
+        if type(self.stack[-1]) is OrderedDict and type(state) is dict:
+            return  # the attribute _metadata of a module's state_dict(), which nothing here reads
         if type(self.stack[-1]) not in (_Array, _DType) or type(state) is not tuple:
             raise ValueError("a state of what is no array")
         self._spend(self.stack[-1].set(state) or 0)
