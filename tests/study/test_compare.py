@@ -177,7 +177,7 @@ def test_flags_instead_of_a_study_file(shapes, tmp_path):
         ({"methods": {}}, "'PKD' is none of the study's methods: baseline"),
         ({"methods": {"PKD": {"MODEL.DISTILLER.NAME": "PDK"}, "broken": {}}}, "Unknown method"),
         ({"methods": {"PKD": {"MODEL.DISTILER": "x"}, "broken": {}}}, "MODEL.DISTILER"),
-        ({"opts": ["SOLVER.BASE_LR"]}, "odd length"),
+        ({"opts": ["SOLVER.BASE_LR"]}, "list of KEY, VALUE"),
     ],
 )
 def test_a_bad_study_is_an_error_before_anything_runs(change, words, tmp_path):
