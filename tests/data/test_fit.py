@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from skd import register_coco
-from skd.data import check_datasets
+from skd.data import check_datasets, coco, records
 from skd.data.check import check_coco
 from skd.data.fit import Model, check_fit, lazy_model, yaml_model
 from skd.evaluation import build_evaluator
@@ -100,13 +100,54 @@ def evaluate(name, folder, classes, masks=False):
     return evaluator.evaluate()
 
 
-def test_a_clean_file_is_read_as_detectron2_reads_it(add, tmp_path):
-    path = add("a", content_of(tmp_path))
-    check_fit(["a"], [], MASKS)
+@pytest.mark.parametrize("keypoints", [False, True])
+def test_a_clean_file_is_read_as_detectron2_reads_it(keypoints, add, tmp_path):
+    content = content_of(tmp_path)
+    for i, image in enumerate(content["images"]):
+        image["id"] = 9 - 2 * i  # in another order than the file's, with gaps
+        for annotation in content["annotations"][2 * i : 2 * i + 2]:
+            annotation["image_id"] = image["id"]
+    content["categories"] = [{"id": 7, "name": "bolt"}, {"id": 3, "name": "nut"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = {1: 7, 2: 3}[annotation["category_id"]]
+    content["annotations"][3]["segmentation"] = {
+        "size": [HEIGHT, WIDTH], "counts": [40, 30, HEIGHT * WIDTH - 70]
+    }  # fmt: skip
+    path = add("a", with_keypoints(content) if keypoints else content)
+    if keypoints:
+        for annotation in content["annotations"]:
+            annotation["num_keypoints"] = 3
+        (tmp_path / "a.json").write_text(json.dumps(content))
+    check_fit(["a"], [], MASKS._replace(mask_format=("INPUT.MASK_FORMAT", "bitmask")))
+    assert records.kept("a")
     assert MetadataCatalog.get("a").json_file == path  # no copy
     own = DatasetCatalog.get("a")
     assert own == load_coco_json(path, str(tmp_path / "images"), "fit_reference")
     MetadataCatalog.remove("fit_reference")
+
+
+def test_a_check_that_takes_long_says_so(add, tmp_path, caplog, monkeypatch):
+    waiting = []
+
+    class Clock:
+        """Of five seconds that are over as soon as it runs."""
+
+        def __init__(self, seconds, call, args):
+            waiting.append((seconds, call, args))
+
+        def start(self):
+            seconds, call, args = waiting[-1]
+            call(*args)
+
+        def cancel(self):
+            waiting.clear()
+
+    monkeypatch.setattr(coco.threading, "Timer", Clock)
+    monkeypatch.setattr(coco, "examine", lambda *args: waiting[0][0] / 0)
+    add("a", content_of(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        check_fit(["a"], [], BOXES)
+    assert "Checking dataset 'a'" in logged(caplog) and waiting == []
 
 
 # ------------------------------------------------------------------------------------- classes
@@ -508,10 +549,11 @@ def _two_processes(folder):
     if not comm.is_main_process():
         fit.check_one = coco.check_one = None  # it must not be needed
     check_fit(["a"], ["b"], BOXES)
+    ready = records.kept("a")
     names = MetadataCatalog.get("b").thing_classes
     categories = {o["category_id"] for r in DatasetCatalog.get("b") for o in r["annotations"]}
     with open(f"{folder}/rank{comm.get_rank()}", "w") as f:
-        f.write(f"{names} {categories}")
+        f.write(f"{names} {categories} {ready}")
     with pytest.raises(ValueError, match="do not agree by name"):
         register_coco("c", f"{folder}/c.json", f"{folder}/images", check=False)
         check_fit(["a"], ["c"], BOXES)
@@ -524,4 +566,4 @@ def test_one_process_checks_and_tells_the_other(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content_of(tmp_path, tuple(classes))))
     launch(_two_processes, 2, dist_url="auto", args=(str(tmp_path),))
     for rank in (0, 1):
-        assert (tmp_path / f"rank{rank}").read_text() == "['x', 'y'] {0, 1}"
+        assert (tmp_path / f"rank{rank}").read_text() == "['x', 'y'] {0, 1} True"

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """
-What the check of a dataset as large as COCO's train2017 costs before training, beside what
-Detectron2 does anyway: CPU seconds and peak memory, each in a process of its own.
+What a dataset as large as COCO's train2017 costs before training: with Detectron2 alone, with
+the check in the main process, and the check without loading. CPU seconds and peak memory, each in
+a process of its own.
 
     python tools/benchmark/dataset.py FOLDER      # about 1 GB, made on first use
 """
@@ -57,18 +58,35 @@ def _annotation(i: int, images: int) -> dict:
 
 def detectron2(json_file: str, images: str) -> None:
     """What every process of a training does: load, filter, count, and pack the records."""
-    from detectron2.data import DatasetFromList, get_detection_dataset_dicts
     from detectron2.data.datasets import register_coco_instances
 
     register_coco_instances("large", {}, json_file, images)
+    _load()
+
+
+def _load() -> None:
+    from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+
     DatasetFromList(get_detection_dataset_dicts("large"), copy=False)
 
 
+def checked(json_file: str, images: str) -> None:
+    """The same by the main process of this project's training."""
+    from skd.data import register_coco
+    from skd.data.fit import Model, check_fit
+
+    register_coco("large", json_file, images, check=False)
+    check_fit(["large"], [], Model())
+    _load()
+
+
 def check(json_file: str, images: str) -> None:
-    """What the main process does before it."""
     from skd.data.coco import check_one
 
     check_one("large", json_file, images)
+
+
+MEASURES = {"detectron2": detectron2, "checked": checked, "check": check}
 
 
 def _measure(what: str, folder: str) -> None:
@@ -76,7 +94,7 @@ def _measure(what: str, folder: str) -> None:
     import skd.data  # noqa: F401: not to be counted
 
     start, before = time.perf_counter(), time.process_time()
-    {"detectron2": detectron2, "check": check}[what](*files)
+    MEASURES[what](*files)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     cpu, wall = time.process_time() - before, time.perf_counter() - start
     print(f"{what}: {cpu:.1f} s of CPU, {wall:.1f} s, peak {peak:.1f} GiB")
@@ -87,13 +105,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", help="where the dataset is, or is made")
-    parser.add_argument("--only", choices=("detectron2", "check"), help="measure in this process")
+    parser.add_argument("--only", choices=tuple(MEASURES), help="measure in this process")
     args = parser.parse_args()
     if not os.path.exists(args.folder):
         coco_size(args.folder)
     if args.only:
         return _measure(args.only, args.folder)
-    for what in ("detectron2", "check"):
+    for what in MEASURES:
         command = [sys.executable, "-W", "ignore", __file__, args.folder, "--only", what]
         subprocess.run(command, check=True)
 

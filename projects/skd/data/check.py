@@ -20,7 +20,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from .mend import Notes, mend
+from .mend import Notes, column, mend, types
 
 LISTS = ("images", "annotations", "categories")
 NEEDS = {
@@ -88,7 +88,7 @@ def check_coco(json_file: str, image_root: str, read_images: bool = True) -> Lis
 def examine(json_file: str, image_root: str, read_images: bool = False) -> Report:
     """As :func:`check_coco`, with what was read and mended."""
     notes = Notes()
-    with _without_gc():
+    with without_gc():
         content, problems = read_coco(json_file, notes)
         if not problems:
             mend(content, notes)
@@ -101,7 +101,7 @@ def examine(json_file: str, image_root: str, read_images: bool = False) -> Repor
 
 
 @contextmanager
-def _without_gc() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """Millions of objects are made and none is garbage: looking for it takes half the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -164,10 +164,7 @@ def _structure(content: Any) -> Iterator[Problem]:
             yield Problem("error", key, f"has no list '{key}'")
             continue
         kinds = set()
-        whole = key == "annotations"  # of these there are many: two whole numbers will do
-        for i, entry in enumerate(content[key]):
-            if whole and _two_whole_numbers(entry):
-                continue
+        for i, entry in enumerate(() if _all_refer(content[key], key) else content[key]):
             problem = _entry(entry, key)
             if problem:
                 yield Problem("error", f"{key}[{i}]", problem)
@@ -179,10 +176,11 @@ def _structure(content: Any) -> Iterator[Problem]:
         yield Problem("error", "top", "lists no images, or no categories")
 
 
-def _two_whole_numbers(annotation: Any) -> bool:
-    if type(annotation) is not dict:
+def _all_refer(entries: List[Any], key: str) -> bool:
+    """Whether all are annotations with whole numbers for references: of these there are many."""
+    if key != "annotations" or not types(entries) <= {dict}:
         return False
-    return type(annotation.get("image_id")) is type(annotation.get("category_id")) is int
+    return all(types(column(entries, name)) <= {int} for name in NEEDS[key])
 
 
 def _entry(entry: Any, key: str) -> str:

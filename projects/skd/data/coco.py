@@ -22,7 +22,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
-from .check import Report, examine, masks_missing, sample_images, summary
+from . import records
+from .check import Report, examine, masks_missing, sample_images, summary, without_gc
 from .mend import finish, renumber
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,9 @@ def _load(name: str) -> List[Dict[str, Any]]:
     if options is None or not PathManager.isfile(metadata.json_file):
         # nobody has, or on a machine that does not see the other's cache
         files = metadata.source_json_file, metadata.image_root
-        use(name, check_one(name, *files, **(options or {})))
+        use(name, check_one(name, *files, **(options or {}), keep=True))
+    if records.kept(name):
+        return records.take(name)
     return load_coco_json(metadata.json_file, metadata.image_root, name)
 
 
@@ -136,6 +139,7 @@ def check_one(
     with_masks: bool = True,
     with_keypoints: bool = False,
     classes: Optional[Sequence[str]] = None,
+    keep: bool = False,
 ) -> Checked:
     """
     Check and mend a dataset.
@@ -144,6 +148,7 @@ def check_one(
         name, json_file, image_root: see :func:`register_coco`.
         with_masks, with_keypoints: see :func:`skd.data.mend.finish`.
         classes: names in training's order, to map this dataset's by name where they agree.
+        keep: make the records now, for a dataset that is loaded soon.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`register_coco`.
@@ -152,7 +157,8 @@ def check_one(
         raise FileNotFoundError(f"Dataset '{name}': no annotation file '{json_file}'.")
     if not PathManager.isdir(image_root):
         raise FileNotFoundError(f"Dataset '{name}': no folder of images '{image_root}'.")
-    with _patience(f"Checking dataset '{name}' ('{json_file}') ..."):
+    records.drop(name)
+    with _patience(f"Checking dataset '{name}' ('{json_file}') ..."), without_gc():
         report = examine(json_file, image_root)
         _stop_at_errors(name, report, json_file, image_root)
         finish(report.content, report.notes, with_masks, with_keypoints)
@@ -163,7 +169,10 @@ def check_one(
             logger.warning(f"Dataset '{name}':\n{summary(problems, 8)}")
         copy = _write_copy(name, report.content) if report.notes else json_file
         options = dict(with_masks=with_masks, with_keypoints=with_keypoints, classes=classes)
-        return _facts(report.content, json_file)._replace(json_file=copy, options=options)
+        checked = _facts(report.content, json_file)._replace(json_file=copy, options=options)
+        if keep:
+            records.keep(name, report.content, image_root)
+        return checked
 
 
 @contextmanager
@@ -234,8 +243,7 @@ def _write_copy(name: str, content: Dict[str, Any]) -> str:
 
 def _facts(content: Dict[str, Any], json_file: str) -> Checked:
     annotations = content.get("annotations", [])
-    ids = sorted(category["id"] for category in content["categories"])
-    index = {value: i for i, value in enumerate(ids)}
+    index = records.class_index(content)
     classes = np.array([index[a["category_id"]] for a in annotations], dtype=np.int64)
     crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
     keep = ~crowd & _boxes_with_area(content)

@@ -1,7 +1,7 @@
 """Whether datasets and model fit each other: told before training, by one process to all."""
 
 import logging
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -12,7 +12,8 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import student_config
-from .check import read_coco
+from . import records
+from .check import read_coco, without_gc
 from .coco import Checked, check_one, different_classes, is_own, names_of, shown, use
 from .mend import Notes
 
@@ -127,9 +128,23 @@ def check_fit(
 ) -> None:
     """As :func:`check_datasets`, of names. Those that nobody has registered are passed over."""
     train, test = ([n for n in names if n in DatasetCatalog] for names in (train, test))
+    parsed = {} if comm.is_main_process() else _parse(test if eval_only else train)
     for name, checked in _told_by_main(lambda: _check(train, test, model, eval_only)):
         use(name, checked)
+        content = parsed.pop(name, None)
+        if content is not None and checked.json_file == checked.source:
+            records.keep(name, content, MetadataCatalog.get(name).image_root)
         _evaluate(name, checked, model)
+
+
+def _parse(names: Sequence[str]) -> Dict[str, Any]:
+    """
+    Contents of the files that are loaded next, read while the main process checks them. They are
+    as they are, and used only if there is nothing to mend.
+    """
+    own = {name: MetadataCatalog.get(name).source_json_file for name in names if is_own(name)}
+    with without_gc():
+        return {name: read_coco(json_file, Notes())[0] for name, json_file in own.items()}
 
 
 def _told_by_main(make: Callable[[], Any]) -> Any:
@@ -150,19 +165,21 @@ def _check(train, test, model: Model, eval_only: bool) -> List[Tuple[str, Checke
     found = []
     classes = _known_classes(train, model) if eval_only else None
     for name in [] if eval_only else dict.fromkeys(train):
-        checked = _one(name, model, classes, True, found)
+        checked = _one(name, model, classes, True, True, found)
         if checked:
             _check_training(name, checked, model)
         classes = classes or thing_classes(name, checked)
     for name in dict.fromkeys(test):
         if name not in dict(found):
-            _one(name, model, classes, not eval_only, found)
+            _one(name, model, classes, not eval_only, eval_only, found)
         if name in dict(found):
             _check_test(name, dict(found)[name], model)
     return found
 
 
-def _one(name, model: Model, classes, strict: bool, found: List) -> Optional[Checked]:
+def _one(
+    name: str, model: Model, classes, strict: bool, soon: bool, found: List
+) -> Optional[Checked]:
     checked = None
     if is_own(name):
         metadata = MetadataCatalog.get(name)
@@ -173,6 +190,7 @@ def _one(name, model: Model, classes, strict: bool, found: List) -> Optional[Che
             bool(model.masks),
             bool(model.keypoints[1]),
             classes,
+            keep=soon,
         )
         found.append((name, checked))
     own = thing_classes(name, checked)
