@@ -9,7 +9,8 @@ import sys
 
 import pytest
 import torch
-from detectron2.config import LazyConfig
+from detectron2.config import LazyCall, LazyConfig
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.defaults import default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -17,8 +18,9 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from skd import student_config
 from skd.engine import SKDTrainer, describe, evaluate
 from skd.engine.lazy_run import KEYS as LAZY_KEYS
+from skd.engine.lazy_run import _build_test_loader
 from skd.engine.run import check
-from skd.runtime.loader import build_train_loader
+from skd.runtime.loader import DataError, build_train_loader
 from tests.engine.test_train_net import LAZY
 from tests.helpers import distilling, environment, tiny_config
 
@@ -323,3 +325,13 @@ def test_the_package_runs_without_the_checkout(tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert "--teacher-weights" in done.stdout
+
+
+def test_errors_of_a_lazy_evaluation_name_the_image():
+    cfg = LazyCall(build_detection_test_loader)(
+        dataset=[{"file_name": "/gone.png", "image_id": 7}],
+        mapper=LazyCall(DatasetMapper)(is_train=False, augmentations=[], image_format="BGR"),
+        num_workers=0,
+    )
+    with pytest.raises(DataError, match="Image '/gone.png' .id 7. cannot be used: FileNotFound"):
+        next(iter(_build_test_loader(cfg)))

@@ -275,6 +275,17 @@ def test_half_written_files_of_killed_runs_go(base):
     assert [n for n in names if n.endswith(".tmp")] == ["mine.tmp"]
 
 
+def _unreadable(folder):
+    """Folders so deep that no path leads to the last, which nobody, not even root, can list."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("x" * 200, dir_fd=here)
+        below = os.open("x" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
 def test_the_record_never_stops_a_run(base, shapes, tmp_path, caplog, monkeypatch):
     """Links to nowhere for the record itself, and among the images."""
     from detectron2.data import MetadataCatalog
@@ -288,6 +299,8 @@ def test_the_record_never_stops_a_run(base, shapes, tmp_path, caplog, monkeypatc
     images.mkdir()
     os.symlink(tmp_path / "gone.jpg", images / "gone.jpg")
     MetadataCatalog.get("tiny_linked").set(image_root=str(images))
+    assert len(record.fingerprint("tiny_linked")["images"]) == 64
+    _unreadable(str(images))
     assert len(record.fingerprint("tiny_linked")["images"]) == 64
     monkeypatch.setattr(record, "SECONDS_FOR_IMAGES", 0.0)  # a network folder of minutes
     assert record.fingerprint("tiny_linked") == {}

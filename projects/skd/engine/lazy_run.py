@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import build_detection_train_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..config.lazy import check_teacher
-from ..runtime.loader import build_train_loader
+from ..runtime.loader import NamedErrors, build_train_loader
 from ..runtime.reproducible import shared_seed
 from .run import Run
 
@@ -125,16 +125,27 @@ def _build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
 
 def _build_train_loader(cfg: DictConfig, seed: int):
     """Detectron2's loader becomes one that can go on where it was; any other stays as it is."""
-    target = locate(cfg._target_) if isinstance(cfg._target_, str) else cfg._target_
-    if target is build_detection_train_loader:
+    if _target(cfg) is build_detection_train_loader:
         cfg = {**cfg, "_target_": build_train_loader, "seed": seed}
     return instantiate(cfg)
+
+
+def _build_test_loader(cfg: DictConfig):
+    """Detectron2's loader, with errors that name the image."""
+    if _target(cfg) is build_detection_test_loader and cfg.get("mapper") is not None:
+        cfg = {**cfg, "mapper": NamedErrors(instantiate(cfg.mapper))}
+    return instantiate(cfg)
+
+
+def _target(cfg: DictConfig) -> Any:
+    return locate(cfg._target_) if isinstance(cfg._target_, str) else cfg._target_
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module) -> Dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader = _build_test_loader(cfg.dataloader.test)
+    evaluator = instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Any, Dict, List, Optional
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
@@ -19,7 +20,7 @@ from torch import nn
 from ..config import Config
 from ..data import register_shapes
 from ..evaluation import build_evaluator
-from ..runtime.loader import build_train_loader
+from ..runtime.loader import NamedErrors, build_train_loader
 from ..runtime.plain_numbers import PlainNumbers
 from ..runtime.preemption import PreemptionHook
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
@@ -132,6 +133,11 @@ class SKDTrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        mapper = NamedErrors(DatasetMapper(cfg, False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

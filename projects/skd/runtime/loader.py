@@ -60,31 +60,13 @@ class DataError(RuntimeError):
     """An image or its annotations cannot be read."""
 
 
-class MappedDataset(Dataset):
-    """
-    Records through the mapper, with the randomness of their place.
+class NamedErrors:
+    """A mapper of training or evaluation, whose errors name the image."""
 
-    A record the mapper gives None for is replaced by another at random, as in Detectron2.
-    """
+    def __init__(self, mapper: Callable):
+        self.mapper = mapper
 
-    def __init__(self, records, mapper: Callable, seed: int):
-        self.records, self.mapper, self.seed = records, mapper, seed
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, place: Place) -> Any:
-        position, index = place
-        with seeded(self.seed, position):
-            for attempt in itertools.count(1):
-                sample = self._map(self.records[index])
-                if sample is not None:
-                    return sample
-                if attempt % 3 == 0:
-                    logger.warning(f"The mapper gave nothing for {attempt} images in a row.")
-                index = random.randrange(len(self.records))
-
-    def _map(self, record: Any) -> Any:
+    def __call__(self, record: Any) -> Any:
         try:
             return self.mapper(record)
         except Exception as error:
@@ -93,6 +75,31 @@ class MappedDataset(Dataset):
                 f"used: {type(error).__name__}: {error}. tools/check_dataset.py lists all that is "
                 "wrong with a dataset."
             ) from error
+
+
+class MappedDataset(Dataset):
+    """
+    Records through the mapper, with the randomness of their place.
+
+    A record the mapper gives None for is replaced by another at random, as in Detectron2.
+    """
+
+    def __init__(self, records, mapper: Callable, seed: int):
+        self.records, self.mapper, self.seed = records, NamedErrors(mapper), seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, place: Place) -> Any:
+        position, index = place
+        with seeded(self.seed, position):
+            for attempt in itertools.count(1):
+                sample = self.mapper(self.records[index])
+                if sample is not None:
+                    return sample
+                if attempt % 3 == 0:
+                    logger.warning(f"The mapper gave nothing for {attempt} images in a row.")
+                index = random.randrange(len(self.records))
 
 
 class GroupedBatches(Sampler):

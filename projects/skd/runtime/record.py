@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import detectron2
 import torch
@@ -291,7 +291,7 @@ def _names_and_sizes(root: str) -> Optional[List[str]]:
     end = time.monotonic() + SECONDS_FOR_IMAGES
     lines, folders = [], [root]
     while folders:
-        for entry in os.scandir(folders.pop()):
+        for entry in _entries(folders.pop()):
             if time.monotonic() > end or len(lines) > MOST_IMAGES:
                 return None
             if entry.is_dir(follow_symlinks=False):
@@ -299,6 +299,14 @@ def _names_and_sizes(root: str) -> Optional[List[str]]:
             else:
                 lines.append(f"{os.path.relpath(entry.path, root)} {_size(entry)}\n")
     return sorted(lines)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError:  # not ours to read, or gone meanwhile: what can be seen is compared
+        return
 
 
 def _size(entry: os.DirEntry) -> int:
