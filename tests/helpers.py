@@ -16,6 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
 
 from skd import add_skd_config, distill, student_config  # noqa: E402
 from skd.config import merge_file  # noqa: E402
@@ -184,3 +185,13 @@ def run_script(script, *args, datasets, ok=True, timeout=600):
     )  # fmt: skip
     assert (done.returncode == 0) == ok, done.stdout[-4000:]
     return done.stdout
+
+
+def leave_together():
+    """
+    The last line of what detectron2.engine.launch runs in several processes: gloo's threads may
+    abort an interpreter that ends while they are at work.
+    """
+    if comm.get_world_size() > 1:
+        comm.synchronize()
+        os._exit(0)

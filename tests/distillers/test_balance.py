@@ -11,6 +11,7 @@ from torch import nn
 
 from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, GradientBalance
 from skd.distillers.balance import DETECTOR
+from tests.helpers import leave_together
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16}
 METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
@@ -268,6 +269,7 @@ def split_step(folder):
         run(balance, method, maps, teacher, boxes[mine])
     state = {"weights": balance.weights(), "scale": balance.scale}
     torch.save(state, f"{folder}/{size}_{rank}.pth")
+    leave_together()
 
 
 def test_processes_use_the_weights_of_the_joint_batch(tmp_path):
