@@ -149,3 +149,19 @@ def test_handlers_are_put_back(shapes, tmp_path):
     SKDTrainer(cfg).train()
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_handlers_are_put_back_where_another_hook_fails_at_the_end(shapes, tmp_path):
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    cfg = tiny_config(SOLVER__MAX_ITER=1, TEST__EVAL_PERIOD=0)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    trainer = SKDTrainer(cfg)
+
+    def fail(model):
+        raise RuntimeError("no evaluation today")
+
+    trainer.run.evaluate = fail
+    with pytest.raises(RuntimeError, match="no evaluation today"):
+        trainer.train()
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1

@@ -88,14 +88,18 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     # torchrun's store outlives a restart: addresses of the processes before must not be found there
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     store, rank, size = next(rendezvous("env://"))
-    os.environ[LAUNCH_VARIABLE] = _launch_id(store)
+    launch_id = _launch_id(store)
     store = dist.PrefixStore(f"skd_restart_{restarts}", store)
     dist.init_process_group(
         "nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=DEFAULT_TIMEOUT
     )
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
-    result = main(args)
+    os.environ[LAUNCH_VARIABLE] = launch_id
+    try:
+        result = main(args)
+    finally:
+        del os.environ[LAUNCH_VARIABLE]
     # not after an error: it waits for the other processes, which wait for this one
     dist.destroy_process_group()
     return result

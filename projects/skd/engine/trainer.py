@@ -4,7 +4,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
@@ -119,6 +119,11 @@ class SKDTrainer(DefaultTrainer):
         self.run.verify(results)
         return results
 
+    def after_train(self) -> None:
+        """The hooks', each also after one that failed: what was taken is given back."""
+        self.storage.iter = self.iter
+        _end(self._hooks)
+
     def state_dict(self) -> Dict[str, Any]:
         if self.run.nested:
             return super().state_dict()
@@ -186,3 +191,11 @@ def _build_steps(run: Run, model: nn.Module, loader: Any, optimizer: Any):
     if run.amp is not None:
         steps.precision = run.amp
     return steps
+
+
+def _end(trainer_hooks: Sequence[HookBase]) -> None:
+    if trainer_hooks:
+        try:
+            trainer_hooks[0].after_train()
+        finally:
+            _end(trainer_hooks[1:])
