@@ -11,7 +11,7 @@ this; where it is on, weights need no calibration.
 import sys
 
 from skd.study.calibrate import calibrate
-from skd.study.command import add_datasets_argument, command_parser, run_command
+from skd.study.common.command import add_datasets_argument, command_parser, run_command
 
 
 def argument_parser():

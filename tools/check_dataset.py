@@ -10,7 +10,7 @@ any of it, with 0 if there are warnings at most.
 import sys
 
 from skd.data.check import check_coco
-from skd.study.command import command_parser, run_command
+from skd.study.common.command import command_parser, run_command
 
 
 def argument_parser():

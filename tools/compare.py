@@ -16,8 +16,14 @@ import os
 import shlex
 import sys
 
-from skd.study.command import add_datasets_argument, command_parser, positive, run_command, whole
-from skd.study.compare import compare
+from skd.study.common.command import (
+    add_datasets_argument,
+    command_parser,
+    positive,
+    run_command,
+    whole,
+)
+from skd.study.compare.run import compare
 
 
 def argument_parser():

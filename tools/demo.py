@@ -7,7 +7,7 @@ without a teacher (the baseline), and show with numbers and pictures what it cha
 import os
 import sys
 
-from skd.study.command import command_parser, positive, run_command
+from skd.study.common.command import command_parser, positive, run_command
 from skd.study.demo import ITERATIONS, demo
 
 

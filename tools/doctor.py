@@ -13,7 +13,13 @@ Exits with 1 if it finds anything.
 
 import sys
 
-from skd.study.command import add_datasets_argument, command_parser, positive, run_command, whole
+from skd.study.common.command import (
+    add_datasets_argument,
+    command_parser,
+    positive,
+    run_command,
+    whole,
+)
 from skd.study.doctor import run_doctor
 
 

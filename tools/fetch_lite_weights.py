@@ -8,8 +8,8 @@ in configs/real expect them in the folder weights/.
 
 import sys
 
-from skd.study.command import command_parser, run_command
-from skd.study.lite_weights import fetch
+from skd.study.common.command import command_parser, run_command
+from skd.study.fetch_lite_weights import fetch
 
 
 def argument_parser():

@@ -13,9 +13,9 @@ person"; an empty right side leaves the class out.
 import os
 import sys
 
-from skd.study.command import command_parser, run_command
+from skd.study.common.command import command_parser, run_command
+from skd.study.common.models import add_arguments
 from skd.study.generalise import generalise
-from skd.study.models import add_arguments
 
 
 def argument_parser():

@@ -15,8 +15,8 @@ import sys
 
 from skd.evaluation import CORRUPTIONS
 from skd.evaluation.robustness import SEVERITIES
-from skd.study.command import command_parser, run_command, whole
-from skd.study.models import add_arguments
+from skd.study.common.command import command_parser, run_command, whole
+from skd.study.common.models import add_arguments
 from skd.study.robustness import robustness
 
 

@@ -8,8 +8,8 @@ distiller. A tensor with values that half precision cannot hold stays as it is.
 
 import sys
 
-from skd.study.command import command_parser, run_command
-from skd.study.slim import slim
+from skd.study.common.command import command_parser, run_command
+from skd.study.slim_checkpoint import slim
 
 
 def argument_parser():

@@ -11,7 +11,7 @@ import json
 import sys
 
 from skd.data.split import take_folds
-from skd.study.command import command_parser, positive, run_command
+from skd.study.common.command import command_parser, positive, run_command
 
 
 def argument_parser():

@@ -21,8 +21,8 @@ import os
 import shlex
 import sys
 
-from skd.study.command import add_datasets_argument, command_parser, run_command
-from skd.study.tune import tune
+from skd.study.common.command import add_datasets_argument, command_parser, run_command
+from skd.study.tune.run import tune
 
 
 def argument_parser():

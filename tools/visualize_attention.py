@@ -17,9 +17,9 @@ checkpoint named by --blocks. Elsewhere it is the product of the features themse
 import os
 import sys
 
-from skd.study.attention import visualize
-from skd.study.command import command_parser, run_command
-from skd.study.models import add_arguments
+from skd.study.common.command import command_parser, run_command
+from skd.study.common.models import add_arguments
+from skd.study.visualize_attention import visualize
 
 
 def argument_parser():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from skd.study.attention import find_blocks
+from skd.study.visualize_attention import find_blocks
 
 
 def test_blocks_of_no_model_are_refused():

@@ -181,7 +181,7 @@ def test_flags_instead_of_a_study_file(shapes, tmp_path):
     ],
 )
 def test_a_bad_study_is_an_error_before_anything_runs(change, words, tmp_path):
-    from skd.study.design import Study
+    from skd.study.compare.design import Study
 
     spec = {k: v for k, v in {**STUDY, **change}.items() if v is not None}
     with pytest.raises((ValueError, KeyError, AssertionError)) as error:
@@ -191,7 +191,7 @@ def test_a_bad_study_is_an_error_before_anything_runs(change, words, tmp_path):
 
 
 def test_names_of_a_study_stay_below_its_folder(tmp_path):
-    from skd.study.design import Study
+    from skd.study.compare.design import Study
 
     spec = {
         **STUDY,
@@ -203,7 +203,7 @@ def test_names_of_a_study_stay_below_its_folder(tmp_path):
 
 
 def test_intervals_by_hand():
-    from skd.study.statistics import half_width, interval
+    from skd.study.common.statistics import half_width, interval
 
     # 12 values: 2.201 for 11 degrees of freedom, where a normal distribution has 1.96
     twelve = [float(i % 2) for i in range(12)]
@@ -214,8 +214,8 @@ def test_intervals_by_hand():
 
 
 def test_the_difference_is_paired_by_seed():
-    from skd.study.design import Comparison
-    from skd.study.results import table
+    from skd.study.compare.design import Comparison
+    from skd.study.compare.results import table
 
     class Done:
         def __init__(self, method, seed, box, mask):

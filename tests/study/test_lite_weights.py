@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from skd.study.lite_weights import _renamed
+from skd.study.fetch_lite_weights import _renamed
 
 
 def test_tensors_are_renamed_in_order():

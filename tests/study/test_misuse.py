@@ -17,10 +17,10 @@ from skd.distillers import DISTILLER_REGISTRY
 from skd.evaluation import match_classes
 from skd.modeling.load import load_in_full
 from skd.runtime.lock import FolderInUseError
-from skd.study import compare as module
-from skd.study.command import positive, run_command, whole
-from skd.study.design import Study
-from skd.study.runs import Run, lazy_options
+from skd.study.common.command import positive, run_command, whole
+from skd.study.common.runs import Run, lazy_options
+from skd.study.compare import run as module
+from skd.study.compare.design import Study
 
 SPEC = {
     "iterations": 4,

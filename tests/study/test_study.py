@@ -6,15 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from skd.study import report, runs
-from skd.study.command import RunError, command_parser, run_command
-from skd.study.compare import _short_names
-from skd.study.design import Study, StudyRun
-from skd.study.devices import default_threads, same_threads, visible_gpus
-from skd.study.metrics import main_metrics, read_metrics, scores, title_of
-from skd.study.results import header, table
-from skd.study.runs import Run, least_used
-from skd.study.tables import markdown_table, print_table
+from skd.study.common import runs
+from skd.study.common.command import RunError, command_parser, run_command
+from skd.study.common.devices import default_threads, same_threads, visible_gpus
+from skd.study.common.metrics import main_metrics, read_metrics, scores, title_of
+from skd.study.common.runs import Run, least_used
+from skd.study.common.tables import markdown_table, print_table
+from skd.study.compare import report
+from skd.study.compare.design import Study, StudyRun
+from skd.study.compare.results import header, table
+from skd.study.compare.run import _short_names
 
 
 def write_rows(folder, *lines):
@@ -118,7 +119,7 @@ def test_configs_of_one_file_name_are_two_detectors():
 
 
 def test_every_run_has_the_threads_of_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr("skd.study.devices.cores", lambda: 8)
+    monkeypatch.setattr("skd.study.common.devices.cores", lambda: 8)
     assert default_threads(4, 11) == 2 and default_threads(8, 2) == 4
     assert same_threads(str(tmp_path), 0, 2) == 2
     assert same_threads(str(tmp_path), 0, 8) == 2  # the last run of eleven

@@ -9,11 +9,11 @@ import yaml
 
 from skd import add_skd_config
 from skd.distillers.build import build_balance
-from skd.study import tune
-from skd.study.command import RunError
-from skd.study.held_out import hold_out
-from skd.study.search import PROPORTION, SHARE, WARMUP, Rungs, Search, Space, options
-from skd.study.tune import Clock, TrialRun, Tuning, work_off
+from skd.study.common.command import RunError
+from skd.study.tune import run as tune
+from skd.study.tune.held_out import hold_out
+from skd.study.tune.run import Clock, TrialRun, Tuning, work_off
+from skd.study.tune.search import PROPORTION, SHARE, WARMUP, Rungs, Search, Space, options
 from tests.helpers import run_script, tiny_config
 
 FIRST = {"SHARE": 1.0, "DECAY": "none", "WARMUP": 0.0}
@@ -398,7 +398,7 @@ def test_a_search_for_real(command_line, shapes, tmp_path):
     assert all(row["status"] in ("done", "pruned") and "bbox/AP" in row["ap"] for row in rows)
     page = (tmp_path / "work" / "README.md").read_text()
     assert "Made by" in page and "tools/tune.py" in page and "tools/compare.py" in page
-    from skd.study.design import Study
+    from skd.study.compare.design import Study
 
     study = yaml.safe_load((tmp_path / "work" / "confirm.yaml").read_text())
     assert len(Study(study, str(tmp_path / "confirm")).runs()) >= 6

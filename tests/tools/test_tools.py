@@ -9,7 +9,7 @@ import cv2
 import pytest
 import torch
 
-from skd.study.slim import slim
+from skd.study.slim_checkpoint import slim
 from tests.helpers import run_script
 
 pytestmark = pytest.mark.slow

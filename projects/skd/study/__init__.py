@@ -1,0 +1,17 @@
+"""
+What the commands in ``tools/`` stand on. Each has the file or folder of its own name here:
+
+    calibrate.py            weights of a method's terms, from one pass
+    compare/                many runs side by side, their results and the HTML report
+    demo.py                 ``make demo``
+    doctor/                 whether a distillation is going to help
+    fetch_lite_weights.py   ImageNet weights of EfficientNet-Lite
+    generalise.py           models on datasets they were not trained on
+    robustness.py           models on corrupted images
+    slim_checkpoint.py      the student alone, in half precision
+    tune/                   a search for a method's settings
+    visualize_attention.py  pictures of attention of trained models
+    common/                 what several of them use
+
+``check_dataset.py`` and ``split_dataset.py`` stand on :mod:`skd.data`.
+"""

@@ -17,9 +17,9 @@ from ..config import Config, distill, form_of, read_config
 from ..config.lazy import allow
 from ..distillers import DISTILLER_REGISTRY
 from ..runtime.checkpoint import SafeCheckpointer
-from .command import register_datasets
-from .paths import find_file
-from .tables import print_table
+from .common.command import register_datasets
+from .common.paths import find_file
+from .common.tables import print_table
 
 
 def calibrate(args: argparse.Namespace) -> None:

@@ -7,12 +7,12 @@ import shutil
 from typing import List
 
 from ..data import register_shapes
-from . import pictures
-from .devices import cores
-from .metrics import TASKS, read_ap
-from .paths import find_file
-from .runs import Run, run_all
-from .tables import markdown_table, print_table
+from .common import pictures
+from .common.devices import cores
+from .common.metrics import TASKS, read_ap
+from .common.paths import find_file
+from .common.runs import Run, run_all
+from .common.tables import markdown_table, print_table
 
 CONFIGS = os.path.join("configs", "shapes")
 ITERATIONS = 800

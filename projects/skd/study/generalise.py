@@ -11,9 +11,9 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from ..config.safe_yaml import read_yaml
 from ..data import thing_classes
 from ..evaluation import match_classes, register_as
-from .metrics import TASKS
-from .models import Model, load_models
-from .tables import markdown_table, print_table
+from .common.metrics import TASKS
+from .common.models import Model, load_models
+from .common.tables import markdown_table, print_table
 
 
 def generalise(args: argparse.Namespace) -> None:

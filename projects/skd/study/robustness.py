@@ -13,10 +13,10 @@ from detectron2.utils.file_io import PathManager
 from rich.progress import track
 
 from ..evaluation import CorruptedMapper, build_evaluator, mean_performance
-from .metrics import TASKS
-from .models import Model, load_models
-from .pictures import as_label, plt
-from .tables import markdown_table, print_table
+from .common.metrics import TASKS
+from .common.models import Model, load_models
+from .common.pictures import as_label, plt
+from .common.tables import markdown_table, print_table
 
 Row = Dict[str, Any]
 

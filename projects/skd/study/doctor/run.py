@@ -6,8 +6,8 @@ from detectron2.config import CfgNode
 
 from ...config import distill, is_distilling, read_config
 from ...config.lazy import allow
-from ..command import register_datasets
-from ..paths import find_file
+from ..common.command import register_datasets
+from ..common.paths import find_file
 from .examine import examine
 
 

@@ -11,8 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..config import is_lazy_file, read_config, student_config
-from ..modeling.load import load_in_full
+from ...config import is_lazy_file, read_config, student_config
+from ...modeling.load import load_in_full
 from .command import add_datasets_argument, register_datasets
 from .paths import find_file
 

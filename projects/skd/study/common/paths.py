@@ -2,7 +2,7 @@
 
 import os
 
-from ..files import configs_dir
+from ...files import configs_dir
 
 
 def find_file(path: str) -> str:

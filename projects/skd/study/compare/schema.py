@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Iterator, Tuple
 
-from ..config.safe_yaml import UnsafeConfigError
+from ...config.safe_yaml import UnsafeConfigError
 
 KEYS = {"iterations", "seeds", "opts", "teachers", "detectors", "methods", "compare"}
 

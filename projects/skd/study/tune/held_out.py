@@ -6,7 +6,7 @@ from typing import Dict, List, Sequence, Tuple
 
 from detectron2.utils.file_io import PathManager
 
-from ..data.split import take_folds
+from ...data.split import take_folds
 
 Dataset = Tuple[str, str, str]  # NAME, JSON, IMAGES
 

@@ -14,9 +14,9 @@ from detectron2.engine import DefaultPredictor
 from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
-from ..config import read_config, student_config
-from ..modeling.features import FeatureTap
-from ..visualization.attention import attention_over_image
+from ...config import read_config, student_config
+from ...modeling.features import FeatureTap
+from ...visualization.attention import attention_over_image
 from .metrics import read_metrics
 from .models import load_predictor
 

@@ -1,7 +1,7 @@
 """
 What a search has found so far: results.jsonl, README.md, and the study that confirms it.
 
-``tuning`` is a :class:`skd.study.tune.Tuning`.
+``tuning`` is a :class:`skd.study.tune.run.Tuning`.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Any, Dict, List, Optional
 
 import yaml
 
-from .design import StudyRun
-from .metrics import main_metrics, title_of
-from .tables import markdown_table, print_table
+from ..common.metrics import main_metrics, title_of
+from ..common.tables import markdown_table, print_table
+from ..compare.design import StudyRun
 
 CONFIRM = "confirm.yaml"
 

@@ -7,10 +7,10 @@ from typing import Callable, Optional
 
 import yaml
 
-from ..config.safe_yaml import UnsafeConfigError
-from ..data import register_coco, register_shapes
-from ..runtime.lock import FolderInUseError
-from ..runtime.safe_files import CheckpointError
+from ...config.safe_yaml import UnsafeConfigError
+from ...data import register_coco, register_shapes
+from ...runtime.lock import FolderInUseError
+from ...runtime.safe_files import CheckpointError
 
 USER_ERRORS = (
     ValueError,

@@ -6,18 +6,18 @@ import os
 import sys
 from typing import Any, Dict, List
 
-from ..config import is_lazy_file, read_config
-from ..config.lazy import allow
-from ..distillers import DISTILLER_REGISTRY
-from ..runtime.lock import acquire
-from ..runtime.whole_files import write_whole
-from .command import register_datasets
+from ...config import is_lazy_file, read_config
+from ...config.lazy import allow
+from ...distillers import DISTILLER_REGISTRY
+from ...runtime.lock import acquire
+from ...runtime.whole_files import write_whole
+from ..common.command import register_datasets
+from ..common.devices import default_jobs, default_threads, same_threads
+from ..common.paths import find_file
+from ..common.runs import run_all
+from ..common.tables import print_table
 from .design import BASELINE, Study, StudyRun, load_study
-from .devices import default_jobs, default_threads, same_threads
-from .paths import find_file
 from .results import header, table, write_results
-from .runs import run_all
-from .tables import print_table
 
 COMMAND = "command.json"  # in a run's folder: what was run there
 

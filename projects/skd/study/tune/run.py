@@ -15,22 +15,22 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from ..config import distill, is_distilling, is_lazy_file, read_config
-from ..config.lazy import allow
-from ..distillers import DISTILLER_REGISTRY, build_distiller
-from ..distillers.balance import PREFIX
-from ..distillers.base import Shapes
-from ..distillers.build import build_balance
-from ..runtime import lock
-from .command import RunError, register_datasets
-from .design import BASELINE, StudyRun
-from .devices import default_jobs, default_threads, same_threads, visible_gpus
+from ...config import distill, is_distilling, is_lazy_file, read_config
+from ...config.lazy import allow
+from ...distillers import DISTILLER_REGISTRY, build_distiller
+from ...distillers.balance import PREFIX
+from ...distillers.base import Shapes
+from ...distillers.build import build_balance
+from ...runtime import lock
+from ..common.command import RunError, register_datasets
+from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
+from ..common.metrics import evaluations, main_metrics, scores
+from ..common.paths import find_file
+from ..common.runs import least_used, stop
+from ..compare.design import BASELINE, StudyRun
 from .held_out import hold_out
-from .metrics import evaluations, main_metrics, scores
-from .paths import find_file
-from .runs import least_used, stop
+from .results import print_results, write_results
 from .search import WARMUP, Attempt, Rungs, Search, Space, options
-from .tune_results import print_results, write_results
 
 POLL = 1.0  # seconds between two looks at the runs
 BALANCE = "MODEL.DISTILLER.BALANCE"

@@ -12,12 +12,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ..config import is_lazy_file
-from . import pictures
+from ...config import is_lazy_file
+from ..common import pictures
+from ..common.models import load_predictor
+from ..common.pictures import as_label, plt
 from .design import Comparison, Study, StudyRun
-from .models import load_predictor
 from .page import TEMPLATE
-from .pictures import as_label, plt
 from .results import groups, header, mean_ap, table
 
 SIZES = {"AP": "all", "APs": "small", "APm": "medium", "APl": "large"}

@@ -6,10 +6,10 @@ import os
 import statistics
 from typing import Dict, List, Sequence
 
+from ..common.metrics import METRICS, main_metrics, title_of
+from ..common.statistics import interval
+from ..common.tables import markdown_table
 from .design import BASELINE, Comparison, Study, StudyRun
-from .metrics import METRICS, main_metrics, title_of
-from .statistics import interval
-from .tables import markdown_table
 
 
 def groups(comparison: Comparison) -> Dict[str, List[StudyRun]]:

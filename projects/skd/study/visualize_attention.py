@@ -22,8 +22,8 @@ from ..visualization.attention import (
     non_local_blocks,
     non_local_response,
 )
-from .models import Model, load_models
-from .pictures import as_label
+from .common.models import Model, load_models
+from .common.pictures import as_label
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 

@@ -9,9 +9,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable, Dict, List, Optional, Sequence
 
-from ..config import is_lazy_file
-from ..distillers import DISTILLER_REGISTRY
-from ..runtime.lock import acquire, release
+from ...config import is_lazy_file
+from ...distillers import DISTILLER_REGISTRY
+from ...runtime.lock import acquire, release
 from .command import RunError
 from .devices import default_jobs, default_threads, visible_gpus
 from .metrics import main_metrics, read_metrics

@@ -6,7 +6,7 @@ from typing import List
 
 import torch
 
-from ..runtime.whole_files import write_whole
+from ...runtime.whole_files import write_whole
 
 
 def visible_gpus() -> List[str]:

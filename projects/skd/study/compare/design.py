@@ -6,13 +6,13 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Sequence, Tuple
 
-from ..config import distill, is_distilling, is_lazy_file, lazy, read_config
-from ..config.safe_yaml import read_yaml
-from ..distillers import build_distiller
-from ..runtime.safe_files import is_url
-from .metrics import evaluations, main_metrics, scores
-from .paths import find_file
-from .runs import Run
+from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
+from ...config.safe_yaml import read_yaml
+from ...distillers import build_distiller
+from ...runtime.safe_files import is_url
+from ..common.metrics import evaluations, main_metrics, scores
+from ..common.paths import find_file
+from ..common.runs import Run
 from .schema import check_options, check_study
 
 BASELINE = "baseline"
