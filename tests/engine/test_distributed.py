@@ -20,7 +20,7 @@ IMAGES = 4
 def build(teacher_files, norm):
     cfg = distilling(
         tiny_config(fpn=32), teacher_files, "mean",
-        MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="",
+        MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="", MODEL__DISTILLER__EVERY=2,
         MODEL__DISTILLER__STRUCTURED__NON_LOCAL__NORM=norm,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -31,9 +31,9 @@ def build(teacher_files, norm):
     return model
 
 
-def step(model, inputs):
+def step(model, inputs, iteration=0):
     """One forward and backward of the distillation losses only: losses, gradients by name."""
-    with EventStorage():
+    with EventStorage(iteration):
         torch.manual_seed(3)
         losses = model(inputs)
     # the detector's losses sample at random, so they get weight 0; their gradients stay, as
@@ -56,7 +56,8 @@ def worker(teacher_files, norm, out):
     assert not set(teacher) & set(reduced)
     losses, grads = step(model, inputs)
     everyone = comm.gather(losses)
-    step(model, inputs)  # a second step: the first has left no bucket unfinished
+    # further steps, of which the first does not distil: none leaves a bucket unfinished
+    step(model, inputs, 1), step(model, inputs, 2)
     if comm.is_main_process():
         mean = {k: torch.stack([x[k] for x in everyone]).mean(0) for k in losses}
         torch.save((mean, grads), out)

@@ -60,7 +60,7 @@ class BalanceSettings(Settings):
     # How the share shrinks to 0 from then on until SOLVER.MAX_ITER.
     decay: str = choice("none", DECAYS)
     # The gradients are measured in each of the first BURN_IN iterations and in every PERIOD-th
-    # after, as running means of this MOMENTUM.
+    # after, as running means of this MOMENTUM. Those that do not distil (EVERY) do not count here.
     period: int = whole(20)
     burn_in: int = whole(20)
     momentum: float = number(0.9, below=1)
@@ -99,22 +99,24 @@ class GradientBalance(nn.Module):
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale", torch.tensor(FP16_SCALE))
         self._iteration: Optional[int] = None  # the same on the host, where nobody waits for it
+        self._every = 1
         self.cosines: Dict[str, torch.Tensor] = {}  # of the last measurement, by term
 
-    def begin(self, maps: Maps, iteration: Optional[int] = None) -> Maps:
+    def begin(self, maps: Maps, iteration: Optional[int] = None, every: int = 1) -> Maps:
         """
         Begin an iteration: what the distiller gets to see of the student.
 
         Args:
             maps: the student's feature maps by level.
             iteration: of the training; counted here if None.
+            every: iterations from one that distils to the next.
 
         Returns:
             The maps, or in the warm-up detached leaves in their place.
         """
         if iteration is None:
             iteration = int(self.iteration) if self._iteration is None else self._iteration + 1
-        self._iteration = iteration
+        self._iteration, self._every = iteration, every
         self.iteration.fill_(iteration + 1)
         if iteration >= self.settings.warmup:
             return maps
@@ -154,9 +156,10 @@ class GradientBalance(nn.Module):
 
     def due(self) -> bool:
         """Whether the norms are measured in this iteration. The same in all processes."""
-        i = self._iteration
+        i = self._iteration // self._every
         # at the end of the warm-up the distiller's maps are others
-        begun = any(0 <= i - start < self.settings.burn_in for start in (0, self.settings.warmup))
+        after_warmup = math.ceil(self.settings.warmup / self._every)
+        begun = any(0 <= i - start < self.settings.burn_in for start in (0, after_warmup))
         return begun or i % self.settings.period == 0 or not self.norms()
 
     def abstain(self) -> None:

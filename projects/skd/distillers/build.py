@@ -33,6 +33,9 @@ def distiller_node() -> CfgNode:
     # The student's feature maps to distil, e.g. ["p3", "p4"]. Empty: all that have a teacher's
     # map of the same stride. FGD, MGD and PKD take the finest NUM_LEVELS of these.
     node.LEVELS = []
+    # Run the teacher and compute the losses in every EVERY-th iteration only, with EVERY times the
+    # weight: the mean pull is the same, at a part of the cost. docs/performance.md says more.
+    node.EVERY = 1
     # Weights of the terms by their gradients: see BalanceSettings in balance.py.
     node.BALANCE = BalanceSettings.node()
     for _, method in DISTILLER_REGISTRY:

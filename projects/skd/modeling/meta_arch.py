@@ -40,6 +40,7 @@ class _Settings(NamedTuple):
 
     input_format: str
     features: str
+    every: int
 
 
 class AlignedMaps(NamedTuple):
@@ -102,6 +103,7 @@ class DistillRCNN(nn.Module):
         features: str = "backbone",
         levels: Sequence[str] = (),
         inherit: bool = False,
+        every: int = 1,
     ) -> "DistillRCNN":
         """
         Let a student distil, in place; :func:`student_of` undoes it.
@@ -116,14 +118,17 @@ class DistillRCNN(nn.Module):
             features: the student's module whose feature maps are distilled.
             levels: names of these maps; empty for all that have a partner in the teacher.
             inherit: copy the teacher's FPN and heads into the student where they agree.
+            every: distil in the iterations that it divides only, with so many times the weight;
+                see ``MODEL.DISTILLER.EVERY``.
 
         Returns:
             The student.
 
         Raises:
-            ValueError: an unknown module or level, no common stride, nothing to inherit, or a
-                student that has one of the attributes above itself.
+            ValueError: an unknown module or level, no common stride, nothing to inherit, an
+                ``every`` below 1, or a student that has one of the attributes above itself.
         """
+        _check_every(every)
         spare_distiller()
         _check_student(student)
         input_format = input_format or getattr(student, "input_format", None)
@@ -146,11 +151,12 @@ class DistillRCNN(nn.Module):
         # past nn.Module.__setattr__, which would register the teacher
         object.__setattr__(student, "teacher", teacher)
         student.pairs = pairs
-        student._distilling = _Settings(input_format, features)
+        student._distilling = _Settings(input_format, features, every)
         return student
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        _check_every(cfg.MODEL.DISTILLER.EVERY)
         name = cfg.MODEL.STUDENT.META_ARCHITECTURE
         if name not in META_ARCH_REGISTRY or name == cls.__name__:
             known = sorted(k for k, _ in META_ARCH_REGISTRY if k != cls.__name__)
@@ -172,6 +178,7 @@ class DistillRCNN(nn.Module):
             "features": cfg.MODEL.STUDENT.FEATURES,
             "levels": cfg.MODEL.DISTILLER.LEVELS,
             "inherit": cfg.MODEL.STUDENT.INHERIT,
+            "every": cfg.MODEL.DISTILLER.EVERY,
         }
 
     def __reduce_ex__(self, protocol: int) -> Tuple[Any, ...]:
@@ -194,6 +201,8 @@ class DistillRCNN(nn.Module):
         """
         if not self.training:
             return super().forward(*args, **kwargs)
+        if not self._distils_now():
+            return self._run_between(*args, **kwargs)
         batch = self._read_batch(*args, **kwargs)
         wait_for_teacher = self.teacher.start(batch.inputs, self._distilling.input_format)
         try:
@@ -214,8 +223,8 @@ class DistillRCNN(nn.Module):
 
     def watch_maps(self, watcher: Callable[[AlignedMaps], None]) -> None:
         """
-        Call ``watcher`` once, with the maps that the next training step compares. It must not
-        change them, nor keep them: they hold the step's graph.
+        Call ``watcher`` once, with the maps that the next step that distils compares. It must
+        not change them, nor keep them: they hold the step's graph.
         """
         self._watcher = watcher
 
@@ -235,15 +244,40 @@ class DistillRCNN(nn.Module):
         for term, levels in terms.items():
             short = term.replace("loss_distill_", "distill/")
             metrics.update({f"{short}_{level}": value for level, value in levels.items()})
-        if self.distiller.balance is not None:
+        if self.distiller.balance is not None and terms:
             scalars = self.distiller.balance.scalars()
             metrics.update({f"distill/{name}": value for name, value in scalars.items()})
         metrics = {name: value.detach() for name, value in metrics.items()}
         if self.distiller.metrics is not None:  # somebody pops them
             self.distiller.metrics = metrics
-        elif has_event_storage() and get_event_storage().iter % METRICS_PERIOD == 0:
+        elif has_event_storage() and get_event_storage().iter % self._metrics_period() == 0:
             values = torch.stack([value.float().reshape(()) for value in metrics.values()])
             get_event_storage().put_scalars(**dict(zip(metrics, values.tolist())))
+
+    def _metrics_period(self) -> int:
+        return METRICS_PERIOD * self._distilling.every
+
+    def _distils_now(self) -> bool:
+        """
+        The same in all processes, in all parts of a batch, and after a resume, because the event
+        storage has the trainer's own iteration.
+        """
+        every = self._distilling.every
+        if every == 1:
+            return True
+        if not has_event_storage():
+            raise ValueError(
+                f"every (MODEL.DISTILLER.EVERY) is {every}, and there is no event storage to tell "
+                "the iteration: train within Detectron2's EventStorage and step() it, or leave it "
+                "at 1."
+            )
+        return get_event_storage().iter % every == 0
+
+    def _run_between(self, *args: Any, **kwargs: Any) -> Losses:
+        """A step that does not distil: the student's own losses, by name and value."""
+        losses = _named(super().forward(*args, **kwargs))
+        self._keep_metrics(losses, {})
+        return _with_zero_gradients(losses, self.distiller)
 
     def _abstain(self) -> None:
         """Where this process alone fails, the others do not wait for it in the balance."""
@@ -288,13 +322,16 @@ class DistillRCNN(nn.Module):
         if self.distiller.balance is None:
             return maps
         iteration = get_event_storage().iter if has_event_storage() else None
-        return self.distiller.balance.begin(maps, iteration)
+        return self.distiller.balance.begin(maps, iteration, self._distilling.every)
 
     def _balance_terms(self, losses: Losses, maps: Maps, terms: Terms, seen: Maps) -> Terms:
-        """The terms, weighed by their gradients at the student's maps."""
-        if self.distiller.balance is None:
+        """The terms, weighed by their gradients at the student's maps, times ``every``."""
+        balance, every = self.distiller.balance, self._distilling.every
+        if balance is not None:
+            terms = balance(_sum(losses), maps, terms, seen, self.distiller.proportions)
+        if every == 1:
             return terms
-        return self.distiller.balance(_sum(losses), maps, terms, seen, self.distiller.proportions)
+        return {t: {k: every * value for k, value in terms[t].items()} for t in terms}
 
     def _distil_maps(self, student: Maps, teacher: Maps, batch: "_Batch") -> Terms:
         boxes = batch.boxes
@@ -350,6 +387,14 @@ def student_of(model: nn.Module) -> nn.Module:
     for name in ("teacher", "pairs", "_distilling", "_watcher"):
         student.__dict__.pop(name, None)
     return student
+
+
+def _check_every(every: Any) -> None:
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ValueError(
+            f"every (MODEL.DISTILLER.EVERY, in a LazyConfig model.every) is {every!r}; it must be "
+            "a whole number above 0."
+        )
 
 
 # what a student has too, and what becomes of both is settled above
@@ -417,6 +462,19 @@ def _named(losses: Any) -> Losses:
             "losses, or a single one."
         )
     return losses
+
+
+def _with_zero_gradients(losses: Losses, distiller: Distiller) -> Losses:
+    """
+    The losses, with a gradient of zero for the distiller's parameters: data-parallel training
+    waits for each, and an optimizer with momentum then sees for the distiller what it sees of the
+    terms for the student.
+    """
+    learning = [p for p in distiller.parameters() if p.requires_grad]
+    if not learning:
+        return losses
+    name, loss = next(iter(losses.items()))
+    return {**losses, name: loss + 0.0 * sum(p.sum() for p in learning)}
 
 
 def _sum(losses: Losses) -> torch.Tensor:
