@@ -127,7 +127,9 @@ def inputs(images: int, size: Tuple[int, int]) -> List[Dict[str, Any]]:
     return batch
 
 
-def mask_rcnn(device: str, precision: str = "fp32") -> Tuple[nn.Module, nn.Module]:
+def mask_rcnn(
+    device: str, precision: str = "fp32", every: int = 1
+) -> Tuple[nn.Module, nn.Module]:
     """
     Mask R-CNN R50 <- R101 of the zoo, and the baseline: R50 by itself, with the same weights.
     Untrained, because speed does not depend on them.
@@ -137,6 +139,7 @@ def mask_rcnn(device: str, precision: str = "fp32") -> Tuple[nn.Module, nn.Modul
     cfg.MODEL.DEVICE = device
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
     cfg.MODEL.TEACHER.PRECISION = precision
+    cfg.MODEL.DISTILLER.EVERY = every
     # as after the first iterations: from then on BALANCE measures gradients in every 20th only
     cfg.MODEL.DISTILLER.BALANCE.BURN_IN = 1
     torch.manual_seed(0)
