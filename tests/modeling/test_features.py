@@ -7,6 +7,7 @@ from skd import student_config
 from skd.modeling.features import (
     FeatureTap,
     Tapped,
+    check_input,
     check_maps,
     crop,
     feature_modules,
@@ -115,7 +116,7 @@ def test_tap_keeps_the_maps_of_that_moment():
     image = torch.zeros(1, 3, 8, 8)
     with FeatureTap(module) as tap:
         module(image)["p2"] = "something else"
-    assert tap.read() == Tapped({"p2": image}, (8, 8))
+    assert tap.read() == Tapped({"p2": image}, (8, 8), image)
 
 
 @pytest.mark.parametrize("runs", [0, 2])
@@ -149,3 +150,22 @@ def test_any_module_with_feature_maps_can_be_named():
     assert get_feature_module(model, "backbone.bottom_up", "KEY") is model.backbone.bottom_up
     with pytest.raises(ValueError, match="KEY is 'neck'.*backbone, backbone.bottom_up"):
         get_feature_module(model, "neck", "KEY")
+
+
+def canvas(left=0, top=0, sides=(200, 300), size=(90, 120)):
+    x = torch.full((1, 3, *sides), 0.5)
+    x[..., top : top + size[0], left : left + size[1]] = torch.rand(3, *size)
+    return x
+
+
+def test_images_on_a_canvas_are_looked_at():
+    """In the upper left corner, whatever the canvas; elsewhere they would show other places."""
+    net = torch.nn.Identity()
+    check_input(canvas(), [(90, 120)], net, "student")
+    check_input(canvas(4, sides=(96, 128)), [(90, 120)], net, "student")  # is not looked at
+    enlarged = torch.nn.functional.interpolate(torch.rand(1, 3, 90, 120), scale_factor=2)
+    for x in (canvas(left=90), canvas(top=55), enlarged):
+        with pytest.raises(ValueError, match="student took images of .*largest is .90, 120."):
+            check_input(x, [(90, 120)], net, "student")
+    net.padding_constraints = {"square_size": 300}
+    check_input(canvas(left=90), [(90, 120)], net, "student")  # Detectron2's own padding

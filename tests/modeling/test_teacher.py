@@ -93,6 +93,51 @@ def test_a_copy_computes_the_same(teacher_files):
         assert all(torch.equal(x, expected[n]) for n, x in twin(batch(), "BGR").items())
 
 
+def test_copies_share_it_until_one_goes_elsewhere(teacher_files):
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1])
+    twin = copy.deepcopy(teacher)
+    assert twin is teacher and twin.follow(lambda t: t.float()) is teacher
+    away = twin.follow(lambda t: t.double())
+    assert away is not teacher and away.follow(lambda t: t.float()) is away
+    for one, dtype in (
+        (teacher, torch.float32),
+        (twin.follow(lambda t: t.double()), torch.float64),
+    ):
+        assert {p.dtype for p in one.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_done_to_a_model_leaves_its_values_and_precision(teacher_files, precision):
+    teacher = build_teacher(teacher_files[0], weights=teacher_files[1], precision=precision)
+    expected = teacher(batch(), "BGR")
+    teacher.half().bfloat16().float().to_empty(device="cpu")
+    assert {p.dtype for p in teacher.parameters()} == {PRECISIONS[precision]}
+    assert all(torch.equal(x, expected[n]) for n, x in teacher(batch(), "BGR").items())
+
+
+def test_what_may_be_inherited_stays():
+    teacher = untrained(tiny_detector())
+    assert teacher.components().keys() == teacher.components().keys() >= {"backbone"}
+    assert "roi_heads.box_head" in copy.deepcopy(teacher).components()
+
+
+class Centered(GeneralizedRCNN):
+    """Puts images into the middle of a canvas, as many YOLOs do."""
+
+    margin = 100
+
+    def preprocess_image(self, inputs):
+        images = super().preprocess_image(inputs)
+        size = [(h + 2 * self.margin, w + 2 * self.margin) for h, w in images.image_sizes]
+        return ImageList(nn.functional.pad(images.tensor, [self.margin] * 4), size)
+
+
+def test_a_teacher_that_moves_its_images_is_refused():
+    teacher = untrained(tiny_detector(Centered))
+    with pytest.raises(ValueError, match=r"The teacher took images of \(296, 328\).*\(96, 128\)"):
+        teacher(batch(), "BGR")
+
+
 class Scaled(GeneralizedRCNN):
     """Divides by 255 first, as YOLOX and its kin do."""
 
@@ -151,7 +196,7 @@ def test_images_are_prepared_as_the_detector_does():
 
 
 def test_a_backbone_somewhere_else_can_be_named():
-    with pytest.raises(ValueError, match="FEATURES is 'backbone'.* do: detr.backbone"):
+    with pytest.raises(ValueError, match="teacher's features is 'backbone'.* do: detr.backbone"):
         untrained(Nested(tiny_detector()))
     teacher = untrained(Nested(tiny_detector()), features="detr.backbone")
     assert list(teacher(batch(), "BGR")) == ["p2", "p3", "p4", "p5", "p6"]
@@ -230,7 +275,7 @@ def test_weights_that_do_not_fit_are_named(teacher_files, tmp_path):
     assert "1 missing in the checkpoint:\n    roi_heads.box_head.fc1.weight" in message
     assert "1 unexpected in the checkpoint:\n    roi_heads.box_head.fc9.weight" in message
     assert "proposal_generator.rpn_head.conv.bias: (7,) in the checkpoint, (24,) in the" in message
-    assert path in message and "MODEL.TEACHER.WEIGHTS" in message
+    assert path in message and "the teacher's weights" in message
 
 
 def test_a_distilled_student_may_teach(teacher_files, tmp_path):
@@ -295,7 +340,7 @@ def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
 @pytest.mark.parametrize(
     "config,kwargs,error,message",
     [
-        ("", {}, ValueError, "CONFIG_FILE is empty"),
+        ("", {}, ValueError, "the teacher's config_file is empty"),
         (
             "COCO-Detection/faster_rcnn_R_1001.yaml",
             {},
@@ -321,13 +366,13 @@ def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
             None,
             {"precision": "int8", "random_weights": True},
             ValueError,
-            "PRECISION is 'int8'.*'fp32', 'bf16', 'fp16'",
+            "the teacher's precision is 'int8'.*'fp32', 'bf16', 'fp16'",
         ),
         (
             None,
             {"compile": True, "features": "backbone.bottom_up", "random_weights": True},
             ValueError,
-            "COMPILE needs MODEL.TEACHER.FEATURES 'backbone'",
+            "the teacher's compile needs the teacher's features 'backbone'",
         ),
         (
             None,

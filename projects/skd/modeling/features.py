@@ -11,18 +11,23 @@ from detectron2.layers import ShapeSpec
 from tabulate import tabulate
 from torch import nn
 
+from ..config.naming import called
+
 Maps = Dict[str, torch.Tensor]
 Size = Tuple[int, int]  # height and width
+# Detectors pad to multiples of their coarsest stride, which is at most this.
+COARSEST = 128
 
 
 class Tapped(NamedTuple):
     """
     maps: (N, C, H, W) by name; input_size: height and width of the padded images that the module
-    was given, None if it takes something else.
+    was given, None if it takes something else; input: these images (N, C, H, W).
     """
 
     maps: Maps
     input_size: Optional[Size]
+    input: Optional[torch.Tensor] = None
 
 
 class FeatureTap:
@@ -65,8 +70,10 @@ class FeatureTap:
                 f"{type(output).__name__}; it must return a dict of feature maps."
             )
         image = inputs[0] if inputs else None
-        is_image = isinstance(image, torch.Tensor) and image.dim() == 4
-        self._runs.append(Tapped(dict(output), tuple(image.shape[-2:]) if is_image else None))
+        if isinstance(image, torch.Tensor) and image.dim() == 4:
+            self._runs.append(Tapped(dict(output), tuple(image.shape[-2:]), image))
+        else:
+            self._runs.append(Tapped(dict(output), None))
 
     @property
     def features(self) -> Maps:
@@ -164,8 +171,8 @@ def pair_levels(
     unknown = [name for name in levels if name not in student]
     if unknown:
         raise ValueError(
-            f"MODEL.DISTILLER.LEVELS names {unknown}, but the student's feature maps are "
-            f"{list(student)}."
+            f"{called('MODEL.DISTILLER.LEVELS')} names {unknown}, but the student's feature maps "
+            f"are {list(student)}."
         )
     pairs = {}
     for name, shape in sorted(student.items(), key=lambda item: item[1].stride):
@@ -246,6 +253,54 @@ def _check_stride(
             f"{what}for images padded to {input_size} pixels it must have at most {most} positions "
             f"at stride {stride}. output_shape() of what is tapped must give the true strides."
         )
+
+
+def check_input(x: torch.Tensor, images: Sequence[Size], detector: nn.Module, whose: str) -> None:
+    """
+    Check that a network was given the batch's images as they are, in the upper left corner. Maps
+    of one that enlarges its images, or centers them on a canvas, would show other places than the
+    other network's at the same positions.
+
+    It shows where padding has to be: pixels there differ. They are read only if the input is
+    larger than images padded for strides (or to the detector's own square) are, because that waits
+    for the device.
+
+    Args:
+        x: (N, C, H, W), what the network was given.
+        images: sizes in pixels of the batch's images, before padding.
+        detector: with the modules whose ``padding_constraints`` may ask for a square.
+        whose: "student" or "teacher", for errors.
+
+    Raises:
+        ValueError: it was not.
+    """
+    largest = tuple(max(side) for side in zip(*images))
+    padded = tuple(-(-side // COARSEST) * COARSEST for side in largest)
+    sides = tuple(x.shape[-2:])
+    if all(a <= b for a, b in zip(sides, padded)) or len(x) != len(images):
+        return
+    if max(sides) <= _square(detector) or not _padding_varies(x, images):
+        return
+    raise ValueError(
+        f"The {whose} took images of {sides} pixels for a batch whose largest is {largest}, and "
+        "has pixels that differ where padding has to be, right of and below each image. It must "
+        "neither resize nor move images: leave that to the data loader (INPUT.MIN_SIZE_TRAIN), so "
+        "that both networks' maps show the same at the same position."
+    )
+
+
+def _square(detector: nn.Module) -> int:
+    constraints = (getattr(m, "padding_constraints", None) or {} for m in detector.modules())
+    return max(c.get("square_size", 0) for c in constraints)
+
+
+def _padding_varies(x: torch.Tensor, images: Sequence[Size]) -> bool:
+    varies = x.new_zeros((), dtype=torch.bool)
+    for image, (h, w) in zip(x, images):
+        padding = torch.cat([image[:, :, w:].flatten(1), image[:, h:, :w].flatten(1)], 1)
+        if padding.shape[1]:
+            varies = varies | (padding.amax(1) != padding.amin(1)).any()
+    return bool(varies)
 
 
 def crop(student: torch.Tensor, teacher: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,8 @@ from detectron2.modeling import Backbone
 from tabulate import tabulate
 from torch import nn
 
+from ..config.naming import called
+
 logger = logging.getLogger(__name__)
 
 State = Dict[str, torch.Tensor]
@@ -66,8 +68,8 @@ def inherit(student: nn.Module, teacher: Dict[str, State]) -> None:
     table = tabulate(rows, headers=["part of the student", "tensors", "inherited"])
     if not any(row[2] == "yes" for row in rows):
         raise ValueError(
-            "MODEL.STUDENT.INHERIT is True, but nothing of the teacher's FPN and heads fits the "
-            f"student:\n{table}"
+            f"{called('MODEL.STUDENT.INHERIT')} is True, but nothing of the teacher's FPN and "
+            f"heads fits the student:\n{table}"
         )
     logger.info("The student starts with parts of the teacher:\n%s", table)
 

@@ -2,12 +2,13 @@
 
 import functools
 import os
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 from detectron2.checkpoint import detection_checkpoint
 from torch import nn
 
+from ..config.naming import called
 from ..runtime.checkpoint import SafeCheckpointer
 
 DISTILLER_PREFIX = "distiller."  # keys a distilled student's checkpoint may have on top
@@ -42,7 +43,7 @@ def check_exists(weights: str) -> None:
     """Raise FileNotFoundError for a file that is not there; URLs are for the loader to try."""
     if "://" not in weights and not os.path.isfile(weights):
         raise FileNotFoundError(
-            f"Teacher checkpoint '{weights}' (MODEL.TEACHER.WEIGHTS) not found."
+            f"Teacher checkpoint '{weights}' ({called('MODEL.TEACHER.WEIGHTS')}) not found."
         )
 
 
@@ -75,8 +76,8 @@ class _StrictCheckpointer(SafeCheckpointer):
 def load_in_full(
     model: nn.Module,
     weights: str,
-    key: str = "MODEL.TEACHER.WEIGHTS",
-    config_key: str = "MODEL.TEACHER.CONFIG_FILE",
+    key: Optional[str] = None,
+    config_key: Optional[str] = None,
 ) -> None:
     """
     Load a checkpoint of any kind Detectron2 reads, every key of it into every key of the model.
@@ -84,14 +85,17 @@ def load_in_full(
     Args:
         model: any; keys of a distiller in the checkpoint are left out.
         weights: the file or URL.
-        key, config_key: what names the weights and the model's config, for errors.
+        key, config_key: what names the weights and the model's config, for errors; by default the
+            teacher's.
 
     Raises:
         FileNotFoundError: no such file, or a URL that cannot be fetched.
         ValueError: the two do not match; names every missing, unexpected and misshapen key.
     """
-    if key == "MODEL.TEACHER.WEIGHTS":
+    if key is None:
         check_exists(weights)
+    key = key or called("MODEL.TEACHER.WEIGHTS")
+    config_key = config_key or called("MODEL.TEACHER.CONFIG_FILE")
     try:
         _StrictCheckpointer(model).load(weights)
     except OSError as error:

@@ -12,6 +12,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from ..config import student_config
+from ..config.naming import YAML, called, written_as
 from ..distillers import Distiller, GradientBalance, build_balance, build_distiller
 from .features import (
     FeatureTap,
@@ -84,9 +85,10 @@ class DistillRCNN(nn.Module):
         """
         From a config, or with the arguments of :meth:`attach`; such arguments take precedence.
         """
-        if cfg is not None:
-            kwargs = {**cls.from_config(cfg), **kwargs}
-        return cls.attach(**kwargs)
+        if cfg is None:
+            return cls.attach(**kwargs)
+        with written_as(YAML):
+            return cls.attach(**{**cls.from_config(cfg), **kwargs})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: Python calls it on what ``__new__`` returns, which is complete."""
@@ -137,9 +139,9 @@ class DistillRCNN(nn.Module):
                 f"input_format is {input_format!r}; give DistillRCNN or its student the "
                 "color order of the training images: 'BGR' or 'RGB'."
             )
-        module = get_feature_module(student, features, STUDENT_FEATURES)
+        module = get_feature_module(student, features, called(STUDENT_FEATURES))
         pairs = pair_levels(module.output_shape(), teacher.output_shape(), levels)
-        parts = teacher.take_components()
+        parts = teacher.components()
         if inherit:
             inherit_from(student, parts)
         # the student's random numbers (data order, sampling) are those of its training without
@@ -188,7 +190,7 @@ class DistillRCNN(nn.Module):
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> "DistillRCNN":
         """``.to()`` and its like take the teacher along."""
-        self.teacher._apply(fn, *args, **kwargs)
+        object.__setattr__(self, "teacher", self.teacher.follow(fn))
         return super()._apply(fn, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

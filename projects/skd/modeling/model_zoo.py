@@ -8,6 +8,8 @@ from typing import List
 from detectron2 import model_zoo
 from detectron2.utils.file_io import PathManager
 
+from ..config.naming import called
+
 
 def _zoo_folder() -> str:
     return os.path.join(os.path.dirname(model_zoo.__file__), "configs")
@@ -33,8 +35,8 @@ def find_config(name: str) -> str:
     """
     if not name:
         raise ValueError(
-            "MODEL.TEACHER.CONFIG_FILE is empty: give a config file or a model-zoo name, e.g. "
-            "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml."
+            f"{called('MODEL.TEACHER.CONFIG_FILE')} is empty: give a config file or a model-zoo "
+            "name, e.g. COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml."
         )
     if PathManager.isfile(name):
         return PathManager.get_local_path(name)
@@ -53,6 +55,6 @@ def zoo_weights(name: str) -> str:
         return model_zoo.get_checkpoint_url(name)
     except RuntimeError:
         raise ValueError(
-            f"MODEL.TEACHER.WEIGHTS is empty, and the model zoo has no checkpoint for '{name}'. "
-            "Give the teacher's checkpoint (--teacher-weights)."
+            f"{called('MODEL.TEACHER.WEIGHTS')} is empty, and the model zoo has no checkpoint for "
+            f"'{name}'. Give the teacher's checkpoint (--teacher-weights)."
         ) from None

@@ -3,21 +3,26 @@
 import copy
 import logging
 from itertools import chain
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
-from detectron2.config import CfgNode, configurable, instantiate
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
-from omegaconf import OmegaConf
 from torch import nn
 
-from ..config import Config, is_lazy_file, lazy, read_config, student_config
-from .features import FeatureTap, Maps, Tapped, feature_modules, get_feature_module
+from ..config.naming import called
+from .build_detector import detector_args
+from .features import (
+    FeatureTap,
+    Maps,
+    Tapped,
+    check_input,
+    feature_modules,
+    get_feature_module,
+)
 from .inherit import State, components
-from .load import check_exists, load_in_full
-from .model_zoo import find_config, zoo_weights
+from .load import load_in_full
 from .teacher_speed import PRECISIONS, fold_batch_norm
 
 logger = logging.getLogger(__name__)
@@ -27,7 +32,8 @@ class FrozenTeacher(nn.Module):
     """
     The backbone of a trained detector, never trained and always in eval mode.
 
-    Images are normalised and padded by the detector's own code, whatever the student does.
+    Images are normalised and padded by the detector's own code, whatever the student does. Its
+    weights never change, so models that are copied share it (:meth:`follow`).
     """
 
     @configurable
@@ -64,7 +70,7 @@ class FrozenTeacher(nn.Module):
         _check(precision, weights, random_weights)
         if random_weights:
             logger.warning(
-                "THE TEACHER IS UNTRAINED (MODEL.TEACHER.RANDOM_WEIGHTS): "
+                f"THE TEACHER IS UNTRAINED ({called('MODEL.TEACHER.RANDOM_WEIGHTS')}): "
                 "the student learns nothing of use from it."
             )
         else:
@@ -75,14 +81,15 @@ class FrozenTeacher(nn.Module):
                 f"The teacher's input_format is {self.input_format!r}; it must be 'BGR' or 'RGB'."
             )
         self.weights = weights
+        self._features_key = called("MODEL.TEACHER.FEATURES")  # for errors of later steps
         self.features = features
         self._root = _root(model, features)
         if compile and features != self._root:
             raise ValueError(
-                f"MODEL.TEACHER.COMPILE needs MODEL.TEACHER.FEATURES '{self._root}', not "
+                f"{called('MODEL.TEACHER.COMPILE')} needs {self._features_key} '{self._root}', not "
                 f"'{features}'."
             )
-        self._components = components(model)
+        self._components = _on_host(components(model))
         self.detector = _without_heads(model, features)
         self.requires_grad_(False)
         self.eval()
@@ -93,6 +100,7 @@ class FrozenTeacher(nn.Module):
             self.backbone.to(memory_format=torch.channels_last)
         self.compile_backbone = compile
         self.side_stream = side_stream
+        self._shared = False
         self._run: Optional[Callable] = None
         self._stream: Optional["torch.cuda.Stream"] = None
         self._prepare([torch.zeros(3, 32, 32, dtype=torch.uint8)])  # or an error now
@@ -100,7 +108,7 @@ class FrozenTeacher(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
         teacher = cfg.MODEL.TEACHER
-        return _teacher_args(
+        return detector_args(
             teacher.CONFIG_FILE,
             weights=teacher.WEIGHTS,
             opts=teacher.OPTS,
@@ -120,17 +128,51 @@ class FrozenTeacher(nn.Module):
 
     def __getstate__(self) -> Dict[str, Any]:
         """Copies and pickles make their own stream, and compile for themselves."""
-        return {**self.__dict__, "_run": None, "_stream": None}
+        return {**self.__dict__, "_run": None, "_stream": None, "_shared": False}
+
+    def __deepcopy__(self, memo: Dict[int, Any]) -> "FrozenTeacher":
+        """Itself: an average of a model's weights, say, needs no teacher of its own."""
+        self._shared = True
+        return self
+
+    def follow(self, fn: Callable) -> "FrozenTeacher":
+        """
+        Go where the model goes.
+
+        Args:
+            fn: what ``nn.Module._apply`` does to the model's tensors (``.to()``, ``.half()``).
+
+        Returns:
+            The teacher with its tensors there: itself, or where other models share it and it would
+            have to leave them, a copy.
+        """
+        here = chain(self.parameters(), self.buffers())
+        leaves = self._shared and any(_follow(t, fn) is not t for t in here)
+        teacher = self._copy() if leaves else self
+        return teacher._apply(fn)
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> "FrozenTeacher":
+        """
+        Where ``fn`` sends tensors, with the values they have: ``to_empty()`` is for weights that
+        are yet to be loaded. ``precision`` says what halves the teacher, not ``.half()``.
+        """
+        return super()._apply(lambda t: _follow(t, fn), *args, **kwargs)
+
+    def _copy(self) -> "FrozenTeacher":
+        state = self.__getstate__()
+        own = {"_components": state.pop("_components")}  # nothing changes them
+        twin = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(state), **own)
+        return twin
 
     @property
     def backbone(self) -> nn.Module:
         """The module that is given the images; what is tapped is this one or in it."""
         return self.detector.get_submodule(self._root)
 
-    def take_components(self) -> Dict[str, State]:
-        """What a student may inherit, by component. Once: afterwards the heads are gone."""
-        taken, self._components = self._components, {}
-        return taken
+    def components(self) -> Dict[str, State]:
+        """What a student may inherit, by component: in the host's memory, as it was loaded."""
+        return self._components
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
         return self.detector.get_submodule(self.features).output_shape()
@@ -190,13 +232,14 @@ class FrozenTeacher(nn.Module):
         with torch.autocast(self._device().type, enabled=False):
             batch = self._prepare(images)
             batch = batch.to(next(self.backbone.parameters(), batch).dtype)
+            check_input(batch, [x.shape[-2:] for x in images], self.backbone, "teacher")
             size = tuple(batch.shape[-2:])
             if self.features == self._root:
                 return Tapped(self._backbone()(batch), size)
             module = self.detector.get_submodule(self.features)
-            with FeatureTap(module, "MODEL.TEACHER.FEATURES") as tap:
+            with FeatureTap(module, self._features_key) as tap:
                 self._backbone()(batch)
-            return tap.read()._replace(input_size=size)
+            return Tapped(tap.features, size)
 
     def _backbone(self) -> Callable:
         """The backbone as it is run: past nn.Module's attributes, which would register it twice."""
@@ -259,19 +302,19 @@ class FrozenTeacher(nn.Module):
 def _check(precision: str, weights: str, random_weights: bool) -> None:
     if precision not in PRECISIONS:
         raise ValueError(
-            f"MODEL.TEACHER.PRECISION is {precision!r}; it must be one of "
+            f"{called('MODEL.TEACHER.PRECISION')} is {precision!r}; it must be one of "
             f"{', '.join(map(repr, PRECISIONS))}."
         )
     if random_weights and weights:
         raise ValueError(
-            "MODEL.TEACHER.RANDOM_WEIGHTS is True, but MODEL.TEACHER.WEIGHTS names "
-            f"'{weights}'. Keep one of the two."
+            f"{called('MODEL.TEACHER.RANDOM_WEIGHTS')} is True, but "
+            f"{called('MODEL.TEACHER.WEIGHTS')} names '{weights}'. Keep one of the two."
         )
 
 
 def _root(model: nn.Module, features: str) -> str:
     """The outermost module with feature maps around the one that is named: it takes images."""
-    get_feature_module(model, features, "MODEL.TEACHER.FEATURES")  # or an error
+    get_feature_module(model, features, called("MODEL.TEACHER.FEATURES"))  # or an error
     names = feature_modules(model)
     return min((n for n in names if f"{features}.".startswith(f"{n}.")), key=len)
 
@@ -291,6 +334,17 @@ def _learns(module: Optional[nn.Module]) -> bool:
     return module is not None and next(module.parameters(), None) is not None
 
 
+def _on_host(parts: Dict[str, State]) -> Dict[str, State]:
+    return {name: {k: v.cpu() for k, v in state.items()} for name, state in parts.items()}
+
+
+def _follow(t: torch.Tensor, fn: Callable) -> torch.Tensor:
+    """A tensor where ``fn`` puts one like it; of another type only if neither is a half one."""
+    probe = fn(t.new_zeros(()))
+    halves = min(t.element_size(), probe.element_size()) < 4
+    return t.to(probe.device, t.dtype if halves else probe.dtype)
+
+
 def build_teacher(config_file: str, **kwargs) -> FrozenTeacher:
     """
     Build a teacher from a file or a model-zoo name; for LazyConfig and for Python.
@@ -301,66 +355,4 @@ def build_teacher(config_file: str, **kwargs) -> FrozenTeacher:
             ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the config keys.
     """
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
-        return FrozenTeacher(**_teacher_args(config_file, **kwargs))
-
-
-def build_detector(
-    config_file: str, weights: str = "", opts: Sequence[str] = (), random_weights: bool = False
-):
-    args = _teacher_args(config_file, weights=weights, opts=opts, random_weights=random_weights)
-    if not random_weights:
-        load_in_full(args["model"], args["weights"])
-    return args["model"], args["input_format"]
-
-
-def _teacher_args(
-    config_file: str,
-    weights: str = "",
-    opts: Sequence[str] = (),
-    random_weights: bool = False,
-    from_yaml: bool = False,
-    **kwargs,
-) -> Dict[str, Any]:
-    path = find_config(config_file)
-    if not weights and not random_weights:
-        weights = zoo_weights(config_file)
-    if weights:
-        check_exists(weights)  # before the model is built, which takes long
-    cfg = _load_config(config_file, path, list(opts), from_yaml)
-    try:
-        if isinstance(cfg, CfgNode):
-            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-            input_format = cfg.INPUT.FORMAT
-        else:
-            model = instantiate(cfg.model)
-            input_format = getattr(model, "input_format", None) or OmegaConf.select(
-                cfg, "dataloader.train.mapper.image_format"
-            )
-    except ImportError as error:
-        raise ImportError(
-            f"The teacher '{config_file}' needs what is not installed here: {error}"
-        ) from error
-    return {
-        "model": model,
-        "weights": weights,
-        "input_format": input_format,
-        "random_weights": random_weights,
-        **kwargs,
-    }
-
-
-def _load_config(name: str, path: str, opts: List[str], from_yaml: bool) -> Config:
-    """The detector's own: a student of this project may be a teacher in turn."""
-    if is_lazy_file(path):
-        if not from_yaml:
-            return student_config(lazy.override(lazy.read(path), opts))
-        lazy.check_allowed(name, path, "MODEL.TEACHER.CONFIG_FILE")
-        return student_config(lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS"))
-    try:
-        cfg = read_config(path)
-        cfg.merge_from_list(opts)
-    except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
-        raise ValueError(
-            f"The teacher's config '{path}' with OPTS {opts} cannot be read: {error}"
-        ) from error
-    return student_config(cfg)
+        return FrozenTeacher(**detector_args(config_file, **kwargs))

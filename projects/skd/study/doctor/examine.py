@@ -20,8 +20,8 @@ from torch import nn
 from ...config import student_config
 from ...distillers import GradientBalance
 from ...distillers.balance import DETECTOR
+from ...modeling.build_detector import build_detector
 from ...modeling.features import FeatureTap, get_feature_module
-from ...modeling.teacher import build_detector
 from ...runtime.checkpoint import SafeCheckpointer
 from ...runtime.loader import build_train_loader
 from .similarity import Offset, shifted_cka

@@ -1,0 +1,73 @@
+"""Any detector from its config: a file, or a name in Detectron2's model zoo; YAML or LazyConfig."""
+
+from typing import Any, Dict, List, Sequence
+
+from detectron2.config import CfgNode, instantiate
+from detectron2.modeling import META_ARCH_REGISTRY
+from omegaconf import OmegaConf
+
+from ..config import Config, is_lazy_file, lazy, read_config, student_config
+from .load import check_exists, load_in_full
+from .model_zoo import find_config, zoo_weights
+
+
+def build_detector(
+    config_file: str, weights: str = "", opts: Sequence[str] = (), random_weights: bool = False
+):
+    args = detector_args(config_file, weights=weights, opts=opts, random_weights=random_weights)
+    if not random_weights:
+        load_in_full(args["model"], args["weights"])
+    return args["model"], args["input_format"]
+
+
+def detector_args(
+    config_file: str,
+    weights: str = "",
+    opts: Sequence[str] = (),
+    random_weights: bool = False,
+    from_yaml: bool = False,
+    **kwargs,
+) -> Dict[str, Any]:
+    path = find_config(config_file)
+    if not weights and not random_weights:
+        weights = zoo_weights(config_file)
+    if weights:
+        check_exists(weights)  # before the model is built, which takes long
+    cfg = _load_config(config_file, path, list(opts), from_yaml)
+    try:
+        if isinstance(cfg, CfgNode):
+            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+            input_format = cfg.INPUT.FORMAT
+        else:
+            model = instantiate(cfg.model)
+            input_format = getattr(model, "input_format", None) or OmegaConf.select(
+                cfg, "dataloader.train.mapper.image_format"
+            )
+    except ImportError as error:
+        raise ImportError(
+            f"The teacher '{config_file}' needs what is not installed here: {error}"
+        ) from error
+    return {
+        "model": model,
+        "weights": weights,
+        "input_format": input_format,
+        "random_weights": random_weights,
+        **kwargs,
+    }
+
+
+def _load_config(name: str, path: str, opts: List[str], from_yaml: bool) -> Config:
+    """The detector's own: a student of this project may be a teacher in turn."""
+    if is_lazy_file(path):
+        if not from_yaml:
+            return student_config(lazy.override(lazy.read(path), opts))
+        lazy.check_allowed(name, path, "MODEL.TEACHER.CONFIG_FILE")
+        return student_config(lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS"))
+    try:
+        cfg = read_config(path)
+        cfg.merge_from_list(opts)
+    except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
+        raise ValueError(
+            f"The teacher's config '{path}' with OPTS {opts} cannot be read: {error}"
+        ) from error
+    return student_config(cfg)
