@@ -11,7 +11,7 @@ this; where it is on, weights need no calibration.
 import sys
 
 from skd.study.calibrate import calibrate
-from skd.study.common.command import add_datasets_argument, command_parser, run_command
+from skd.study.common.command import add_setup_arguments, command_parser, run_command
 
 
 def argument_parser():
@@ -20,7 +20,7 @@ def argument_parser():
     parser.add_argument("--teacher", required=True, help="config of the teacher")
     parser.add_argument("--teacher-weights", default="", help="default: the model zoo's")
     parser.add_argument("--methods", nargs="+", default=["all"], help="names, or 'all'")
-    add_datasets_argument(parser)
+    add_setup_arguments(parser)
     parser.add_argument("opts", nargs="*", help="KEY VALUE ..., or key=value for a LazyConfig")
     return parser
 

@@ -17,7 +17,7 @@ import shlex
 import sys
 
 from skd.study.common.command import (
-    add_datasets_argument,
+    add_setup_arguments,
     command_parser,
     positive,
     run_command,
@@ -35,7 +35,7 @@ def argument_parser():
     parser.add_argument("--methods", nargs="+", default=["all"], help="names, or 'all'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="a run for each")
     parser.add_argument("--iterations", type=positive, help="of each run (default: the config's)")
-    add_datasets_argument(parser)
+    add_setup_arguments(parser)
     parser.add_argument("--work", default=os.path.join("output", "compare"), help="runs' folders")
     parser.add_argument("--output", help="folder of the results (default: that of --work)")
     parser.add_argument(

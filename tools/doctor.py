@@ -14,7 +14,7 @@ Exits with 1 if it finds anything.
 import sys
 
 from skd.study.common.command import (
-    add_datasets_argument,
+    add_setup_arguments,
     command_parser,
     positive,
     run_command,
@@ -35,7 +35,7 @@ def argument_parser():
     parser.add_argument(
         "--images", type=whole, default=30, help="to try the teacher on; 0 for none"
     )
-    add_datasets_argument(parser)
+    add_setup_arguments(parser)
     parser.add_argument("opts", nargs="*", help="KEY VALUE ...")
     return parser
 

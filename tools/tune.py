@@ -21,7 +21,7 @@ import os
 import shlex
 import sys
 
-from skd.study.common.command import add_datasets_argument, command_parser, run_command
+from skd.study.common.command import add_setup_arguments, command_parser, run_command
 from skd.study.tune.run import tune
 
 
@@ -53,7 +53,7 @@ def argument_parser():
     )  # fmt: skip
     parser.add_argument("--metric", default="", help="to raise (default: box AP, or a task's own)")
     parser.add_argument("--seed", type=int, default=1, help="of every run, and of the search")
-    add_datasets_argument(parser)
+    add_setup_arguments(parser)
     parser.add_argument(
         "--folds", type=int, default=5, help="one in so many of the images of DATASETS.TRAIN, "
         "which --register-coco names, is held out",

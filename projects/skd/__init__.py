@@ -1,6 +1,6 @@
 """Structured knowledge distillation for Detectron2."""
 
-from .config import add_skd_config, distill, student_config
+from .config import add_skd_config, distill, student_config, use_project
 from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, GradientBalance, StructuredDistiller
 from .modeling.meta_arch import DistillRCNN, student_of
@@ -24,4 +24,5 @@ __all__ = [
     "register_shapes",
     "student_config",
     "student_of",
+    "use_project",
 ]

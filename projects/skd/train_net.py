@@ -19,7 +19,16 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from .config import Config, distill, form_of, is_distilling, lazy, read_config
+from .config import (
+    Config,
+    distill,
+    form_of,
+    is_distilling,
+    lazy,
+    projects,
+    read_config,
+    use_project,
+)
 from .data import check_datasets, register_coco, register_shapes
 from .engine import SKDTrainer, describe, evaluate, launch
 from .runtime.run_folder import open_folder
@@ -42,8 +51,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trust-lazy",
         action="store_true",
-        help="let a YAML config name a LazyConfig, which runs code, as its teacher",
+        help="let a YAML config name as its teacher a LazyConfig, or a project, which run code",
     )
+    projects.add_argument(parser)
     parser.add_argument(
         "--register-coco",
         nargs=3,
@@ -65,6 +75,8 @@ def setup(args: argparse.Namespace) -> Config:
         ValueError: a teacher without a config that distils, or the reverse; classes that differ.
         FolderInUseError: another run is using the output folder; nothing has been written to it.
     """
+    for name in args.project:
+        use_project(name)
     cfg = read_config(args.config_file)
     form = form_of(cfg)
     if args.teacher:
@@ -72,6 +84,10 @@ def setup(args: argparse.Namespace) -> Config:
     cfg = form.override(cfg, args.opts)
     if args.trust_lazy and isinstance(cfg, CfgNode):
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
+        projects.allow(cfg.MODEL.TEACHER.PROJECTS)
+    if args.project and isinstance(cfg, CfgNode):
+        names = dict.fromkeys([*cfg.MODEL.STUDENT.PROJECTS, *args.project])
+        cfg.MODEL.STUDENT.PROJECTS = list(names)
     if not args.eval_only:
         form.check_teacher(cfg)
     if args.eval_only or not is_distilling(cfg):

@@ -4,13 +4,14 @@ of. What is here takes either form; :mod:`yaml` and :mod:`lazy` hold the two.
 """
 
 from types import ModuleType
-from typing import Union
+from typing import Sequence, Union
 
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from . import lazy, yaml
+from . import lazy, projects, yaml
 from .keys import META_ARCHITECTURE, SOLVER_KEYS, add_skd_config
+from .projects import use_project
 from .safe_yaml import outline
 from .yaml import merge_file
 
@@ -26,8 +27,10 @@ __all__ = [
     "is_distilling",
     "is_lazy_file",
     "merge_file",
+    "projects",
     "read_config",
     "student_config",
+    "use_project",
 ]
 
 
@@ -51,7 +54,10 @@ def form_of(cfg: Config) -> ModuleType:
 
 
 def read_config(path: str) -> Config:
-    """A LazyConfig, or a YAML file on Detectron2's defaults and the project's keys."""
+    """
+    A LazyConfig, or a YAML file on Detectron2's defaults and the keys of this project and of those
+    in use.
+    """
     return (lazy if is_lazy_file(path) else yaml).read(path)
 
 
@@ -60,7 +66,7 @@ def is_distilling(cfg: Config) -> bool:
     return form_of(cfg).is_distilling(cfg)
 
 
-def distill(cfg: Config, teacher: str, weights: str = "") -> None:
+def distill(cfg: Config, teacher: str, weights: str = "", projects: Sequence[str] = ()) -> None:
     """
     Turn a plain config into one that distils, in place: what ``--teacher`` does.
 
@@ -68,8 +74,9 @@ def distill(cfg: Config, teacher: str, weights: str = "") -> None:
         cfg: a YAML config with the keys of :func:`add_skd_config`, or a LazyConfig.
         teacher: see ``MODEL.TEACHER.CONFIG_FILE``.
         weights: see ``MODEL.TEACHER.WEIGHTS``.
+        projects: see ``MODEL.TEACHER.PROJECTS``.
     """
-    form_of(cfg).distil(cfg, teacher, weights)
+    form_of(cfg).distil(cfg, teacher, weights, projects)
 
 
 def student_config(cfg: Config) -> Config:

@@ -1,5 +1,7 @@
 """Every key of a YAML config that the project adds to Detectron2's, each declared once."""
 
+from typing import List
+
 from detectron2.config import CfgNode as CN
 
 from ..distillers import distiller_node
@@ -11,14 +13,54 @@ NODES = ("STUDENT", "TEACHER", "DISTILLER")
 SOLVER_KEYS = {"ACCUMULATE": 1, "SKIP_NON_FINITE": 0}
 
 
+# a key that the node has here, and in other projects' configs has not
+_MARKS = {
+    "STUDENT": "INHERIT", "TEACHER": "RANDOM_WEIGHTS", "DISTILLER": "BALANCE", "TIMM": "NAME"
+}  # fmt: skip
+
+
+def _is_ours(cfg: CN, node: str) -> bool:
+    return isinstance(cfg.MODEL.get(node), dict) and _MARKS[node] in cfg.MODEL[node]
+
+
+def own_nodes(cfg: CN) -> List[str]:
+    """The nodes below MODEL that are this project's, of which the student knows nothing."""
+    return [node for node in NODES if _is_ours(cfg, node)]
+
+
+def has_timm(cfg: CN) -> bool:
+    """Whether ``MODEL.TIMM`` is this project's: other projects have a node of that name too."""
+    return _is_ours(cfg, "TIMM")
+
+
+def check_nodes(cfg: CN) -> None:
+    """
+    Raises:
+        ValueError: another project's keys have the place of this project's; whichever came first.
+    """
+    taken = [f"MODEL.{node}" for node in NODES if node in cfg.MODEL and not _is_ours(cfg, node)]
+    if taken:
+        raise ValueError(
+            f"{', '.join(taken)} in this config is another project's, and this project's keys need "
+            "the name. Leave skd.add_skd_config and --teacher out and distil with your project's "
+            "own Trainer: Trainer = skd.distilling(Trainer, teacher=...). See docs/your_project.md."
+        )
+
+
 def add_skd_config(cfg: CN) -> None:
     """
-    Add the project's keys to a Detectron2 config, in place. Calling it twice does no harm.
+    Add the project's keys to a Detectron2 config, in place. Calling it twice does no harm. Where
+    another project has a ``MODEL.TIMM`` of its own, that stays as it is.
 
     The student is the model the config describes anyway; a config distils when
     ``MODEL.META_ARCHITECTURE`` is ``DistillRCNN`` (see :func:`distill`).
+
+    Raises:
+        ValueError: the config has a ``MODEL.STUDENT``, ``TEACHER`` or ``DISTILLER`` of another
+            project.
     """
-    if "TEACHER" in cfg.MODEL:
+    check_nodes(cfg)
+    if set(own_nodes(cfg)) == set(NODES):
         return
     # ---------------------------------------------------------------------------- the student
     cfg.MODEL.STUDENT = CN()
@@ -29,18 +71,12 @@ def add_skd_config(cfg: CN) -> None:
     # Start the student's FPN and heads as copies of the teacher's, each where all its shapes agree
     # with the teacher's (as FGD and ICD do). What MODEL.WEIGHTS holds is loaded over them.
     cfg.MODEL.STUDENT.INHERIT = False
+    # Other projects whose packages the student's config needs, as MODULE:FUNCTION; train_net.py
+    # notes here what it was given as --project. A YAML file may name only what the user names too.
+    cfg.MODEL.STUDENT.PROJECTS = []
 
-    # A backbone from timm below an FPN, for light students: see skd/modeling/timm_backbone.py. Used
-    # by the MODEL.BACKBONE.NAMEs build_timm_fpn_backbone and build_retinanet_timm_fpn_backbone.
-    cfg.MODEL.TIMM = CN()
-    # A name in timm.list_models() that gives feature maps of the strides 4 (8) to 32.
-    cfg.MODEL.TIMM.NAME = "mobilenetv3_large_100"
-    # Start from timm's ImageNet weights, fetched by timm. MODEL.WEIGHTS is loaded over them.
-    cfg.MODEL.TIMM.PRETRAINED = False
-    # Start from a checkpoint of that timm model instead, a file of your own (.pth, timm's names).
-    cfg.MODEL.TIMM.WEIGHTS = ""
-    # "BN", "SyncBN" (GPUs only) or "FrozenBN" (for few images per GPU).
-    cfg.MODEL.TIMM.NORM = "BN"
+    if "TIMM" not in cfg.MODEL:
+        _add_timm(cfg)
 
     # ---------------------------------------------------------------------------- the teacher
     cfg.MODEL.TEACHER = CN()
@@ -51,6 +87,8 @@ def add_skd_config(cfg: CN) -> None:
     # Changes to the teacher's config, as on the command line: ["KEY", "VALUE", ...] for YAML and
     # ["key=value", ...] for LazyConfig.
     cfg.MODEL.TEACHER.OPTS = []
+    # Other projects whose packages the teacher alone needs; see MODEL.STUDENT.PROJECTS.
+    cfg.MODEL.TEACHER.PROJECTS = []
     # Like STUDENT.FEATURES; a module of the teacher's backbone, because nothing else of it runs.
     cfg.MODEL.TEACHER.FEATURES = "backbone"
     # What makes its forward cheaper; docs/performance.md has the measurements.
@@ -79,3 +117,17 @@ def add_skd_config(cfg: CN) -> None:
     # -------------------------------------------------------------------------- the distiller
     # Declared where the methods are: skd/distillers/build.py and Settings in each method's file.
     cfg.MODEL.DISTILLER = distiller_node()
+
+
+def _add_timm(cfg: CN) -> None:
+    # A backbone from timm below an FPN, for light students: see skd/modeling/timm_backbone.py. Used
+    # by the MODEL.BACKBONE.NAMEs build_timm_fpn_backbone and build_retinanet_timm_fpn_backbone.
+    cfg.MODEL.TIMM = CN()
+    # A name in timm.list_models() that gives feature maps of the strides 4 (8) to 32.
+    cfg.MODEL.TIMM.NAME = "mobilenetv3_large_100"
+    # Start from timm's ImageNet weights, fetched by timm. MODEL.WEIGHTS is loaded over them.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Start from a checkpoint of that timm model instead, a file of your own (.pth, timm's names).
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # "BN", "SyncBN" (GPUs only) or "FrozenBN" (for few images per GPU).
+    cfg.MODEL.TIMM.NORM = "BN"

@@ -112,20 +112,23 @@ def check_teacher(cfg: DictConfig) -> None:
         )
 
 
-def distil(cfg: DictConfig, teacher: str, weights: str = "") -> None:
+def distil(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
     """
     Turn a plain LazyConfig into one that distils, in place: what ``--teacher`` does.
 
     Args:
         cfg: with ``model``, the student.
         teacher, weights: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.WEIGHTS``.
+        further: see ``MODEL.TEACHER.PROJECTS``.
     """
     student = cfg.model.student if is_distilling(cfg) else cfg.model
     max_iter = "${train.max_iter}" if "train" in cfg else 0
     # names, because a config knows no model; those of the package outlive a move of the file
     cfg.model = L("skd.DistillRCNN")(
         student=student,
-        teacher=L("skd.build_teacher")(config_file=teacher, weights=weights),
+        teacher=L("skd.build_teacher")(
+            config_file=teacher, weights=weights, **({"projects": list(further)} if further else {})
+        ),
         distiller=L("skd.StructuredDistiller")(reduction="mean"),
         balance=L("skd.GradientBalance")(max_iter=max_iter),
         input_format=OmegaConf.select(cfg, "dataloader.train.mapper.image_format"),

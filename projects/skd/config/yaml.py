@@ -1,6 +1,5 @@
 """A YAML config: read it, make it distil, take the student out of it."""
 
-import importlib
 import logging
 from typing import Any, Dict, Sequence
 
@@ -9,41 +8,43 @@ from detectron2.config import downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
 
-from . import lazy
-from .keys import META_ARCHITECTURE, NODES, SOLVER_KEYS, add_skd_config
+from . import lazy, projects
+from .keys import META_ARCHITECTURE, SOLVER_KEYS, add_skd_config, check_nodes, has_timm, own_nodes
 from .safe_yaml import read_yaml_with_base
 
 logger = logging.getLogger(__name__)
 
 TEACHER_KEY = "MODEL.TEACHER.CONFIG_FILE"
-# Keys of Detectron2's own projects: a node below MODEL, and the function that declares it.
-_PROJECTS = {"POINT_HEAD": ("detectron2.projects.point_rend", "add_pointrend_config")}
+TEACHER_PROJECTS_KEY = "MODEL.TEACHER.PROJECTS"
 
 
 def merge_file(cfg: CN, path: str) -> None:
     """
-    Merge a YAML file into a config, in place. If it has keys of PointRend they are declared
-    first, as that project's own script does.
+    Merge a YAML file into a config, in place. If it has keys of a project that comes with
+    Detectron2 (PointRend, DeepLab, Panoptic-DeepLab), or names projects in
+    ``MODEL.STUDENT.PROJECTS``, they are declared first, as these projects' own scripts do.
 
     Raises:
         ImportError: such a file, and a Detectron2 without that project.
+        KeyError: a key that nobody has declared; says which project may be missing.
         UnsafeConfigError: it, or one it is based on, would run code.
         ValueError: it, or one it is based on, is no YAML, or too large.
     """
     loaded = _node(read_yaml_with_base(path), path)
-    model = loaded.get("MODEL") or {}
-    for node, (module, function) in _PROJECTS.items():
-        if node not in model or node in cfg.MODEL:
-            continue
-        try:
-            declare = getattr(importlib.import_module(module), function)
-        except ImportError as error:
-            raise ImportError(
-                f"'{path}' has MODEL.{node}, which belongs to {module}, and this installation of "
-                f"Detectron2 has no such module: {error}"
-            ) from error
-        declare(cfg)
-    _merge_node(cfg, loaded, path)
+    projects.declare_installed(cfg, loaded, path)
+    _declare_recorded(cfg, loaded)
+    try:
+        _merge_node(cfg, loaded, path)
+    except KeyError as error:
+        words = f"Config file '{path}': {error.args[0]}. {projects.hint(loaded)}"
+        raise KeyError(words) from error
+
+
+def _declare_recorded(cfg: CN, loaded: CN) -> None:
+    student = (loaded.get("MODEL") or {}).get("STUDENT")
+    names = student.get("PROJECTS") if isinstance(student, dict) else None
+    projects.check_allowed(names or (), "MODEL.STUDENT.PROJECTS")
+    projects.declare_further(cfg, names or ())
 
 
 def _node(content: Dict[str, Any], path: str) -> CN:
@@ -79,9 +80,15 @@ def _merge_node(cfg: CN, loaded: CN, path: str) -> None:
     cfg.update(new)
 
 
-def read(path: str) -> CN:
-    """A YAML file on Detectron2's defaults and the keys of :func:`add_skd_config`."""
+def read(path: str, further: Sequence[str] = ()) -> CN:
+    """
+    A YAML file on Detectron2's defaults, the keys of projects in use and of :func:`add_skd_config`.
+
+    Args:
+        further: projects for this config alone; see :func:`use_project`.
+    """
     cfg = get_cfg()
+    projects.declare(cfg, further)
     add_skd_config(cfg)
     merge_file(cfg, path)
     return cfg
@@ -92,6 +99,8 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
     cfg.merge_from_list(list(options))
     if TEACHER_KEY in options[::2]:
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
+    if TEACHER_PROJECTS_KEY in options[::2]:
+        projects.allow(cfg.MODEL.TEACHER.PROJECTS)
     return cfg
 
 
@@ -105,7 +114,7 @@ def is_distilling(cfg: CN) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE
 
 
-def distil(cfg: CN, teacher: str, weights: str = "") -> None:
+def distil(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
     """
     Turn a plain config into one that distils, in place: what ``--teacher`` does.
 
@@ -113,13 +122,18 @@ def distil(cfg: CN, teacher: str, weights: str = "") -> None:
         cfg: any Detectron2 config with the keys of :func:`add_skd_config`.
         teacher: see ``MODEL.TEACHER.CONFIG_FILE``.
         weights: see ``MODEL.TEACHER.WEIGHTS``.
+        further: see ``MODEL.TEACHER.PROJECTS``.
     """
+    check_nodes(cfg)
     if not is_distilling(cfg):
         cfg.MODEL.STUDENT.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
         cfg.MODEL.META_ARCHITECTURE = META_ARCHITECTURE
     cfg.MODEL.TEACHER.CONFIG_FILE = teacher
     lazy.allow(teacher)
     cfg.MODEL.TEACHER.WEIGHTS = weights
+    if further:
+        projects.allow(further)
+        cfg.MODEL.TEACHER.PROJECTS = list(further)
 
 
 def check_teacher(cfg: CN) -> None:
@@ -127,7 +141,11 @@ def check_teacher(cfg: CN) -> None:
     Raises:
         ValueError: the config distils and names no teacher, or the reverse.
     """
-    teacher = cfg.MODEL.get("TEACHER", CN({"CONFIG_FILE": "", "WEIGHTS": ""}))
+    if is_distilling(cfg):
+        check_nodes(cfg)
+    elif "TEACHER" not in own_nodes(cfg):
+        return
+    teacher = cfg.MODEL.TEACHER
     if is_distilling(cfg) and not teacher.CONFIG_FILE:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {META_ARCHITECTURE}, and MODEL.TEACHER.CONFIG_FILE is "
@@ -157,13 +175,13 @@ def student_of(cfg: CN, solver: bool = False) -> CN:
     cfg.defrost()
     if is_distilling(cfg):
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
-    for node in NODES:
-        cfg.MODEL.pop(node, None)
+    for node in own_nodes(cfg):
+        cfg.MODEL.pop(node)
     for key, default in SOLVER_KEYS.items():
         if not (solver and cfg.SOLVER.get(key, default) != default):
             cfg.SOLVER.pop(key, None)
-    if "timm" not in cfg.MODEL.BACKBONE.NAME:
-        cfg.MODEL.pop("TIMM", None)
+    if has_timm(cfg) and "timm" not in cfg.MODEL.BACKBONE.NAME:
+        cfg.MODEL.pop("TIMM")
     if frozen:
         cfg.freeze()
     return cfg
@@ -174,7 +192,7 @@ def save_trained_student(cfg: CN, weights: str, path: str) -> None:
     cfg = student_of(cfg)
     cfg.defrost()
     cfg.MODEL.WEIGHTS = weights
-    if "TIMM" in cfg.MODEL:
+    if has_timm(cfg):
         cfg.MODEL.TIMM.PRETRAINED = False  # nothing to fetch: all is in MODEL.WEIGHTS
         cfg.MODEL.TIMM.WEIGHTS = ""
     with PathManager.open(path, "w") as f:

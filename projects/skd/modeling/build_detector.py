@@ -6,7 +6,7 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
 from omegaconf import OmegaConf
 
-from ..config import Config, is_lazy_file, lazy, read_config, student_config
+from ..config import Config, is_lazy_file, lazy, projects, student_config, yaml
 from .load import check_exists, load_in_full
 from .model_zoo import find_config, zoo_weights
 
@@ -26,14 +26,17 @@ def detector_args(
     opts: Sequence[str] = (),
     random_weights: bool = False,
     from_yaml: bool = False,
+    further: Sequence[str] = (),
     **kwargs,
 ) -> Dict[str, Any]:
     path = find_config(config_file)
+    if from_yaml:
+        projects.check_allowed(further, "MODEL.TEACHER.PROJECTS")
     if not weights and not random_weights:
         weights = zoo_weights(config_file)
     if weights:
         check_exists(weights)  # before the model is built, which takes long
-    cfg = _load_config(config_file, path, list(opts), from_yaml)
+    cfg = _load_config(config_file, path, list(opts), from_yaml, further)
     try:
         if isinstance(cfg, CfgNode):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
@@ -56,18 +59,22 @@ def detector_args(
     }
 
 
-def _load_config(name: str, path: str, opts: List[str], from_yaml: bool) -> Config:
+def _load_config(
+    name: str, path: str, opts: List[str], from_yaml: bool, further: Sequence[str]
+) -> Config:
     """The detector's own: a student of this project may be a teacher in turn."""
     if is_lazy_file(path):
+        for project in further:
+            projects.load_project(project)
         if not from_yaml:
             return student_config(lazy.override(lazy.read(path), opts))
         lazy.check_allowed(name, path, "MODEL.TEACHER.CONFIG_FILE")
         return student_config(lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS"))
     try:
-        cfg = read_config(path)
+        cfg = yaml.read(path, further)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         raise ValueError(
-            f"The teacher's config '{path}' with OPTS {opts} cannot be read: {error}"
+            f"The teacher's config '{path}' with OPTS {opts} cannot be read: {error.args[0]}"
         ) from error
     return student_config(cfg)

@@ -3,7 +3,7 @@
 import copy
 import logging
 from itertools import chain
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -113,6 +113,7 @@ class FrozenTeacher(nn.Module):
             weights=teacher.WEIGHTS,
             opts=teacher.OPTS,
             from_yaml=True,
+            further=teacher.PROJECTS,
             features=teacher.FEATURES,
             random_weights=teacher.RANDOM_WEIGHTS,
             precision=teacher.PRECISION,
@@ -345,14 +346,14 @@ def _follow(t: torch.Tensor, fn: Callable) -> torch.Tensor:
     return t.to(probe.device, t.dtype if halves else probe.dtype)
 
 
-def build_teacher(config_file: str, **kwargs) -> FrozenTeacher:
+def build_teacher(config_file: str, projects: Sequence[str] = (), **kwargs) -> FrozenTeacher:
     """
     Build a teacher from a file or a model-zoo name; for LazyConfig and for Python.
 
     Args:
-        config_file: see ``MODEL.TEACHER.CONFIG_FILE``.
+        config_file, projects: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.PROJECTS``.
         kwargs: ``weights``, ``opts``, ``features``, ``random_weights``, ``precision``,
             ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the config keys.
     """
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
-        return FrozenTeacher(**detector_args(config_file, **kwargs))
+        return FrozenTeacher(**detector_args(config_file, further=projects, **kwargs))

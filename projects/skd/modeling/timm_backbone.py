@@ -17,6 +17,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..config.keys import has_timm
 from ..runtime.safe_files import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,11 @@ def _check_taken(model: nn.Module, state: Dict[str, torch.Tensor], path: str, na
 
 
 def _bottom_up(cfg: CfgNode) -> TimmBackbone:
+    if not has_timm(cfg):
+        raise ValueError(
+            f"MODEL.TIMM is another project's here: it has no NAME, which MODEL.BACKBONE.NAME "
+            f"{cfg.MODEL.BACKBONE.NAME} needs."
+        )
     if cfg.MODEL.TIMM.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu":
         raise ValueError("MODEL.TIMM.NORM SyncBN needs GPUs; on CPUs use BN or FrozenBN.")
     timm = cfg.MODEL.TIMM

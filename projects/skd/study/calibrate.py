@@ -17,7 +17,7 @@ from ..config import Config, distill, form_of, read_config
 from ..config.lazy import allow
 from ..distillers import DISTILLER_REGISTRY
 from ..runtime.checkpoint import SafeCheckpointer
-from .common.command import register_datasets
+from .common.command import set_up
 from .common.paths import find_file
 from .common.tables import print_table
 
@@ -29,7 +29,7 @@ def calibrate(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an unknown method.
     """
-    register_datasets(args)
+    set_up(args)
     known = sorted(name for name, _ in DISTILLER_REGISTRY)
     methods = known if args.methods == ["all"] else args.methods
     unknown = [name for name in methods if name not in known]

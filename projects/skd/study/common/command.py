@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
-from typing import Callable, Optional
+from typing import Callable, List, Optional
 
 import yaml
 
+from ...config import projects
 from ...config.safe_yaml import UnsafeConfigError
 from ...data import register_coco, register_shapes
 from ...runtime.lock import FolderInUseError
@@ -60,18 +61,27 @@ def command_parser(doc: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=_Help)
 
 
-def add_datasets_argument(parser: argparse.ArgumentParser) -> None:
+def add_setup_arguments(parser: argparse.ArgumentParser) -> None:
+    """What has to be known before a config is read: other projects, and datasets."""
+    projects.add_argument(parser)
     parser.add_argument(
         "--register-coco", nargs=3, action="append", default=[], metavar=("NAME", "JSON", "IMAGES"),
         help="make a dataset in COCO's format known as NAME (several times)",
     )  # fmt: skip
 
 
-def register_datasets(args: argparse.Namespace) -> None:
-    """The built-in dataset, and those of :func:`add_datasets_argument`."""
+def set_up(args: argparse.Namespace) -> None:
+    """The built-in dataset, and what :func:`add_setup_arguments` asks for."""
+    for name in args.project:
+        projects.use_project(name)
     register_shapes()
     for dataset in args.register_coco:
         register_coco(*dataset)
+
+
+def project_flags(args: argparse.Namespace) -> List[str]:
+    """``--project``, for a run in a process of its own."""
+    return [part for name in args.project for part in ("--project", name)]
 
 
 def run_command(main: Callable[[], Optional[int]]) -> int:

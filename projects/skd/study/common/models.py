@@ -13,7 +13,7 @@ from torch import nn
 
 from ...config import is_lazy_file, read_config, student_config
 from ...modeling.load import load_in_full
-from .command import add_datasets_argument, register_datasets
+from .command import add_setup_arguments, set_up
 from .paths import find_file
 
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("NAME", "CONFIG", "WEIGHTS"),
         help="a trained model: a name for the tables, its .yaml, its checkpoint (several times)",
     )
-    add_datasets_argument(parser)
+    add_setup_arguments(parser)
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... for every model")
 
 
@@ -46,7 +46,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         ValueError: a name is given twice, or a file is not there.
     """
     setup_logger(name="skd")
-    register_datasets(args)
+    set_up(args)
     names = [name for name, _, _ in args.model]
     if len(set(names)) < len(names):
         raise ValueError(f"--model has a name twice: {names}.")

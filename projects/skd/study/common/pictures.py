@@ -15,6 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
 from ...config import read_config, student_config
+from ...config.keys import has_timm
 from ...modeling.features import FeatureTap
 from ...visualization.attention import attention_over_image
 from .metrics import read_metrics
@@ -38,7 +39,7 @@ def load_config(folder: str) -> CfgNode:
     """The plain config of a finished run, with its final weights."""
     cfg = student_config(read_config(os.path.join(folder, "config.yaml")))
     cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
-    if "TIMM" in cfg.MODEL:
+    if has_timm(cfg):
         cfg.MODEL.TIMM.PRETRAINED = False  # nothing to fetch: all is in MODEL.WEIGHTS
     return cfg
 

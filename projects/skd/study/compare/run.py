@@ -11,7 +11,7 @@ from ...config.lazy import allow
 from ...distillers import DISTILLER_REGISTRY
 from ...runtime.lock import acquire
 from ...runtime.whole_files import write_whole
-from ..common.command import register_datasets
+from ..common.command import project_flags, set_up
 from ..common.devices import default_jobs, default_threads, same_threads
 from ..common.paths import find_file
 from ..common.runs import run_all
@@ -33,8 +33,9 @@ def compare(args: argparse.Namespace, command: str) -> int:
     Returns:
         The exit code: 1 if a run failed.
     """
-    register_datasets(args)
-    flags = [part for dataset in args.register_coco for part in ("--register-coco", *dataset)]
+    set_up(args)
+    flags = project_flags(args)
+    flags += [part for dataset in args.register_coco for part in ("--register-coco", *dataset)]
     spec = load_study(args.study) if args.study else spec_of(args)
     study = Study(spec, args.work, flags, trusted=not args.study)
     study.check()

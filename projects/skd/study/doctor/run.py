@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 from ...config import distill, is_distilling, read_config
 from ...config.lazy import allow
-from ..common.command import register_datasets
+from ..common.command import set_up
 from ..common.paths import find_file
 from .examine import examine
 
@@ -21,7 +21,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     Raises:
         ValueError: a config that does not distil, or a LazyConfig.
     """
-    register_datasets(args)
+    set_up(args)
     cfg = read_config(find_file(args.config_file))
     if not isinstance(cfg, CfgNode):
         raise ValueError(f"--config-file is {args.config_file}; it must be a YAML config.")

@@ -22,7 +22,7 @@ from ...distillers.balance import PREFIX
 from ...distillers.base import Shapes
 from ...distillers.build import build_balance
 from ...runtime import lock
-from ..common.command import RunError, register_datasets
+from ..common.command import RunError, project_flags, set_up
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
 from ..common.metrics import evaluations, main_metrics, scores
 from ..common.paths import find_file
@@ -108,7 +108,7 @@ class Tuning:
             value = getattr(args, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}; it must be above 0.")
-        register_datasets(args)
+        set_up(args)
         self.args, self.work = args, args.work
         self.config, self.teacher = find_file(args.config_file), find_file(args.teacher)
         cfg = self._config()
@@ -193,7 +193,8 @@ class Tuning:
         both = sorted(set(train) & set(test))
         if both:
             raise ValueError(f"--test has {both}, which is trained on; it must be held out.")
-        flags = [part for dataset in own for part in ("--register-coco", *dataset)]
+        flags = project_flags(args)
+        flags += [part for dataset in own for part in ("--register-coco", *dataset)]
         return flags, ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
 
     def _same_search(self) -> None:
