@@ -1,5 +1,6 @@
 """A run from either form of config: described once, then trained or evaluated."""
 
+from .distilling import distilling
 from .evaluate import evaluate
 from .launch import launch
 from .pictures import AttentionPictures
@@ -11,6 +12,7 @@ __all__ = [
     "Run",
     "SKDTrainer",
     "describe",
+    "distilling",
     "evaluate",
     "launch",
     "wrap_data_parallel",

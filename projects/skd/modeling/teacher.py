@@ -41,7 +41,7 @@ class FrozenTeacher(nn.Module):
         self,
         *,
         model: nn.Module,
-        weights: str,
+        weights: Optional[str],
         input_format: Optional[str] = None,
         features: str = "backbone",
         random_weights: bool = False,
@@ -55,7 +55,8 @@ class FrozenTeacher(nn.Module):
         Args:
             model: a detector with ``preprocess_image``, as Detectron2's have, or with
                 ``pixel_mean`` and ``pixel_std``.
-            weights: its checkpoint, path or URL. Must match ``model`` in full.
+            weights: its checkpoint, path or URL. Must match ``model`` in full. None for a model
+                that has its weights.
             input_format: color order the detector was trained with, "BGR" or "RGB"; by default
                 ``model.input_format``.
             features: the module of ``model`` to read feature maps from.
@@ -73,7 +74,7 @@ class FrozenTeacher(nn.Module):
                 f"THE TEACHER IS UNTRAINED ({called('MODEL.TEACHER.RANDOM_WEIGHTS')}): "
                 "the student learns nothing of use from it."
             )
-        else:
+        elif weights is not None:
             load_in_full(model, weights)
         self.input_format = input_format or getattr(model, "input_format", None)
         if self.input_format not in ("BGR", "RGB"):
@@ -114,14 +115,15 @@ class FrozenTeacher(nn.Module):
             opts=teacher.OPTS,
             from_yaml=True,
             further=teacher.PROJECTS,
-            features=teacher.FEATURES,
             random_weights=teacher.RANDOM_WEIGHTS,
-            precision=teacher.PRECISION,
-            fold_bn=teacher.FOLD_BN,
-            channels_last=teacher.CHANNELS_LAST,
-            compile=teacher.COMPILE,
-            side_stream=teacher.SIDE_STREAM,
+            **_running_args(teacher),
         )
+
+    @classmethod
+    def of_built(cls, cfg: CfgNode, model: nn.Module) -> "FrozenTeacher":
+        """A detector that is built and loaded, with what ``MODEL.TEACHER`` says of the rest."""
+        teacher = cfg.MODEL.TEACHER
+        return cls(model=model, weights=teacher.WEIGHTS or None, **_running_args(teacher))
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stays in eval mode whatever is asked."""
@@ -300,7 +302,18 @@ class FrozenTeacher(nn.Module):
             )
 
 
-def _check(precision: str, weights: str, random_weights: bool) -> None:
+def _running_args(teacher: CfgNode) -> Dict[str, Any]:
+    return {
+        "features": teacher.FEATURES,
+        "precision": teacher.PRECISION,
+        "fold_bn": teacher.FOLD_BN,
+        "channels_last": teacher.CHANNELS_LAST,
+        "compile": teacher.COMPILE,
+        "side_stream": teacher.SIDE_STREAM,
+    }
+
+
+def _check(precision: str, weights: Optional[str], random_weights: bool) -> None:
     if precision not in PRECISIONS:
         raise ValueError(
             f"{called('MODEL.TEACHER.PRECISION')} is {precision!r}; it must be one of "

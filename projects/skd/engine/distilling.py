@@ -1,0 +1,95 @@
+"""A Trainer of somebody else's, whose model distils, and which does not know of it."""
+
+from typing import Any, Sequence, Type, Union
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine.train_loop import TrainerBase
+from torch import nn
+
+from ..config import add_skd_config, distill, is_distilling
+from ..config.keys import NODES, own_nodes
+from ..modeling.meta_arch import DistillRCNN
+from ..modeling.parts import distilling_parts
+
+Teacher = Union[str, nn.Module]
+
+
+def distilling(
+    trainer: Type[TrainerBase],
+    teacher: Teacher,
+    weights: str = "",
+    opts: Sequence[Any] = (),
+    projects: Sequence[str] = (),
+) -> Type[TrainerBase]:
+    """
+    A subclass of a Trainer that differs in one thing: what its ``build_model(cfg)`` returns
+    distils. The config stays the Trainer's own, so what it makes of it (mappers, augmentations,
+    evaluators, optimizers) stays the same, and so do checkpoints, but for keys that start with
+    ``distiller.``.
+
+    Args:
+        trainer: a ``DefaultTrainer`` or another class with a class method ``build_model(cfg)``,
+            and which calls that.
+        teacher: see ``MODEL.TEACHER.CONFIG_FILE``; or a detector that has its weights, which is
+            changed; or a :class:`FrozenTeacher`.
+        weights: see ``MODEL.TEACHER.WEIGHTS``.
+        opts: further keys of this project, ``["MODEL.DISTILLER.NAME", "FGD", ...]``. The Trainer's
+            config may have them too, if :func:`add_skd_config` has declared them.
+        projects: see ``MODEL.TEACHER.PROJECTS``.
+
+    Raises:
+        ValueError: when the Trainer is made: it builds its model in another way, or its config
+            distils already.
+
+    Examples:
+    ::
+        Trainer = skd.distilling(Trainer, teacher="COCO-Detection/retinanet_R_101_FPN_3x.yaml")
+        trainer = Trainer(cfg)  # the project's own config
+    """
+
+    class Distilling(trainer):
+        _skd_built = False
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            if not self._skd_built:
+                raise ValueError(
+                    f"{trainer.__name__} makes its model without its build_model(cfg), so that it "
+                    "would not distil. Let DistillRCNN take the student there: see 'A plain "
+                    "PyTorch loop' in docs/plugging_in.md."
+                )
+
+        @classmethod
+        def build_model(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> nn.Module:
+            settings = _settings(cfg, teacher, weights, opts, projects)
+            student = super().build_model(cfg, *args, **kwargs)
+            built = None if isinstance(teacher, str) else teacher
+            model = DistillRCNN(student=student, **distilling_parts(settings, built))
+            cls._skd_built = True
+            return model.to(torch.device(cfg.MODEL.DEVICE))
+
+    Distilling.__name__ = Distilling.__qualname__ = f"Distilling{trainer.__name__}"
+    return Distilling
+
+
+def _settings(
+    cfg: CfgNode, teacher: Teacher, weights: str, opts: Sequence[Any], projects: Sequence[str]
+) -> CfgNode:
+    """The config with this project's keys in place of others of the same names."""
+    if is_distilling(cfg):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, but skd.distilling() takes "
+            "the student's own config: leave skd.distill() out."
+        )
+    settings, ours = cfg.clone(), own_nodes(cfg)
+    settings.defrost()
+    for node in NODES:
+        settings.MODEL.pop(node, None)
+    add_skd_config(settings)
+    for node in ours:
+        settings.MODEL[node] = cfg.MODEL[node].clone()
+    settings.defrost()
+    distill(settings, teacher if isinstance(teacher, str) else "", weights, projects)
+    settings.merge_from_list(list(opts))
+    return settings

@@ -1,0 +1,38 @@
+"""What distils a student, made from a config: the distiller, the teacher and the settings."""
+
+from typing import Any, Dict, Optional
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..distillers import build_balance, build_distiller
+from .teacher import FrozenTeacher
+
+
+def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[str, Any]:
+    """
+    Args:
+        cfg: with the keys of :func:`skd.add_skd_config`.
+        teacher: a detector that has its weights, or a :class:`FrozenTeacher`, in place of the one
+            that ``MODEL.TEACHER`` names.
+
+    Returns:
+        The arguments of :class:`DistillRCNN`, but for the student.
+    """
+    with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
+        distiller = build_distiller(cfg)
+        if teacher is None:
+            teacher = FrozenTeacher(cfg)
+        elif not isinstance(teacher, FrozenTeacher):
+            teacher = FrozenTeacher.of_built(cfg, teacher)
+    return {
+        "teacher": teacher,
+        "distiller": distiller,
+        "balance": build_balance(cfg),
+        "input_format": cfg.INPUT.FORMAT,
+        "features": cfg.MODEL.STUDENT.FEATURES,
+        "levels": cfg.MODEL.DISTILLER.LEVELS,
+        "inherit": cfg.MODEL.STUDENT.INHERIT,
+        "every": cfg.MODEL.DISTILLER.EVERY,
+    }
