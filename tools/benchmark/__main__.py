@@ -14,11 +14,11 @@ from typing import Any, Dict, List
 
 import peer
 import torch
-from cases import LEVELS, Loss, inputs, mask_rcnn, teacher_forward, training_step
-from measure import MB, Function, alternate, flops, machine, peak_memory, row
-from rich.console import Console
+from cases import LEVELS, Loss, check_teacher, inputs, mask_rcnn, teacher_forward, training_step
+from measure import Function, alternate, flops, machine, peak_memory, row
 from scaling import scaling_rows
-from tabulate import tabulate
+
+from skd.study.common.bench_table import MB, bench_table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -139,7 +139,43 @@ def step_rows(args) -> List[Dict[str, Any]]:
     ):
         pairs = [(time[0], time[1] + time[teacher]) for time in times]
         rows.append(row(name, pairs, target, unit="s", **counts, **reduced))
+    if gpu:
+        memories = [tuple(peak_memory(side, args.device) / MB for side in sides[:2])]
+        rows.append(row("step_memory", memories, unit="MB"))
     return rows
+
+
+def every_rows(args) -> List[Dict[str, Any]]:
+    """Four steps with MODEL.DISTILLER.EVERY k, against four of the student's."""
+    gpu = args.device == "cuda"
+    size = (
+        args.size if gpu or args.full else tuple(min(a, b) for a, b in zip(args.size, (320, 480)))
+    )
+    batch = inputs(args.images if gpu else 1, size)
+    rows = []
+    for k in (1, 2, 4):
+        models = mask_rcnn(args.device, "fp16" if gpu else "fp32", every=k)
+        sides = [_four(training_step(model, batch, gpu)) for model in models]
+        alternate(sides, 1, args.device)  # the first iteration measures gradients for BALANCE
+        pairs = alternate(sides, args.repeats, args.device)
+        rows.append(row(f"step_every_{k}", pairs, unit="s"))
+    return rows
+
+
+def _four(step: Function) -> Function:
+    return lambda: [step() for _ in range(4)]
+
+
+def side_stream_rows(args) -> List[Dict[str, Any]]:
+    """The step with the teacher on a stream of its own, against the same without."""
+    if args.device != "cuda":
+        print("side_stream: needs a GPU.")
+        return []
+    batch = inputs(args.images, args.size)
+    models = [mask_rcnn(args.device, "fp16", side_stream=beside)[0] for beside in (True, False)]
+    sides = [training_step(model, batch, amp=True) for model in models]
+    alternate(sides, 2, args.device)
+    return [row("step_side_stream", alternate(sides, args.repeats, args.device), unit="s")]
 
 
 def eval_rows(args) -> List[Dict[str, Any]]:
@@ -163,12 +199,13 @@ def teacher_rows(args) -> List[Dict[str, Any]]:
     }
     options["teacher_default"] = {**options["teacher_folded"], **options["teacher_channels_last"]}
     if gpu:
+        options["teacher_bf16"] = {**options["teacher_default"], "precision": "bf16"}
         options["teacher_fast"] = {**options["teacher_default"], "precision": "fp16"}
-        options["teacher_compiled"] = {**options["teacher_fast"], "compile": True}
     plain = teacher_forward(args.device, batch)
     rows = []
     for name, fast in options.items():
         sides = teacher_forward(args.device, batch, **fast), plain
+        check_teacher(*sides)
         counts = count(*sides)
         pairs = alternate(sides, args.repeats, args.device)
         target = 0.4 if name == "teacher_fast" else None
@@ -176,13 +213,17 @@ def teacher_rows(args) -> List[Dict[str, Any]]:
     return rows
 
 
-def limit(r: Dict[str, Any], record: Dict[str, Any]) -> str:
-    """What the machine's rate of multiplying, or the maps that must be there, allow at best."""
-    if r["unit"] == "MB":
-        return f"{r['bytes'] / MB:.3g}"
-    if "flops" not in r:
-        return ""
-    return f"{r['flops'] / record['gemm_gflops'] / 1e9:.3g}"
+def compile_rows(args) -> List[Dict[str, Any]]:
+    """The compiled teacher against the same uncompiled."""
+    if args.device != "cuda":
+        print("compile: needs a GPU.")
+        return []
+    batch = inputs(args.images, args.size)
+    fast = {"fold_bn": True, "channels_last": True, "precision": "fp16"}
+    sides = [teacher_forward(args.device, batch, **fast, compile=c) for c in (True, False)]
+    check_teacher(*sides)
+    pairs = alternate(sides, args.repeats, args.device)
+    return [row("teacher_compiled", pairs, unit="s")]
 
 
 # what memory is measured of: a case, and its method
@@ -199,8 +240,11 @@ PARTS = {
     "peer": peer_rows,
     "growth": growth_rows,
     "step": step_rows,
+    "every": every_rows,
+    "side_stream": side_stream_rows,
     "eval": eval_rows,
     "teacher": teacher_rows,
+    "compile": compile_rows,
     "processes": scaling_rows,
 }
 
@@ -224,31 +268,19 @@ def main() -> None:
     if args.memory_of:
         return memory_of(args)
 
-    console = Console()
     rows: List[Dict[str, Any]] = []
     record = machine(args.device)
     os.makedirs(args.output, exist_ok=True)
     for name in args.only:
-        with console.status(f"measuring {name} ..."):
-            rows += PARTS[name](args)
+        print(f"measuring {name} ...", flush=True)
+        rows += PARTS[name](args)
         with open(os.path.join(args.output, "results.json"), "w") as f:
             json.dump([*rows, {"name": "machine", **record}], f, indent=1)
-    table = tabulate(
-        [
-            [r["name"], f"{r['measured']:.3g}", f"{r['reference']:.3g}", r["unit"],
-             f"{r['ratio']:.3f}", f"{r['min']:.3f} to {r['max']:.3f}",
-             r.get("target") or (f"linear: {r['linear']:.2f}" if "linear" in r else ""),
-             f"{r['flops'] / 1e9:.3g}" if "flops" in r else "", limit(r, record)]
-            for r in rows
-        ],
-        ["name", "measured", "reference", "unit", "ratio", "range", "target", "GFLOP", "limit"],
-        tablefmt="github",
-        disable_numparse=True,
-    )  # fmt: skip
+    table = bench_table([*rows, {"name": "machine", **record}])
     with open(os.path.join(args.output, "table.md"), "w") as f:
         f.write(table + "\n")
-    console.print(table, soft_wrap=True)
-    console.print(f"written to {args.output}")
+    print(table)
+    print(f"written to {args.output}")
 
 
 if __name__ == "__main__":

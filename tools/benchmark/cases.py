@@ -9,9 +9,10 @@ import torch
 from detectron2 import model_zoo
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from measure import flops
+from measure import flops, no_tf32
 from torch import nn
 
 from skd import build_teacher, distill, student_config
@@ -84,7 +85,8 @@ class Loss:
         """
         results, counts = [], {}
         for name, function in (("flops", self.fused), ("flops_reference", reference)):
-            counts[name], value = flops(function)
+            with no_tf32():
+                counts[name], value = flops(function)
             grads = {n: x.grad for n, x in self.student.items()}
             grads.update({n: p.grad for n, p in self.distiller.named_parameters()})
             results.append((value, grads))
@@ -128,7 +130,7 @@ def inputs(images: int, size: Tuple[int, int]) -> List[Dict[str, Any]]:
 
 
 def mask_rcnn(
-    device: str, precision: str = "fp32", every: int = 1
+    device: str, precision: str = "fp32", every: int = 1, side_stream: bool = False
 ) -> Tuple[nn.Module, nn.Module]:
     """
     Mask R-CNN R50 <- R101 of the zoo, and the baseline: R50 by itself, with the same weights.
@@ -139,13 +141,23 @@ def mask_rcnn(
     cfg.MODEL.DEVICE = device
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
     cfg.MODEL.TEACHER.PRECISION = precision
+    cfg.MODEL.TEACHER.SIDE_STREAM = side_stream
     cfg.MODEL.DISTILLER.EVERY = every
     # as after the first iterations: from then on BALANCE measures gradients in every 20th only
     cfg.MODEL.DISTILLER.BALANCE.BURN_IN = 1
     torch.manual_seed(0)
     model, baseline = build_model(cfg), build_model(student_config(cfg))
+    _tame(model), _tame(model.teacher)
     baseline.load_state_dict(model.state_dict(), strict=False)  # all but distiller.*
     return model, baseline
+
+
+@torch.no_grad()
+def _tame(model: nn.Module) -> None:
+    """Untrained, a ResNet's maps grow from block to block, beyond fp16's largest number."""
+    for module in model.modules():
+        if isinstance(module, BottleneckBlock):
+            module.conv3.weight.mul_(0.1)
 
 
 def training_step(model, batch: List[Dict[str, Any]], amp: bool = False) -> Callable[[], None]:
@@ -169,6 +181,16 @@ def training_step(model, batch: List[Dict[str, Any]], amp: bool = False) -> Call
 
 def teacher_forward(device: str, batch: List[Dict[str, Any]], **options) -> Callable[[], Any]:
     """R101 of the zoo, plain but for these options."""
+    torch.manual_seed(0)  # of the weights
     options = {"fold_bn": False, "channels_last": False, **options}
     teacher = build_teacher(ZOO.format(101, 3), random_weights=True, **options).to(device)
+    _tame(teacher)
     return lambda: teacher(batch, "BGR")
+
+
+def check_teacher(measured: Callable[[], Any], reference: Callable[[], Any]) -> None:
+    """Raise AssertionError unless two teachers' maps are equal, but for half precision."""
+    maps, expected = measured(), reference()
+    for name, value in expected.items():
+        error = (maps[name].float() - value.float()).abs().max() / value.float().abs().max()
+        assert error < 5e-2, f"{name} differs by {error:.1e} of its largest value"

@@ -7,13 +7,13 @@ import statistics
 import subprocess
 import threading
 import time
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 Function = Callable[[], Any]
-MB = 2**20
 
 
 def synchronize(device: str) -> None:
@@ -84,6 +84,17 @@ def peak_memory(function: Function, device: str) -> int:
         done.set()
         thread.join()
     return peak - before
+
+
+@contextmanager
+def no_tf32() -> Iterator[None]:
+    """Convolutions in full fp32, and the loss's products, which follow them: for comparisons."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def flops(function: Function) -> Tuple[int, Any]:

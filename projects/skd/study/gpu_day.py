@@ -1,0 +1,183 @@
+"""What tools/gpu_day.py does: all that needs a GPU, in parts, each within a time of its own."""
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List, NamedTuple
+from xml.etree import ElementTree
+
+from ..runtime.whole_files import write_whole
+
+# Parts of tools/benchmark, and seconds for each. What matters most comes first: the last ones wait
+# for time that the others leave.
+BENCH = {
+    "loss": 40, "memory": 60, "step": 60, "side_stream": 40, "every": 60, "teacher": 40,
+    "processes": 40, "eval": 30, "growth": 30, "peer": 30, "compile": 120,
+}  # fmt: skip
+TESTS = "tests"
+TESTS_SECONDS = 180
+
+
+class Part(NamedTuple):
+    """One command: its name, the seconds it may take, and the file of results it writes."""
+
+    name: str
+    seconds: float
+    command: List[str]
+    file: str
+
+
+def gpu_day(args: argparse.Namespace, root: str) -> int:
+    """
+    Args:
+        args: of the command line.
+        root: of a checkout.
+
+    Returns:
+        The exit code: 1 if a part failed, was stopped, or had no time left.
+
+    Raises:
+        ValueError: there is no GPU.
+    """
+    if not args.dry_run:
+        _check_gpu()
+    os.makedirs(args.output, exist_ok=True)
+    names = args.only or [*list(BENCH)[:2], TESTS, *list(BENCH)[2:]]
+    parts = [_part(name, args, root) for name in names]
+    path = os.path.join(args.output, "gpu.json")
+    day = run_parts(parts, 60.0 * args.minutes, path, root)
+    print(f"{path} holds all of it. Copy it to docs/results, and 'make results' makes the tables.")
+    return int(any(part["status"] != "done" for part in day["parts"]))
+
+
+def _check_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("PyTorch finds no GPU here; --dry-run runs the parts on the CPU.")
+
+
+def _part(name: str, args: argparse.Namespace, root: str) -> Part:
+    if name == TESTS:
+        return _tests(args, root)
+    folder = os.path.join(os.path.abspath(args.output), name)
+    command = [sys.executable, os.path.join(root, "tools", "benchmark"), "--only", name]
+    if args.dry_run:
+        command += "--device cpu --images 1 --size 64 96 --repeats 1".split()
+    else:
+        command += "--device cuda --repeats 10".split()
+    command += ["--output", folder]
+    return Part(name, BENCH[name], command, os.path.join(folder, "results.json"))
+
+
+def _tests(args: argparse.Namespace, root: str) -> Part:
+    """Files with a test marked ``gpu``: others may import what a bare machine lacks."""
+    if importlib.util.find_spec("pytest") is None:
+        no_tests = [sys.executable, "-c", "raise SystemExit('pytest is not installed')"]
+        return Part(TESTS, TESTS_SECONDS, no_tests, "")
+    file = os.path.join(os.path.abspath(args.output), "tests.xml")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--junitxml", file]
+    command += ["-p", "no:cacheprovider", *(["--collect-only"] if args.dry_run else [])]
+    return Part(TESTS, TESTS_SECONDS, [*command, *_files_with_gpu_tests(root)], file)
+
+
+def _files_with_gpu_tests(root: str) -> List[str]:
+    found = []
+    for folder, _, names in os.walk(os.path.join(root, "tests")):
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.startswith("test_") and name.endswith(".py"):
+                with open(path) as f:
+                    found += [path] if "pytest.mark.gpu" in f.read() else []
+    return sorted(found)
+
+
+def run_parts(parts: List[Part], seconds: float, path: str, root: str) -> Dict[str, Any]:
+    """
+    Run all parts one after the other, whatever becomes of each, and write what is known after
+    every one of them.
+
+    Args:
+        seconds: for all together. A part gets no more than what is left of it.
+        path: of the JSON. Each part's output goes beside it, to ``PART.log``.
+        root: of a checkout, where the commands run.
+
+    Returns:
+        ``parts``: name, status, seconds, command and end of the output of each; ``rows`` of the
+        benchmark; ``tests``: name, outcome and seconds of each.
+    """
+    end = time.monotonic() + seconds
+    day: Dict[str, Any] = {"parts": [], "rows": [], "tests": []}
+    for part in parts:
+        log = os.path.join(os.path.dirname(path), f"{part.name}.log")
+        if os.path.exists(part.file):  # of an earlier day
+            os.remove(part.file)
+        result = _run(part, min(part.seconds, end - time.monotonic()), log, root)
+        print(f"{part.name}: {result['status']}, {result['seconds']:.0f} s", flush=True)
+        day["parts"].append(result)
+        _add_results(day, part.file)
+        write_whole(path, lambda f: f.write(json.dumps(day, indent=1).encode()))
+    return day
+
+
+def _run(part: Part, limit: float, log: str, root: str) -> Dict[str, Any]:
+    start, status = time.monotonic(), "no time left"
+    if limit > 0:
+        status = _status(part.command, limit, log, root)
+    seconds = time.monotonic() - start
+    result = {"name": part.name, "status": status, "seconds": seconds, "command": part.command[1:]}
+    if status not in ("done", "no time left"):
+        with open(log, errors="replace") as f:
+            result["output"] = f.readlines()[-30:]
+    return result
+
+
+def _status(command: List[str], limit: float, log: str, root: str) -> str:
+    paths = [os.path.join(root, "projects"), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore"
+    }  # fmt: skip
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, cwd=root, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(limit)
+            return "done" if code == 0 else f"ended with {code}"
+        except subprocess.TimeoutExpired:
+            return f"stopped after {limit:.0f} s"
+        finally:
+            _kill_group(process)
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    """The process and all that it started, or a GPU would stay in use."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # all have ended
+        pass
+    process.wait()
+
+
+def _add_results(day: Dict[str, Any], path: str) -> None:
+    if not os.path.exists(path):
+        return
+    if path.endswith(".xml"):
+        day["tests"] += [_test(case) for case in ElementTree.parse(path).iter("testcase")]
+        return
+    with open(path) as f:
+        rows = json.load(f)
+    machine = [r for r in day["rows"] if r["name"] == "machine"] or rows[-1:]
+    day["rows"] = [r for r in day["rows"] + rows if r["name"] != "machine"] + machine
+
+
+def _test(case: ElementTree.Element) -> Dict[str, Any]:
+    kinds = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+    outcome = next((kinds[child.tag] for child in case if child.tag in kinds), "passed")
+    return {"name": case.get("name"), "outcome": outcome, "seconds": float(case.get("time", 0))}
