@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2
 BIN = "$(VENV)/bin/python"
 CODE = configs projects tools tests train_net.py
 
-.PHONY: setup demo test lint format study bench lock
+.PHONY: setup demo test lint format study bench results lock
 
 setup:
 	@VENV="$(VENV)" PYTHON="$(PYTHON)" bash tools/setup.sh
@@ -29,6 +29,10 @@ study: setup
 
 bench: setup
 	@$(BIN) -W ignore tools/benchmark $(BENCH_ARGS)
+
+# The tables of the documents, from the results that are committed.
+results: setup
+	@$(BIN) -W ignore tools/results.py
 
 # Needs uv ('pip install uv'). Keeps the versions of the lock that is there where they still fit.
 lock:

@@ -182,7 +182,7 @@ def eval_rows(args) -> List[Dict[str, Any]]:
     models = [model.eval() for model in mask_rcnn(args.device)]
     for model in models:
         model.proposal_generator.post_nms_topk[False] = 100
-    batch = inputs(1, (320, 480))
+    batch = inputs(1, tuple(min(a, b) for a, b in zip(args.size, (320, 480))))
     sides = tuple(functools.partial(model, batch) for model in models)
     with torch.no_grad():
         counts = count(*sides)

@@ -7,6 +7,8 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
     doctor/                 whether a distillation is going to help
     fetch_lite_weights.py   ImageNet weights of EfficientNet-Lite
     generalise.py           models on datasets they were not trained on
+    gpu_day.py              all that needs a GPU, part by part
+    results.py              ``make results``: the documents' tables
     robustness.py           models on corrupted images
     slim_checkpoint.py      the student alone, in half precision
     tune/                   a search for a method's settings

@@ -1,0 +1,79 @@
+"""tools/gpu_day.py without a GPU, and the tables that make results makes of what it writes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from skd.study.gpu_day import BENCH, TESTS, TESTS_SECONDS, Part, run_parts
+from skd.study.results import fill
+from tests.helpers import ROOT, environment, read
+
+JUNIT = """<testsuites><testsuite><testcase name="a" time="1.5"/><testcase name="b" time="0.5">
+<failure message="no"/></testcase><testcase name="c"><skipped/></testcase></testsuite>
+</testsuites>"""
+
+
+def python(name, code, seconds=20, file=""):
+    return Part(name, seconds, [sys.executable, "-c", code], str(file))
+
+
+def test_no_part_stops_the_others_and_each_has_its_time(tmp_path):
+    xml, alive = tmp_path / "tests.xml", tmp_path / "alive"
+    child = f"import time; time.sleep(3); open({str(alive)!r}, 'w')"
+    hanging = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    parts = [
+        python("fails", "print('why'); raise SystemExit(3)"),
+        python("hangs", hanging, seconds=1.5),
+        python("tests", f"open({str(xml)!r}, 'w').write({JUNIT!r})", file=xml),
+        python("late", "", seconds=9),
+    ]
+    day = run_parts(parts[:3], 60, str(tmp_path / "gpu.json"), ROOT)
+    assert day == json.loads((tmp_path / "gpu.json").read_text())
+    assert [p["status"] for p in day["parts"]] == ["ended with 3", "stopped after 2 s", "done"]
+    assert day["parts"][0]["output"] == ["why\n"]
+    assert [t["outcome"] for t in day["tests"]] == ["passed", "failed", "skipped"]
+    late = run_parts(parts[3:], 0, str(tmp_path / "gpu.json"), ROOT)
+    assert late["parts"][0]["status"] == "no time left"
+    time.sleep(1)
+    assert not alive.exists()  # what a part started ends with it
+
+
+def test_a_dry_run_measures_on_the_cpu(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tools/gpu_day.py", "--dry-run", "--output", tmp_path, "--only", "loss"],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    day = json.loads((tmp_path / "gpu.json").read_text())
+    assert [r["name"] for r in day["rows"]] == ["loss_time", "machine"]
+    os.makedirs(tmp_path / "docs" / "results")
+    os.rename(tmp_path / "gpu.json", tmp_path / "docs" / "results" / "gpu.json")
+    made = fill("<!-- gpu: made by make results -->\n<!-- end -->", str(tmp_path))
+    assert "| loss_time " in made and "| loss   | done |" in made
+
+
+def test_the_parts_fit_nine_minutes_but_for_what_waits_for_time():
+    first = list(BENCH)[:-4]
+    assert TESTS_SECONDS + sum(BENCH[name] for name in first) <= 9 * 60
+    assert TESTS not in BENCH
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tools/gpu_day.py", "--output", tmp_path / "out"],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2 and "finds no GPU" in done.stderr
+
+
+def test_the_documents_hold_what_the_results_say():
+    text = read("docs/performance.md")
+    assert fill(text, ROOT) == text
+    with pytest.raises(ValueError, match="No results are named 'other'; there are bench, gpu"):
+        fill("<!-- other: made by make results -->\n<!-- end -->", ROOT)
