@@ -32,7 +32,7 @@ class Tapped(NamedTuple):
 
 class FeatureTap:
     """
-    Reads the dict of feature maps a module returns, without changing the module.
+    Reads the feature maps a module returns, without changing the module; see :func:`as_maps`.
 
     The hook exists only inside the ``with`` block: outside of it the model is untouched, and no
     feature map outlives the step unless the caller keeps it. The dict is copied when the module
@@ -64,16 +64,18 @@ class FeatureTap:
         self._handle.remove()
 
     def _read(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> None:
-        if not isinstance(output, dict):
+        maps = as_maps(output)
+        if maps is None:
             raise ValueError(
                 f"{self.key} names a {type(module).__name__} that returned a "
-                f"{type(output).__name__}; it must return a dict of feature maps."
+                f"{type(output).__name__}; it must return a feature map, or a dict or a list of "
+                "feature maps."
             )
         image = inputs[0] if inputs else None
         if isinstance(image, torch.Tensor) and image.dim() == 4:
-            self._runs.append(Tapped(dict(output), tuple(image.shape[-2:]), image))
+            self._runs.append(Tapped(maps, tuple(image.shape[-2:]), image))
         else:
-            self._runs.append(Tapped(dict(output), None))
+            self._runs.append(Tapped(maps, None))
 
     @property
     def features(self) -> Maps:
@@ -92,6 +94,25 @@ class FeatureTap:
                 "instead of the module does not count.)"
             )
         return self._runs[0]
+
+
+def as_maps(output: Any) -> Optional[Maps]:
+    """
+    Feature maps by name, of what a module returns: a dict, one map, or a list of maps, which are
+    called "0", "1", ... Of a tuple that starts with a dict or a list, that. A map may stand with a
+    mask in an object, as its attribute ``tensors``. None where there is no map.
+    """
+    if isinstance(output, tuple) and output and isinstance(output[0], (dict, list)):
+        output = output[0]
+    if isinstance(output, torch.Tensor):
+        output = [output]
+    if isinstance(output, (list, tuple)):
+        maps = {str(i): getattr(x, "tensors", x) for i, x in enumerate(output)}
+        found = any(isinstance(x, torch.Tensor) and x.dim() == 4 for x in maps.values())
+        return maps if found else None
+    if not isinstance(output, dict) or not output:
+        return None
+    return {name: getattr(x, "tensors", x) for name, x in output.items()}
 
 
 def feature_modules(model: nn.Module) -> Dict[str, nn.Module]:

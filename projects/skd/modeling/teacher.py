@@ -23,6 +23,7 @@ from .features import (
 )
 from .inherit import State, components
 from .load import load_in_full
+from .run_to import has_forward, measure, run_to, says_its_shapes
 from .teacher_speed import PRECISIONS, fold_batch_norm
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,9 @@ class FrozenTeacher(nn.Module):
     ):
         """
         Args:
-            model: a detector with ``preprocess_image``, as Detectron2's have, or with
-                ``pixel_mean`` and ``pixel_std``.
+            model: a detector. With ``preprocess_image``, and an ``output_shape()`` of what is
+                tapped, as Detectron2's have, that and the backbone are run. Any other is run by
+                its own forward, as far as what is tapped, so that it sees images as it always does.
             weights: its checkpoint, path or URL. Must match ``model`` in full. None for a model
                 that has its weights.
             input_format: color order the detector was trained with, "BGR" or "RGB"; by default
@@ -84,27 +86,42 @@ class FrozenTeacher(nn.Module):
         self.weights = weights
         self._features_key = called("MODEL.TEACHER.FEATURES")  # for errors of later steps
         self.features = features
-        self._root = _root(model, features)
+        self._entry = ""
+        if _is_run_to(model, features):
+            measured = measure(model, features, self._features_key)
+            self._shapes, self._entry, self._root = *measured, features
+        else:
+            self._root = _root(model, features)
+            self._shapes = model.get_submodule(features).output_shape()
+        if compile and self._entry:
+            raise ValueError(
+                f"{called('MODEL.TEACHER.COMPILE')} needs a teacher with a preprocess_image() and "
+                f"an output_shape() of its '{features}'."
+            )
         if compile and features != self._root:
             raise ValueError(
                 f"{called('MODEL.TEACHER.COMPILE')} needs {self._features_key} '{self._root}', not "
                 f"'{features}'."
             )
         self._components = _on_host(components(model))
-        self.detector = _without_heads(model, features)
+        self.detector = copy.copy(model) if self._entry else _without_heads(model, features)
         self.requires_grad_(False)
         self.eval()
+        running = self.detector if self._entry else self.backbone
         if fold_bn:
-            fold_batch_norm(self.backbone)
-        self.backbone.to(dtype=PRECISIONS[precision])
+            fold_batch_norm(running)
+        self._dtype = PRECISIONS[precision]
+        if not self._entry:
+            running.to(dtype=self._dtype)
         if channels_last:
-            self.backbone.to(memory_format=torch.channels_last)
+            running.to(memory_format=torch.channels_last)
         self.compile_backbone = compile
         self.side_stream = side_stream
         self._shared = False
         self._run: Optional[Callable] = None
         self._stream: Optional["torch.cuda.Stream"] = None
-        self._prepare([torch.zeros(3, 32, 32, dtype=torch.uint8)])  # or an error now
+        if not self._entry:
+            self._prepare([torch.zeros(3, 32, 32, dtype=torch.uint8)])  # or an error now
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
@@ -178,7 +195,7 @@ class FrozenTeacher(nn.Module):
         return self._components
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        return self.detector.get_submodule(self.features).output_shape()
+        return self._shapes
 
     def forward(self, batched_inputs: List[Dict[str, Any]], image_format: str) -> Maps:
         """
@@ -232,6 +249,8 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def _tap(self, images: List[torch.Tensor]) -> Tapped:
         # MODEL.TEACHER.PRECISION says what the teacher computes in, not the student's autocast
+        if self._entry:
+            return self._run_to(images)
         with torch.autocast(self._device().type, enabled=False):
             batch = self._prepare(images)
             batch = batch.to(next(self.backbone.parameters(), batch).dtype)
@@ -243,6 +262,15 @@ class FrozenTeacher(nn.Module):
             with FeatureTap(module, self._features_key) as tap:
                 self._backbone()(batch)
             return Tapped(tap.features, size)
+
+    def _run_to(self, images: List[torch.Tensor]) -> Tapped:
+        device, lower = self._device(), self._dtype != torch.float32
+        images = [x.to(device) for x in images]
+        dtype = self._dtype if lower else torch.bfloat16  # autocast refuses fp32, enabled or not
+        with torch.autocast(device.type, dtype=dtype, enabled=lower):
+            tapped = run_to(self.detector, self.features, images, self._features_key, self._entry)
+        check_input(tapped.input, [x.shape[-2:] for x in images], self.detector, "teacher")
+        return Tapped(tapped.maps, tapped.input_size)
 
     def _backbone(self) -> Callable:
         """The backbone as it is run: past nn.Module's attributes, which would register it twice."""
@@ -324,6 +352,12 @@ def _check(precision: str, weights: Optional[str], random_weights: bool) -> None
             f"{called('MODEL.TEACHER.RANDOM_WEIGHTS')} is True, but "
             f"{called('MODEL.TEACHER.WEIGHTS')} names '{weights}'. Keep one of the two."
         )
+
+
+def _is_run_to(model: nn.Module, features: str) -> bool:
+    """Whether nothing but its own forward is known to prepare its images and make its maps."""
+    plain = hasattr(model, "preprocess_image") and says_its_shapes(model, features)
+    return has_forward(model) and not plain
 
 
 def _root(model: nn.Module, features: str) -> str:

@@ -1,0 +1,160 @@
+"""
+Run any detector as far as one of its modules, by its own forward; and measure what comes out there.
+
+So a detector's images are prepared by its own code, wherever that is, and a module can be tapped
+that says nothing of its maps' strides and channels.
+"""
+
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import torch
+from detectron2.layers import ShapeSpec
+from torch import nn
+
+from .features import FeatureTap, Tapped, feature_modules
+
+SIDE = 256  # of the image to measure with: the coarsest maps, of stride 128, have 2 x 2 positions
+
+
+class _Reached(BaseException):
+    """No Exception, which a detector may catch."""
+
+
+class Measured(NamedTuple):
+    """
+    shapes: of the module's maps, by name; entry: the module that is given the images, by name.
+    """
+
+    shapes: Dict[str, ShapeSpec]
+    entry: str
+
+
+def has_forward(model: nn.Module) -> bool:
+    return type(model).forward is not nn.Module.forward
+
+
+@torch.no_grad()
+def run_to(
+    detector: nn.Module, name: str, images: List[torch.Tensor], key: str, entry: str
+) -> Tapped:
+    """
+    Args:
+        detector: in eval mode.
+        name: of the module at which to stop.
+        images: (C, H, W) each, as its data loader gives them.
+        key: what names the module, for errors.
+        entry: from :func:`measure`.
+
+    Raises:
+        ValueError: the module did not run, or does not return feature maps.
+    """
+    given: List[torch.Tensor] = []
+    handle = detector.get_submodule(entry).register_forward_pre_hook(
+        lambda _, inputs: given.append(inputs[0])
+    )
+    try:
+        tap = _run(detector, name, images, key)
+    finally:
+        handle.remove()
+    return Tapped(tap.features, tuple(given[0].shape[-2:]), given[0])
+
+
+def _run(detector: nn.Module, name: str, images: List[torch.Tensor], key: str) -> FeatureTap:
+    inputs = [{"image": x, "height": x.shape[1], "width": x.shape[2]} for x in images]
+    module = detector.get_submodule(name)
+    with FeatureTap(module, key) as tap:
+        # after the tap's own hook
+        handle = module.register_forward_hook(_stop)
+        try:
+            detector(inputs)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+    return tap
+
+
+def _stop(*_: Any) -> None:
+    raise _Reached
+
+
+def measure(detector: nn.Module, name: str, key: str) -> Measured:
+    """
+    What a module's maps are, by one run on an image of noise.
+
+    Args:
+        detector: any; its mode, its random numbers and its statistics stay as they are.
+        name: of the module.
+        key: what names it, for errors.
+
+    Raises:
+        ValueError: there is no such module, or the detector cannot be run as far as that, or it
+            returns no feature maps.
+    """
+    known = f"Modules that do: {', '.join(feature_modules(detector)) or 'none that says so'}."
+    if name not in dict(detector.named_modules()):
+        raise ValueError(
+            f"{key} is '{name}', which is no module that returns feature maps. {known}"
+        )
+    first = _FirstInput(detector)
+    device = next(iter(detector.parameters()), torch.zeros(())).device
+    training = {m: m.training for m in detector.modules()}
+    image = torch.full((_channels(detector), SIDE, SIDE), 128, dtype=torch.uint8, device=device)
+    try:
+        detector.eval()
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), first:
+            maps = _run(detector, name, [image], key).features
+    except Exception as error:  # of code that is not ours
+        raise ValueError(
+            f"{key} is '{name}', and a {type(detector).__name__} that is run on an image as far as "
+            f"that returns no feature maps: {error} {known}"
+        ) from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    shapes = {
+        n: ShapeSpec(channels=x.shape[1], stride=round(first.side / x.shape[2]))
+        for n, x in maps.items()
+        if isinstance(x, torch.Tensor) and x.dim() == 4
+    }
+    return Measured(shapes, first.name)
+
+
+class _FirstInput:
+    """Which of a detector's modules is first given (N, C, H, W), and how large that is."""
+
+    def __init__(self, detector: nn.Module):
+        self.modules = {m: n for n, m in detector.named_modules()}
+        self.name: Optional[str] = None
+        self.side = 0
+
+    def __enter__(self) -> "_FirstInput":
+        self._handles = [m.register_forward_pre_hook(self._read) for m in self.modules]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _read(self, module: nn.Module, inputs: Any) -> None:
+        x = inputs[0] if inputs else None
+        if self.name is None and isinstance(x, torch.Tensor) and x.dim() == 4:
+            self.name, self.side = self.modules[module], x.shape[2]
+
+
+def _channels(detector: nn.Module) -> int:
+    mean = getattr(detector, "pixel_mean", None)
+    return mean.numel() if isinstance(mean, torch.Tensor) else 3
+
+
+def says_its_shapes(model: nn.Module, name: str) -> bool:
+    """Whether a module has an ``output_shape()`` with a stride for each map."""
+    module = feature_modules(model).get(name)
+    return module is not None and all(s.stride for s in module.output_shape().values())
+
+
+def output_shapes(model: nn.Module, name: str, key: str) -> Dict[str, ShapeSpec]:
+    """The shapes of a module's maps, by name: as it says, or measured."""
+    if says_its_shapes(model, name):
+        return model.get_submodule(name).output_shape()
+    return measure(model, name, key).shapes

@@ -1,0 +1,164 @@
+"""Toy detectors that imitate those of other projects, as teachers and as what is measured."""
+
+import pytest
+import torch
+from detectron2.structures import ImageList
+from torch import nn
+
+from skd import FrozenTeacher
+from skd.modeling.run_to import measure, output_shapes
+from tests.helpers import batch
+
+MEAN = torch.tensor([0.4, 0.45, 0.48]).view(3, 1, 1)
+
+
+def conv(width, stride=2, inputs=3):
+    return nn.Conv2d(inputs, width, 3, stride=stride, padding=1)
+
+
+class Neck(nn.Module):
+    """Of a list of maps a list of maps, as PAFPN has it; no output_shape()."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([conv(6, 1, 4), conv(6, 1, 8)])
+
+    def forward(self, maps):
+        return [layer(x) for layer, x in zip(self.convs, maps)]
+
+
+class Body(nn.Module):
+    """A backbone without strides or output_shape()."""
+
+    def __init__(self, inputs=3):
+        super().__init__()
+        self.stem, self.first, self.second = conv(4, 4, inputs), conv(4, 2, 4), conv(8, 2, 4)
+
+    def forward(self, x):
+        a = self.first(self.stem(x))
+        return [a, self.second(a)]
+
+
+class Head(nn.Module):
+    def forward(self, maps):
+        raise RuntimeError("more than what is needed was run")
+
+
+class YoloLike(nn.Module):
+    """Divides by 255 in its forward; its maps come from a neck outside the backbone."""
+
+    input_format = "BGR"
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("pixel_mean", MEAN, False)
+        self.register_buffer("pixel_std", torch.full((3, 1, 1), 0.25), False)
+        self.backbone, self.neck, self.head = Body(), Neck(), Head()
+
+    def prepare(self, inputs):
+        images = [(x["image"] / 255 - self.pixel_mean) / self.pixel_std for x in inputs]
+        return ImageList.from_tensors(images, 16).tensor
+
+    def forward(self, inputs):
+        return self.head(self.neck(self.backbone(self.prepare(inputs))))
+
+
+class Masked:
+    """Maps with a mask, as DETR's."""
+
+    def __init__(self, tensors, mask):
+        self.tensors, self.mask = tensors, mask
+
+
+class Joiner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = Body()
+
+    def forward(self, images):
+        maps = self.body(images.tensors)
+        return [Masked(x, images.mask) for x in maps], [x.mean() for x in maps]
+
+
+class DetrLike(nn.Module):
+    """No pixel_mean; the backbone is elsewhere, and returns a list of masked maps and positions."""
+
+    input_format = "RGB"
+
+    def __init__(self):
+        super().__init__()
+        self.detr = nn.Module()
+        self.detr.backbone, self.detr.transformer = Joiner(), Head()
+        self.normalizer = lambda x: x / 255 - MEAN
+
+    def prepare(self, inputs):
+        return ImageList.from_tensors([self.normalizer(x["image"]) for x in inputs]).tensor
+
+    def forward(self, inputs):
+        maps, _ = self.detr.backbone(Masked(self.prepare(inputs), None))
+        return self.detr.transformer(maps)
+
+
+def teacher_of(model, features, **kwargs):
+    return FrozenTeacher(model=model, weights=None, features=features, **kwargs)
+
+
+def test_the_input_is_the_detectors_own():
+    """Equal to what the detector computes, at any place in it, and nothing behind that runs."""
+    model, inputs = YoloLike().eval(), batch()
+    with torch.no_grad():
+        maps = model.backbone(model.prepare(inputs))
+        expected = {
+            "backbone": maps,
+            "neck": model.neck(maps),
+            "neck.convs.1": [model.neck(maps)[1]],
+        }
+    for features, maps in expected.items():
+        teacher = teacher_of(model, features)
+        ours = teacher(inputs, "BGR")
+        assert list(ours) == [str(i) for i in range(len(maps))]
+        assert all(torch.allclose(ours[str(i)], x) for i, x in enumerate(maps))
+    assert teacher_of(model, "neck").output_shape()["1"].stride == 16
+
+
+def test_a_backbone_elsewhere_with_masked_maps():
+    model = DetrLike().eval()
+    teacher = teacher_of(model, "detr.backbone")
+    assert [(s.stride, s.channels) for s in teacher.output_shape().values()] == [(8, 4), (16, 8)]
+    flipped = [{"image": x["image"].flip(0)} for x in batch()]
+    with torch.no_grad():
+        expected = model.detr.backbone.body(model.prepare(flipped))
+    assert torch.allclose(teacher(batch(), "BGR")["1"], expected[1])
+    lower = teacher_of(DetrLike(), "detr.backbone", precision="bf16")(batch(), "BGR")
+    assert lower["0"].dtype == torch.bfloat16
+
+
+def test_measuring_leaves_no_trace():
+    model = YoloLike()
+    model.backbone.norm = nn.BatchNorm2d(3)
+    model.neck.eval()
+    modes = [m.training for m in model.modules()]
+    state = torch.get_rng_state()
+    shapes = output_shapes(model, "neck", "FEATURES")
+    assert {n: (s.stride, s.channels) for n, s in shapes.items()} == {"0": (8, 6), "1": (16, 6)}
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert measure(model, "neck", "").entry == "backbone"
+
+
+@pytest.mark.parametrize("name", ["nothing", "head", "backbone.unused"])
+def test_what_returns_no_maps_is_refused(name):
+    model = YoloLike()
+    model.backbone.unused = conv(3)
+    with pytest.raises(ValueError, match=f"teacher's features is '{name}'"):
+        teacher_of(model, name)
+
+
+def test_images_of_other_channels():
+    """A detector of four channels is measured with four."""
+    model = YoloLike()
+    model.backbone = Body(4)
+    model.pixel_mean, model.pixel_std = torch.zeros(4, 1, 1), torch.ones(4, 1, 1)
+    images = [{"image": torch.rand(4, 64, 64)}]
+    assert teacher_of(model, "neck")(images, "BGR")["0"].shape == (1, 6, 8, 8)
