@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import ImageList
+from omegaconf import OmegaConf
 from torch import nn
 
-from skd import FrozenTeacher
+from skd import FrozenTeacher, distill, student_config
 from skd.modeling.run_to import measure, output_shapes
-from tests.helpers import batch
+from tests.helpers import batch, tiny_config
 
 MEAN = torch.tensor([0.4, 0.45, 0.48]).view(3, 1, 1)
 
@@ -161,4 +163,25 @@ def test_images_of_other_channels():
     model.backbone = Body(4)
     model.pixel_mean, model.pixel_std = torch.zeros(4, 1, 1), torch.ones(4, 1, 1)
     images = [{"image": torch.rand(4, 64, 64)}]
-    assert teacher_of(model, "neck")(images, "BGR")["0"].shape == (1, 6, 8, 8)
+    teacher = teacher_of(model, "neck")
+    assert teacher(images, "BGR")["0"].shape == (1, 6, 8, 8)
+    with pytest.raises(ValueError, match="4 channels in the format 'RGB', the teacher's"):
+        teacher(images, "RGB")
+
+
+def test_grey_images():
+    cfg = tiny_config("faster_rcnn", MODEL__PIXEL_MEAN=[100.0], MODEL__PIXEL_STD=[50.0])
+    cfg.INPUT.FORMAT = "L"
+    teacher = teacher_of(build_model(student_config(cfg)), "backbone", input_format="L")
+    images = [{"image": torch.randint(0, 256, (1, 64, 64), dtype=torch.uint8)}]
+    assert "p2" in teacher(images, "L")
+    with pytest.raises(ValueError, match="format 'BGR', the teacher's have 'L'"):
+        teacher(images, "BGR")
+
+
+@pytest.mark.parametrize("name", ["image_format", "img_format"])
+def test_the_format_is_found_where_projects_keep_it(name):
+    mapper = {name: "RGB"}
+    cfg = OmegaConf.create({"model": {}, "dataloader": {"train": {"mapper": mapper}}})
+    distill(cfg, "teacher.yaml")
+    assert cfg.model.input_format == "RGB"

@@ -89,7 +89,8 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.TEACHER.OPTS = []
     # Other projects whose packages the teacher alone needs; see MODEL.STUDENT.PROJECTS.
     cfg.MODEL.TEACHER.PROJECTS = []
-    # Like STUDENT.FEATURES; a module of the teacher's backbone, because nothing else of it runs.
+    # Like STUDENT.FEATURES: any of its modules that returns a map, or a list or dict of maps. What
+    # comes behind it does not run.
     cfg.MODEL.TEACHER.FEATURES = "backbone"
     # What makes its forward cheaper; docs/performance.md has the measurements.
     # Numbers it computes in: "fp32", "bf16" or "fp16". The losses are computed in fp32 anyway.

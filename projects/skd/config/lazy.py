@@ -2,7 +2,7 @@
 
 import copy
 import os
-from typing import Any, Dict, Sequence, Set
+from typing import Any, Dict, Optional, Sequence, Set
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
@@ -15,6 +15,15 @@ from .safe_yaml import UnsafeConfigError, read_yaml
 # SOLVER_KEYS of a YAML config, below ``train``
 TRAIN_KEYS = ("accumulate", "skip_non_finite", "expected_results", "vis_period")
 
+
+# Detectron2's mapper; detrex's; what models and other projects call it
+FORMAT_KEYS = (
+    "dataloader.train.mapper.image_format",
+    "dataloader.train.mapper.img_format",
+    "dataloader.train.mapper.input_format",
+    "model.input_format",
+    "dataloader.train.mapper.cfg.INPUT.FORMAT",
+)
 
 _allowed: Set[str] = set()  # files the user has named
 
@@ -112,6 +121,15 @@ def check_teacher(cfg: DictConfig) -> None:
         )
 
 
+def image_format(cfg: DictConfig) -> Optional[str]:
+    """The color order of the training images, wherever projects keep it; None if it is unknown."""
+    for key in FORMAT_KEYS:
+        found = OmegaConf.select(cfg, key)
+        if found:
+            return found
+    return None
+
+
 def distil(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
     """
     Turn a plain LazyConfig into one that distils, in place: what ``--teacher`` does.
@@ -131,7 +149,7 @@ def distil(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[s
         ),
         distiller=L("skd.StructuredDistiller")(reduction="mean"),
         balance=L("skd.GradientBalance")(max_iter=max_iter),
-        input_format=OmegaConf.select(cfg, "dataloader.train.mapper.image_format"),
+        input_format=image_format(cfg),
     )
 
 

@@ -4,7 +4,6 @@ from typing import Any, Dict, List, Sequence
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
-from omegaconf import OmegaConf
 
 from ..config import Config, is_lazy_file, lazy, projects, student_config, yaml
 from .load import check_exists, load_in_full
@@ -43,9 +42,7 @@ def detector_args(
             input_format = cfg.INPUT.FORMAT
         else:
             model = instantiate(cfg.model)
-            input_format = getattr(model, "input_format", None) or OmegaConf.select(
-                cfg, "dataloader.train.mapper.image_format"
-            )
+            input_format = getattr(model, "input_format", None) or lazy.image_format(cfg)
     except ImportError as error:
         raise ImportError(
             f"The teacher '{config_file}' needs what is not installed here: {error}"

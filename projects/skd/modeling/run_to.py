@@ -99,7 +99,8 @@ def measure(detector: nn.Module, name: str, key: str) -> Measured:
     first = _FirstInput(detector)
     device = next(iter(detector.parameters()), torch.zeros(())).device
     training = {m: m.training for m in detector.modules()}
-    image = torch.full((_channels(detector), SIDE, SIDE), 128, dtype=torch.uint8, device=device)
+    size = (image_channels(detector), SIDE, SIDE)
+    image = torch.full(size, 128, dtype=torch.uint8, device=device)
     try:
         detector.eval()
         with torch.random.fork_rng(devices=[]), torch.no_grad(), first:
@@ -142,7 +143,7 @@ class _FirstInput:
             self.name, self.side = self.modules[module], x.shape[2]
 
 
-def _channels(detector: nn.Module) -> int:
+def image_channels(detector: nn.Module) -> int:
     mean = getattr(detector, "pixel_mean", None)
     return mean.numel() if isinstance(mean, torch.Tensor) else 3
 

@@ -23,7 +23,7 @@ from .features import (
 )
 from .inherit import State, components
 from .load import load_in_full
-from .run_to import has_forward, measure, run_to, says_its_shapes
+from .run_to import has_forward, image_channels, measure, run_to, says_its_shapes
 from .teacher_speed import PRECISIONS, fold_batch_norm
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ class FrozenTeacher(nn.Module):
                 its own forward, as far as what is tapped, so that it sees images as it always does.
             weights: its checkpoint, path or URL. Must match ``model`` in full. None for a model
                 that has its weights.
-            input_format: color order the detector was trained with, "BGR" or "RGB"; by default
-                ``model.input_format``.
+            input_format: color order the detector was trained with, "BGR" or "RGB", or a name for
+                images of other channels ("L"); by default ``model.input_format``.
             features: the module of ``model`` to read feature maps from.
             random_weights: keep the model untrained; ``weights`` must be empty.
             precision, fold_bn, channels_last, compile, side_stream: see ``MODEL.TEACHER``.
@@ -79,9 +79,10 @@ class FrozenTeacher(nn.Module):
         elif weights is not None:
             load_in_full(model, weights)
         self.input_format = input_format or getattr(model, "input_format", None)
-        if self.input_format not in ("BGR", "RGB"):
+        if not isinstance(self.input_format, str) or not self.input_format:
             raise ValueError(
-                f"The teacher's input_format is {self.input_format!r}; it must be 'BGR' or 'RGB'."
+                f"The teacher's input_format is {self.input_format!r}; it must be 'BGR' or 'RGB', "
+                "or for images without colors the name that the student has for it too."
             )
         self.weights = weights
         self._features_key = called("MODEL.TEACHER.FEATURES")  # for errors of later steps
@@ -121,7 +122,8 @@ class FrozenTeacher(nn.Module):
         self._run: Optional[Callable] = None
         self._stream: Optional["torch.cuda.Stream"] = None
         if not self._entry:
-            self._prepare([torch.zeros(3, 32, 32, dtype=torch.uint8)])  # or an error now
+            channels = image_channels(model)
+            self._prepare([torch.zeros(channels, 32, 32, dtype=torch.uint8)])  # or an error now
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
@@ -226,6 +228,7 @@ class FrozenTeacher(nn.Module):
         images = [x["image"] for x in batched_inputs]
         if image_format != self.input_format:
             # before the mean is subtracted: it is in the order of the teacher's channels
+            self._check_format(image_format, images)
             images = [x.flip(0) for x in images]
         device = self._device()
         if not self.side_stream or device.type != "cuda":
@@ -245,6 +248,18 @@ class FrozenTeacher(nn.Module):
             return tapped
 
         return wait
+
+    def _check_format(self, image_format: str, images: List[torch.Tensor]) -> None:
+        """Colors can be reordered; anything else has to be the same for both networks."""
+        colors = {image_format, self.input_format} == {"BGR", "RGB"}
+        channels = {x.shape[0] for x in images}
+        if not colors or channels != {3}:
+            raise ValueError(
+                f"The student's images have {'/'.join(map(str, channels))} channels in the format "
+                f"'{image_format}', the teacher's have '{self.input_format}': only BGR and RGB of "
+                "three channels can be turned into each other. Give a teacher that was trained "
+                "with the student's kind of images, and both the same INPUT.FORMAT."
+            )
 
     @torch.no_grad()
     def _tap(self, images: List[torch.Tensor]) -> Tapped:
