@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import logging  # noqa: E402
 
 import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import get_cfg  # noqa: E402
@@ -23,6 +24,18 @@ from skd.config import merge_file  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHAPES_BASE = os.path.join(ROOT, "configs", "shapes", "Base-Shapes-Mask-RCNN.yaml")
+
+# for tests that run on either; those on a GPU are marked "gpu"
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ],
+    ),
+]
 
 torch.set_num_threads(1)
 logging.getLogger("detectron2").setLevel(logging.WARNING)

@@ -15,14 +15,14 @@ from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.defaults import default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
 
-from skd import student_config
+from skd import distill, student_config
 from skd.engine import SKDTrainer, describe, evaluate
 from skd.engine.lazy_run import KEYS as LAZY_KEYS
 from skd.engine.lazy_run import _build_test_loader
 from skd.engine.run import check
 from skd.runtime.loader import DataError, build_train_loader
 from tests.engine.test_train_net import LAZY
-from tests.helpers import distilling, environment, tiny_config
+from tests.helpers import DEVICES, distilling, environment, tiny_config
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -94,6 +94,22 @@ def lazy_config(tmp_path, *options):
     path.write_text(LAZY.replace("skd_shapes", "tiny"))
     output = f"train.output_dir={tmp_path / 'lazy'}"
     return LazyConfig.apply_overrides(LazyConfig.load(str(path)), [output, *options])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_lazy_distillation_resumes_and_in_bf16_on_a_gpu(device, teacher_files, shapes, tmp_path):
+    mixed = ["train.amp.enabled=True", "+train.amp.precision=bf16"] if device == "cuda" else []
+    cfg = lazy_config(tmp_path, f"train.device={device}", "train.max_iter=2", *mixed)
+    distill(cfg, *teacher_files)
+    del cfg.dataloader["evaluator"]
+    SKDTrainer(cfg).train()
+    cfg.train.max_iter, cfg.model.every = 4, 2
+    trainer = SKDTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 2
+    trainer.train()
+    assert all(x.isfinite().all() for x in trainer.model.parameters())
+    assert torch.load(tmp_path / "lazy" / "model_final.pth")["iteration"] == 3
 
 
 def test_both_forms_have_the_same_hooks_and_return_the_results(shapes, tmp_path):

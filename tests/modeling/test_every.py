@@ -11,7 +11,7 @@ from skd import student_config
 from skd.distillers import GradientBalance
 from skd.engine import SKDTrainer
 from skd.runtime.step import build_trainer
-from tests.helpers import batch, distilling, tiny_config
+from tests.helpers import DEVICES, batch, distilling, tiny_config
 
 
 @pytest.fixture
@@ -127,14 +127,9 @@ def test_a_run_that_resumes_between_goes_on_in_phase(teacher_files, shapes, tmp_
     assert all(torch.equal(resumed[k], v) for k, v in expected.items())
 
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_data_parallel_training_looks_for_no_unused_parameters(build, device, tmp_path):
     """Over NCCL on a GPU; one process is enough for its reducer to complain."""
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     expected = [step(build(2, balance=True).to(device), i)[1] for i in (0, 1, 2)]
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo", rank=0, world_size=1,

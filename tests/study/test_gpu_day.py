@@ -1,5 +1,6 @@
 """tools/gpu_day.py without a GPU, and the tables that make results makes of what it writes."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import time
 import pytest
 import torch
 
-from skd.study.gpu_day import BENCH, TESTS, TESTS_SECONDS, Part, run_parts
+from skd.study.gpu_day import BENCH, TESTS, TESTS_SECONDS, Part, gpu_day, run_parts
 from skd.study.results import fill
 from tests.helpers import ROOT, environment, read
 
@@ -65,11 +66,10 @@ def test_the_parts_fit_nine_minutes_but_for_what_waits_for_time():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "tools/gpu_day.py", "--output", tmp_path / "out"],
-        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 2 and "finds no GPU" in done.stderr
+    args = argparse.Namespace(dry_run=False, output=str(tmp_path / "out"), only=[], minutes=9)
+    with pytest.raises(ValueError, match="finds no GPU"):
+        gpu_day(args, ROOT)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_documents_hold_what_the_results_say():

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def _part(name: str, args: argparse.Namespace, root: str) -> Part:
 
 
 def _tests(args: argparse.Namespace, root: str) -> Part:
-    """Files with a test marked ``gpu``: others may import what a bare machine lacks."""
+    """Files with tests marked ``gpu``: others may import what a bare machine lacks."""
     if importlib.util.find_spec("pytest") is None:
         no_tests = [sys.executable, "-c", "raise SystemExit('pytest is not installed')"]
         return Part(TESTS, TESTS_SECONDS, no_tests, "")
@@ -93,7 +94,7 @@ def _files_with_gpu_tests(root: str) -> List[str]:
             path = os.path.join(folder, name)
             if name.startswith("test_") and name.endswith(".py"):
                 with open(path) as f:
-                    found += [path] if "pytest.mark.gpu" in f.read() else []
+                    found += [path] if re.search(r"mark\.gpu|DEVICES", f.read()) else []
     return sorted(found)
 
 

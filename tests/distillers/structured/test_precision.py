@@ -85,6 +85,26 @@ def test_the_error_of_tf32_is_bounded(term):
     assert all(own < 1.5 * other for own, other in zip(of_fused, of_plain))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tf32", [True, False])
+@pytest.mark.parametrize("term", ["non_local", "masked_feature"])
+def test_the_error_on_a_gpu_is_bounded(term, tf32, monkeypatch):
+    """With TF32 where the GPU has it, and without; against float64."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    torch.manual_seed(0)
+    net = level(64, 64, non_local_width={4: 16})
+    for parameter in net.parameters():
+        parameter.data.div_(parameter[0].numel() ** 0.5 * 0.5)
+    student, teacher = (torch.randn(2, 64, 24, 32).double() for _ in range(2))
+    expected = results(net, getattr(net, term), student, teacher)
+    net.float().cuda()
+    value, grads = results(net, getattr(net, term), student.float().cuda(), teacher.float().cuda())
+    found = errors((value, {n: g.cpu() for n, g in grads.items()}), expected)
+    bounds = (1e-4, 1e-2, 3e-2) if tf32 else (1e-5, 1e-4, 1e-3)
+    assert all(error < bound for error, bound in zip(found, bounds)), found
+
+
 def switches():
     matmul = torch.backends.cuda.matmul
     return (
