@@ -10,7 +10,7 @@ META_ARCHITECTURE = "DistillRCNN"
 # the nodes below MODEL of which the student knows nothing
 NODES = ("STUDENT", "TEACHER", "DISTILLER")
 # what SKDTrainer knows beyond DefaultTrainer, and when it does as DefaultTrainer
-SOLVER_KEYS = {"ACCUMULATE": 1, "SKIP_NON_FINITE": 0}
+SOLVER_KEYS = {"ACCUMULATE": 1, "SKIP_NON_FINITE": 0, "BEST_METRIC": ""}
 
 
 # a key that the node has here, and in other projects' configs has not
@@ -114,6 +114,10 @@ def add_skd_config(cfg: CN) -> None:
     # Leave out up to so many batches whose loss is not finite, instead of stopping at the first.
     # Done by SKDTrainer too.
     cfg.SOLVER.SKIP_NON_FINITE = 0
+    # Also keep the checkpoint that is best by this result of the evaluations, e.g. "bbox/AP" or
+    # "segm/AP", as model_best.pth. Chosen on DATASETS.TEST, so report its result on other images.
+    # Done by SKDTrainer too.
+    cfg.SOLVER.BEST_METRIC = ""
 
     # -------------------------------------------------------------------------- the distiller
     # Declared where the methods are: skd/distillers/build.py and Settings in each method's file.

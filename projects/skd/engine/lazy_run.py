@@ -29,6 +29,7 @@ KEYS = {
     "checkpoint_period": "train.checkpointer.period",
     "accumulate": "train.accumulate",
     "skip_non_finite": "train.skip_non_finite",
+    "best_metric": "train.best_metric",
     "amp": "train.amp.enabled",
     "eval_period": "train.eval_period",
     "vis_period": "train.vis_period",
@@ -42,6 +43,7 @@ TRAIN = {
     "output_dir", "init_checkpoint", "max_iter", "amp", "ddp", "checkpointer", "eval_period",
     "log_period", "device", "seed", "cudnn_benchmark", "accumulate", "skip_non_finite",
     "zero_grad_before_forward", "async_write_metrics", "expected_results", "vis_period",
+    "best_metric",
 }  # fmt: skip
 
 
@@ -81,6 +83,7 @@ def lazy_run(cfg: DictConfig) -> Run:
         num_workers=OmegaConf.select(cfg, KEYS["num_workers"]),
         accumulate=train.get("accumulate", 1),
         skip_non_finite=train.get("skip_non_finite", 0),
+        best_metric=train.get("best_metric", ""),
         log_period=train.log_period,
         vis_period=train.get("vis_period", 0),
         amp=_precision(train.amp),

@@ -34,6 +34,7 @@ class Run:
         vis_period: iterations from one picture of attention to the next; 0 for none.
         amp: what mixed precision computes in; None for none.
         accumulate, skip_non_finite: see ``SOLVER.ACCUMULATE``, ``SOLVER.SKIP_NON_FINITE``.
+        best_metric: see ``SOLVER.BEST_METRIC``.
         checkpointer: arguments of Detectron2's ``PeriodicCheckpointer``.
         ddp: arguments of ``create_ddp_model``.
         expected: results to compare the evaluation's with; see ``TEST.EXPECTED_RESULTS``.
@@ -63,6 +64,7 @@ class Run:
     num_workers: Optional[int] = None
     accumulate: int = 1
     skip_non_finite: int = 0
+    best_metric: str = ""
     log_period: int = 20
     vis_period: int = 0
     amp: Optional[torch.dtype] = None
@@ -88,6 +90,7 @@ def check(run: Run, training: bool = True) -> None:
     """
     if training:
         _check_numbers(run)
+        _check_best_metric(run)
         _check_datasets(run.keys["train_sets"], run.train_sets)
     _check_datasets(run.keys["test_sets"], run.test_sets)
     _check_device(run)
@@ -118,6 +121,14 @@ def _check_datasets(key: str, names: Optional[List[str]]) -> None:
             f"{key} names {', '.join(map(repr, unknown))}, which nobody has registered; give "
             "--register-coco NAME JSON IMAGES for data in COCO's format."
         )
+
+
+def _check_best_metric(run: Run) -> None:
+    key, metric = run.keys["best_metric"], run.best_metric
+    if metric and (not isinstance(metric, str) or metric.count("/") != 1):
+        raise ValueError(f"{key} is {metric!r}; it must be TASK/RESULT, e.g. 'bbox/AP', or empty.")
+    if metric and run.test_sets is not None and not run.test_sets:
+        raise ValueError(f"{key} is {metric!r}, and {run.keys['test_sets']} is empty.")
 
 
 def _check_numbers(run: Run) -> None:

@@ -26,6 +26,7 @@ from ..runtime.preemption import PreemptionHook
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
 from ..runtime.run_folder import RunFolder
 from ..runtime.step import build_trainer
+from .best import BestCheckpointer
 from .lazy_run import lazy_run
 from .pictures import AttentionPictures
 from .readout import DistillationLog
@@ -92,8 +93,15 @@ class SKDTrainer(DefaultTrainer):
             saving,
             hooks.EvalHook(run.eval_period, lambda: self._keep(run.evaluate(self.model))),
             augmented,
+            self._best_checkpointer() if main else None,
             writing,
         ]
+
+    def _best_checkpointer(self) -> Optional[HookBase]:
+        run = self.run
+        if not run.best_metric:
+            return None
+        return BestCheckpointer(run.eval_period, self.checkpointer, run.best_metric)
 
     def _readouts(self) -> List[HookBase]:
         """What is shown of a distillation; nothing in other trainings."""

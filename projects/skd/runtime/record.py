@@ -186,6 +186,7 @@ _WITHOUT_EFFECT = (
     "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
     "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATALOADER.NUM_WORKERS", "MODEL.WEIGHTS",
     "MODEL.DEVICE", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.SKIP_NON_FINITE",
+    "SOLVER.BEST_METRIC", "train.best_metric",
     "train.output_dir", "train.init_checkpoint", "train.max_iter", "train.device",
     "train.checkpointer", "train.eval_period", "train.log_period", "train.skip_non_finite",
     "dataloader.test", "dataloader.evaluator", "dataloader.train.num_workers",
