@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import build_detection_train_loader
-from detectron2.data.samplers import RandomSubsetTrainingSampler
+from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
@@ -46,8 +46,6 @@ def loader(workers=0, seed=5, batch=4, grouping=True, records=RECORDS):
 
 
 def test_batches_are_detectron2s_and_do_not_depend_on_workers():
-    from detectron2.data.samplers import TrainingSampler
-
     ours = take(loader(), 9)
     stock = build_detection_train_loader(
         RECORDS, mapper=noisy, total_batch_size=4, sampler=TrainingSampler(len(RECORDS), seed=5)
@@ -66,6 +64,25 @@ def test_it_goes_on_where_it_was(workers, grouping):
     rest = loader(workers, seed=77, grouping=grouping)
     rest.resume(5, 4 * 6)
     assert take(rest, 4) == whole[6:]
+
+
+def test_no_more_images_wait_than_detectron2s_loader_keeps():
+    """Two for each worker, whatever the size of the batch."""
+    drawn = []
+
+    class Counting(TrainingSampler):
+        def __iter__(self):
+            for index in super().__iter__():
+                drawn.append(index)
+                yield index
+
+    ours = build_train_loader(
+        RECORDS, mapper=noisy, total_batch_size=8, num_workers=2, seed=5,
+        sampler=Counting(len(RECORDS)), aspect_ratio_grouping=False,
+    )  # fmt: skip
+    take(ours, 1)
+    # places are drawn a batch at a time, images are made one by one
+    assert len(drawn) <= 8 + max(2 * 2, 8)
 
 
 def test_another_seed_is_another_order_and_the_random_state_is_left_alone():

@@ -135,9 +135,16 @@ class TrainLoader:
         images_per_batch: over all processes.
     """
 
-    def __init__(self, dataset: MappedDataset, batches: GroupedBatches, images: int, **kwargs):
+    def __init__(
+        self,
+        dataset: MappedDataset,
+        batches: GroupedBatches,
+        images: int,
+        collate: Callable[[List[Any]], Any],
+        **kwargs: Any,
+    ):
         self.dataset, self.batches, self.images_per_batch = dataset, batches, images
-        self.kwargs = kwargs
+        self.collate, self.kwargs = collate, kwargs
 
     @property
     def seed(self) -> int:
@@ -155,14 +162,38 @@ class TrainLoader:
         _seed_sampler(self.batches.sampler, seed)
         self.batches.skip = images // self.images_per_batch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
+        """
+        As in Detectron2, workers make images, and batches are put together here: no more of them
+        wait in memory than there.
+        """
         generator = torch.Generator()  # or the loader draws from the global one
         generator.manual_seed(self.seed)
-        batches = iter(
-            DataLoader(self.dataset, batch_sampler=self.batches, generator=generator, **self.kwargs)
+        images = iter(
+            DataLoader(
+                self.dataset, batch_size=None, sampler=_Places(self.batches), generator=generator,
+                collate_fn=_as_they_are, **self.kwargs,
+            )  # fmt: skip
         )
-        _end_workers_at_exit(batches)
-        return batches
+        _end_workers_at_exit(images)
+        return self._gather(images)
+
+    def _gather(self, images: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            batch = list(itertools.islice(images, self.batches.batch_size))
+            if len(batch) < self.batches.batch_size:
+                return
+            yield self.collate(batch)
+
+
+class _Places(Sampler):
+    """The places of the batches, one after the other."""
+
+    def __init__(self, batches: GroupedBatches):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Place]:
+        return itertools.chain.from_iterable(self.batches)
 
 
 def _end_workers_at_exit(batches: Any) -> None:
@@ -235,8 +266,8 @@ def build_train_loader(
         MappedDataset(dataset, mapper, seed),
         GroupedBatches(sampler, total_batch_size // world, groups),
         total_batch_size,
+        collate_fn or _as_they_are,
         num_workers=num_workers,
-        collate_fn=collate_fn or _as_they_are,
         **kwargs,
     )
 
@@ -276,5 +307,5 @@ def _init_worker(then: Optional[Callable], worker: int) -> None:
         then(worker)
 
 
-def _as_they_are(batch: List[Any]) -> List[Any]:
-    return batch
+def _as_they_are(x: Any) -> Any:
+    return x
