@@ -4,7 +4,8 @@ from .config import add_skd_config, distill, student_config, use_project
 from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, GradientBalance, StructuredDistiller
 from .engine.distilling import distilling
-from .modeling.meta_arch import DistillRCNN, student_of
+from .modeling.meta_arch import DistillRCNN
+from .modeling.student_class import detach, student_of
 from .modeling.teacher import FrozenTeacher, build_teacher
 from .modeling.timm_backbone import TimmBackbone
 
@@ -20,6 +21,7 @@ __all__ = [
     "TimmBackbone",
     "add_skd_config",
     "build_teacher",
+    "detach",
     "distill",
     "distilling",
     "register_coco",

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 
 from skd import add_skd_config, distill, student_config
 from skd.config import is_distilling, is_lazy_file
+from skd.modeling.distillation import pairs_of
 from skd.modeling.model_zoo import find_config, zoo_names
 from tests.helpers import ROOT, read_config, tiny_config
 
@@ -31,7 +32,7 @@ def test_every_coco_leaf_builds(path):
         levels = ["p3", "p4", "p5", "p6", "p7"]
     elif "_C4_" in path or "_DC5_" in path:
         levels = ["res4" if "_C4_" in path else "res5"]
-    assert list(model.pairs) == levels
+    assert list(pairs_of(model)) == levels
     assert cfg.SOLVER.MAX_ITER == (180000 if path.endswith("_2x.yaml") else 90000)
     preset = "one_stage" if "retinanet" in path else "two_stage"
     assert model.distiller.preset == preset

@@ -231,13 +231,13 @@ def test_a_checkpoint_brings_the_norms_back():
 @pytest.mark.parametrize(
     "settings,words",
     [
-        ({"share": -1.0}, r"BALANCE.SHARE is -1.0; it must be a number, 0 or above"),
-        ({"share": True}, "BALANCE.SHARE is True"),
-        ({"shares": [("pkd", "x")]}, "BALANCE.SHARES is .* a list of .name, number"),
-        ({"period": 0}, "BALANCE.PERIOD is 0; it must be a whole number above 0"),
-        ({"momentum": 1.0}, "BALANCE.MOMENTUM is 1.0"),
-        ({"decay": "exp"}, "BALANCE.DECAY is 'exp'"),
-        ({"decay": "linear", "warmup": 9, "max_iter": 9}, "end before WARMUP and RAMP"),
+        ({"share": -1.0}, r"GradientBalance's share is -1.0; it must be a number, 0 or above"),
+        ({"share": True}, "GradientBalance's share is True"),
+        ({"shares": [("pkd", "x")]}, "GradientBalance's shares is .* a list of .name, number"),
+        ({"period": 0}, "GradientBalance's period is 0; it must be a whole number above 0"),
+        ({"momentum": 1.0}, "GradientBalance's momentum is 1.0"),
+        ({"decay": "exp"}, "GradientBalance's decay is 'exp'"),
+        ({"decay": "linear", "warmup": 9, "max_iter": 9}, "end before warm-up and ramp"),
     ],
 )
 def test_wrong_settings_are_named(settings, words):
@@ -247,7 +247,7 @@ def test_wrong_settings_are_named(settings, words):
 
 def test_unknown_terms_are_named():
     maps, teacher, boxes = inputs()
-    with pytest.raises(ValueError, match=r"SHARES names \['at'\], but the terms are \['pkd'\]"):
+    with pytest.raises(ValueError, match=r"shares names \['at'\], but the terms are \['pkd'\]"):
         run(GradientBalance(shares={"at": 1.0}), make("PKD"), maps, teacher, boxes)
 
 

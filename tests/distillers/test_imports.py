@@ -14,10 +14,10 @@ FILES = [
     for name in names
     if name.endswith(".py")
 ]
-# of Detectron2: the config, shapes and registries, boxes and anchors
+# of Detectron2: the config, shapes and registries, boxes
 ALLOWED = {
     "detectron2.config", "detectron2.layers", "detectron2.utils.registry", "detectron2.structures",
-    "detectron2.modeling.anchor_generator", "detectron2.modeling.poolers",
+    "detectron2.modeling.poolers",
 }  # fmt: skip
 
 

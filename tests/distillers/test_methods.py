@@ -3,9 +3,11 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.utils.events import EventStorage
 
 from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, build_distiller
+from skd.distillers.boxes import make_anchors
 from tests.helpers import batch, distilling, tiny_config
 
 from . import reference_methods as reference
@@ -242,8 +244,8 @@ def test_a_bad_setting_names_its_key(key, value, expected):
 def test_images_without_boxes_are_an_error(teacher_files):
     cfg = distilling(tiny_config(), teacher_files, MODEL__DISTILLER__NAME="FGD")
     model = build_model(cfg)
-    with pytest.raises(ValueError, match="FGD .* needs the objects' upright boxes"):
-        model._object_boxes([{"image": torch.zeros(3, 8, 8)}])
+    with pytest.raises(ValueError, match="FGD, .* needs the objects' upright boxes"):
+        model.train()([{"image": torch.zeros(3, 8, 8)}])
 
 
 def test_review_needs_one_width():
@@ -315,3 +317,16 @@ def test_what_levels_share_is_not_kept(name):
     with pytest.raises(KeyError):  # nor after a step that failed halfway
         distiller(maps()[0], {"p4": maps()[1]["p4"]}, boxes_for(distiller))
     assert vars(distiller) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_anchors_are_detectron2_s(dtype):
+    ratios = [0.5, 1.0, 2.0]
+    theirs = DefaultAnchorGenerator(sizes=[[20.0]], aspect_ratios=[ratios], strides=[8])
+    x = torch.zeros(1, 2, 3, 5, dtype=dtype)
+    (expected,) = theirs([x])
+    ours = make_anchors(x, 8, 20.0, ratios)
+    assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    if dtype != torch.float64:
+        assert torch.equal(ours, expected.tensor)
+    torch.testing.assert_close(ours.float(), expected.tensor)

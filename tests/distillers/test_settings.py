@@ -10,7 +10,9 @@ from detectron2.layers import ShapeSpec
 from skd import add_skd_config
 from skd.distillers import (
     DISTILLER_REGISTRY,
+    CombinedDistiller,
     Distiller,
+    GradientBalance,
     Settings,
     StructuredDistiller,
     build_balance,
@@ -50,7 +52,6 @@ def test_configs_of_earlier_commits_load(cfg, node):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_config_s_defaults_are_the_arguments(cfg, name):
     method = DISTILLER_REGISTRY.get(name)
-    cfg.MODEL.DISTILLER.BALANCE.ENABLED = False  # which chooses a reduction
     from_config, from_arguments = method(cfg).settings, method().settings
     for f in fields(from_arguments):
         value = getattr(from_config, f.name)
@@ -76,8 +77,12 @@ def test_every_key_reaches_its_setting(cfg, name):
 
 
 def test_an_unknown_argument_is_an_error():
-    with pytest.raises(TypeError, match="CWD.Settings.* 'weigth'"):
+    with pytest.raises(TypeError, match="CWD has no setting 'weigth'; do you mean 'weight'"):
         DISTILLER_REGISTRY.get("CWD")(weigth=1.0)
+    with pytest.raises(TypeError, match="has no setting 'x'; it has weight, temperature"):
+        DISTILLER_REGISTRY.get("CWD")(x=1.0)
+    with pytest.raises(TypeError, match="GradientBalance has no setting 'shar'.*'share'"):
+        GradientBalance(shar=1.0)
 
 
 def test_arguments_go_over_the_config(cfg):
@@ -130,8 +135,20 @@ def test_published_weights_are_not_balanced(cfg, enabled, preset, balanced):
     cfg.MODEL.DISTILLER.BALANCE.ENABLED = enabled
     cfg.MODEL.DISTILLER.STRUCTURED.PRESET = preset
     assert (build_balance(cfg) is not None) == balanced
-    reduction = StructuredDistiller(cfg).settings.reduction
-    assert reduction == ("mean" if balanced else None)
+    distiller = StructuredDistiller(cfg)
+    assert enabled is not None or distiller.has_published_weights != balanced  # so Python's "auto"
+    shape = ShapeSpec(channels=4, stride=8)
+    distiller.bind_once({"p3": (shape, shape)}, build_balance(cfg))
+    assert distiller.settings.reduction == ("mean" if balanced else "sum")
+
+
+def test_a_distiller_has_one_student():
+    distiller = CombinedDistiller({"StructuredDistiller": (StructuredDistiller(), 1.0)})
+    shape = ShapeSpec(channels=4, stride=8)
+    distiller.bind_once({"p3": (shape, shape)}, GradientBalance())
+    assert distiller.methods["StructuredDistiller"].settings.reduction == "mean"
+    with pytest.raises(ValueError, match="CombinedDistiller is another model's distiller"):
+        distiller.bind_once({"p3": (shape, shape)})
 
 
 def test_balance_s_settings_are_checked():
@@ -139,6 +156,12 @@ def test_balance_s_settings_are_checked():
     add_skd_config(cfg)
     cfg.MODEL.DISTILLER.BALANCE.PERIOD = 0
     with pytest.raises(ValueError, match="MODEL.DISTILLER.BALANCE.PERIOD is 0"):
+        build_balance(cfg)
+    with pytest.raises(ValueError, match="GradientBalance's period is 0"):
+        GradientBalance(period=0)
+    cfg.MODEL.DISTILLER.BALANCE.PERIOD, cfg.MODEL.DISTILLER.BALANCE.DECAY = 1, "linear"
+    cfg.SOLVER.MAX_ITER = 0
+    with pytest.raises(ValueError, match="MODEL.DISTILLER.BALANCE.DECAY is 'linear'"):
         build_balance(cfg)
 
 

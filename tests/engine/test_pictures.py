@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 
 from skd import student_config, student_of
 from skd.engine.pictures import NAME, AttentionPictures
+from skd.modeling.distillation import pairs_of, watch_maps
 from tests.helpers import batch, distilling, tiny_config
 
 
@@ -35,11 +36,11 @@ def test_no_pictures_without_a_distiller():
 def test_watching_ends_with_one_step(teacher_files):
     model = build_model(distilling(tiny_config(), teacher_files))
     seen = []
-    model.watch_maps(seen.append)
-    assert "_watcher" not in vars(student_of(model))
+    watch_maps(model, seen.append)
+    assert "_skd" not in vars(student_of(model))
     trainer = SimpleTrainer(model, [batch()] * 2, torch.optim.SGD(model.parameters(), 0.0))
     trainer.train(0, 2)
     (maps,) = seen
-    assert list(maps.student) == list(maps.teacher) == list(maps.strides) == list(model.pairs)
+    assert list(maps.student) == list(maps.teacher) == list(maps.strides) == list(pairs_of(model))
     assert all(a.shape[-2:] == maps.teacher[k].shape[-2:] for k, a in maps.student.items())
     copy.deepcopy(model)  # holds no graph

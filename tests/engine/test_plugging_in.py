@@ -17,6 +17,7 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
 
 from skd import student_config
+from skd.modeling.distillation import pairs_of
 from tests.helpers import python_blocks, tiny_config
 
 ZOO = 'teacher="COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"'
@@ -116,8 +117,8 @@ def test_the_written_out_lazy_config_is_one(tmp_path):
     path = tmp_path / "lazy.py"
     path.write_text(code.replace(teacher, 'weights="", random_weights=True'))
     model = instantiate(LazyConfig.load(str(path)).model)
-    assert list(model.pairs) == ["p3", "p4", "p5", "p6"]
-    assert model.distiller.preset == "one_stage" and model._distilling.input_format == "BGR"
+    assert list(pairs_of(model)) == ["p3", "p4", "p5", "p6"]
+    assert model.distiller.preset == "one_stage" and model._skd.input_format == "BGR"
     names = [*model.state_dict(), *dict(model.named_parameters())]
     assert not any(k.startswith(("student", "teacher")) for k in names)
     assert not {id(p) for p in model.teacher.parameters()} & {id(p) for p in model.parameters()}

@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 
 from skd import build_teacher, student_config
 from skd.config import is_lazy_file
+from skd.modeling.distillation import pairs_of
 from tests.helpers import ROOT, batch, read, read_config
 
 TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
@@ -273,7 +274,7 @@ def test_each_pair_trains(pair, tmp_path):
     torch.manual_seed(0)
     levels, *what = PAIRS[pair]
     model, plain = build(*what)
-    assert list(model.pairs) == levels
+    assert list(pairs_of(model)) == levels
     check_plain(plain, train(model, tmp_path))
 
 

@@ -154,5 +154,5 @@ def test_a_wrong_number_is_named(build, every):
 
 
 def test_without_an_event_storage_nobody_knows_the_iteration(build):
-    with pytest.raises(ValueError, match="EVERY. is 2, and there is no event storage"):
+    with pytest.raises(ValueError, match="EVERY is 2, and there is no event storage"):
         build(2)(batch())

@@ -1,11 +1,14 @@
 """Whatever a person, a project or PyTorch does to a student reaches the model that distils it."""
 
+import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint import DetectionCheckpointer, detection_checkpoint
 from detectron2.engine import SimpleTrainer
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import (
@@ -15,6 +18,7 @@ from detectron2.modeling import (
     GeneralizedRCNNWithTTA,
     build_model,
 )
+from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
@@ -24,8 +28,19 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 
-from skd import DistillRCNN, student_config, student_of
-from tests.helpers import batch, distilling, tiny_config
+from skd import (
+    DISTILLER_REGISTRY,
+    Distiller,
+    DistillRCNN,
+    StructuredDistiller,
+    detach,
+    student_config,
+    student_of,
+)
+from skd.config import yaml
+from skd.config.naming import LAZY, written_as
+from skd.modeling.attach import _reserved
+from tests.helpers import batch, distilling, environment, read, tiny_config
 
 TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
 
@@ -56,6 +71,12 @@ def step(model, inputs=None, **kwargs):
         return model.train()(batch() if inputs is None else inputs, **kwargs)
 
 
+def attach(model, student, **parts):
+    """Let a student distil with another model's teacher."""
+    parts = {"distiller": StructuredDistiller(), **parts}
+    return DistillRCNN(student=student, teacher=model.teacher, **parts)
+
+
 def distillation(losses):
     return sum(v for k, v in losses.items() if k.startswith("loss_distill_"))
 
@@ -84,7 +105,7 @@ def test_train_of_the_student_has_the_last_word(build):
 def test_it_is_the_object_that_was_given(build):
     model, cfg = build()
     student = build_model(student_config(cfg))
-    again = DistillRCNN(student=student, teacher=model.teacher, distiller=model.distiller)
+    again = attach(model, student)
     assert again is student and type(again) is type(model)
     assert isinstance(again, DistillRCNN) and isinstance(again, GeneralizedRCNN)
 
@@ -212,24 +233,67 @@ def test_arguments_of_forward_pass_through(build):
         model.train()(torch.zeros(3, 4, 4))
 
 
-@pytest.mark.parametrize("name", ["distiller", "teacher", "pairs"])
+class Named(GeneralizedRCNN):
+    @property
+    def teacher(self):
+        raise AttributeError("not yet")
+
+
+class Named2(GeneralizedRCNN):
+    def pop_metrics(self):
+        return {}
+
+
+@pytest.mark.parametrize("name", ["distiller", "teacher", "pop_metrics"])
 def test_a_student_with_a_name_of_ours_is_refused(build, name):
     model, cfg = build()
-    student = build_model(student_config(cfg))
-    setattr(student, name, nn.Identity())
-    with pytest.raises(ValueError, match=f"a GeneralizedRCNN, has an attribute '{name}'"):
-        DistillRCNN(student=student, teacher=model.teacher, distiller=model.distiller)
-    assert type(student) is GeneralizedRCNN
+    kind = {"teacher": Named, "pop_metrics": Named2}.get(name, GeneralizedRCNN)
+    student = kind(student_config(cfg))
+    if name == "distiller":
+        student.distiller = nn.Identity()
+    with pytest.raises(ValueError, match=f"a {kind.__name__}, has an attribute '{name}'"):
+        attach(model, student)
+    assert type(student) is kind
+
+
+class ManyNames(GeneralizedRCNN):
+    """Whose names are its own, and which answers for its backbone."""
+
+    pairs, attach, watch_maps = "its", "own", "names"
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("backbone"), name)
+
+
+def test_all_other_names_are_the_student_s(build):
+    """The three that are taken are those of the document."""
+    model, _ = build(ManyNames)
+    assert set(_reserved(DistillRCNN)) == {
+        "distiller", "teacher", "pop_metrics", "_skd", "_skd_distils"
+    }  # fmt: skip
+    assert all(f"`{n}`" in read("docs/plugging_in.md") for n in _reserved(DistillRCNN)[:3])
+    assert (model.pairs, model.attach, model.watch_maps) == ("its", "own", "names")
+    assert model.size_divisibility == 32
+    assert type(student_of(model)).from_config.__func__ is type(model).from_config.__func__
+    assert set(step(copy.deepcopy(model))) > set(TERMS)
 
 
 def test_what_would_not_distil_is_refused(build):
     model, cfg = build()
-    parts = {"teacher": model.teacher, "distiller": model.distiller}
     with pytest.raises(ValueError, match="DistillRCNN already"):
-        DistillRCNN(student=model, **parts)
+        attach(model, model)
     compiled = torch.compile(build_model(student_config(cfg)))
     with pytest.raises(ValueError, match="forward.. on the object.*torch.compile"):
-        DistillRCNN(student=compiled, input_format="BGR", **parts)
+        attach(model, compiled, input_format="BGR")
+    plain = build_model(student_config(cfg))
+    with pytest.raises(ValueError, match="StructuredDistiller is another model's distiller"):
+        attach(model, plain, distiller=model.distiller)
+    with pytest.raises(ValueError, match="DistillRCNN's balance is True; it must be a Gradient"):
+        attach(model, plain, balance=True)
+    assert type(plain) is GeneralizedRCNN and type(attach(model, plain)) is type(model)
 
 
 class Wraps(GeneralizedRCNN):
@@ -308,7 +372,25 @@ class WrongStrides(GeneralizedRCNN):
 
 class NoLosses(GeneralizedRCNN):
     def forward(self, inputs):
-        return super().forward(inputs), "pseudo labels"
+        super().forward(inputs)
+        return "pseudo labels"
+
+
+class EmptyLosses(GeneralizedRCNN):
+    def forward(self, inputs):
+        super().forward(inputs)
+        return {}
+
+
+class NamedLosses(GeneralizedRCNN):
+    def forward(self, inputs):
+        return {**super().forward(inputs), "accuracy": 0.5}
+
+
+class Enlarges(GeneralizedRCNN):
+    def preprocess_image(self, inputs):
+        x = super().preprocess_image(inputs).tensor
+        return ImageList(nn.functional.interpolate(x, scale_factor=2), [(192, 256)] * len(x))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +400,10 @@ class NoLosses(GeneralizedRCNN):
         (Past, ValueError, r"STUDENT.FEATURES names a FPN that ran 0 times.*forward\(\)"),
         (ThreeOfEach, ValueError, r"'p2' \(6, 16, 24, 32\).*batch has 2 images"),
         (WrongStrides, ValueError, r"'p2' \(2, 16, 24, 32\).*at most \(12, 16\).*stride 8"),
-        (NoLosses, TypeError, "returned a tuple in training"),
+        (NoLosses, TypeError, "returned a str in training"),
+        (EmptyLosses, ValueError, "empty dict of losses"),
+        (NamedLosses, TypeError, "loss 'accuracy' is float; it must be one number"),
+        (Enlarges, ValueError, r"student took images of \(192, 256\).*largest is \(96, 128\)"),
     ],
 )
 def test_steps_that_cannot_be_distilled_are_refused(build, student, error, message):
@@ -334,6 +419,32 @@ class OneLoss(GeneralizedRCNN):
 class FlatLosses(GeneralizedRCNN):
     def forward(self, inputs):
         return {k: v.reshape(1) for k, v in super().forward(inputs).items()}
+
+
+class WithPredictions(GeneralizedRCNN):
+    """As Unbiased Teacher: its trainer takes the losses from a tuple."""
+
+    def forward(self, inputs, branch="supervised"):
+        losses = super().forward(inputs)
+        return ({} if branch == "weak" else losses), "proposals", None
+
+
+def test_losses_in_front_of_a_tuple(build):
+    model, _ = build(WithPredictions)
+    losses, *others = step(model)
+    assert set(losses) > set(TERMS) and others == ["proposals", None]
+    same(losses, step(build()[0]))
+    with torch.no_grad():
+        assert step(model, branch="weak") == ({}, "proposals", None)
+
+
+class CallsItself(GeneralizedRCNN):
+    def forward(self, inputs, inner=False):
+        return super().forward(inputs) if inner else self(inputs, inner=True)
+
+
+def test_a_student_that_calls_itself(build):
+    same(step(build(CallsItself)[0]), step(build()[0]))
 
 
 @pytest.mark.parametrize("student", [OneLoss, FlatLosses])
@@ -354,6 +465,33 @@ def test_losses_that_simple_trainer_takes(build, student):
         logged = {k: v[0] for k, v in storage.latest().items()}
     parts = [logged[k] for k in losses]
     assert logged["total_loss"] == pytest.approx(sum(parts), rel=1e-6)
+
+
+def test_other_models_with_such_a_name_are_loaded_as_before():
+    """A child ``distiller`` that is no distiller is matched as Detectron2 does."""
+    model = nn.ModuleDict({"distiller": nn.Linear(2, 2), "other": nn.ReLU()})
+    weights = {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
+    matched = detection_checkpoint.align_and_update_state_dicts(model.state_dict(), weights)
+    assert set(matched) == {"distiller.weight", "distiller.bias"}
+
+
+def test_matching_heuristics_spare_the_distiller_of_a_process_that_attached_none(build, tmp_path):
+    model, _ = build()
+    with open(tmp_path / "model.pkl", "wb") as f:
+        pickle.dump(model, f)
+    code = (
+        "import pickle, sys; from detectron2.checkpoint import detection_checkpoint as d\n"
+        "model = pickle.load(open(sys.argv[1], 'rb')); state = model.state_dict()\n"
+        "name = 'levels.p2.feature_adapter.weight'\n"
+        "weights = {name: state['distiller.' + name]}\n"
+        "found = d.align_and_update_state_dicts(state, weights, c2_conversion=False)\n"
+        "print([name for name in found if name.startswith('distiller.')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model.pkl")],
+        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
 
 
 def test_matching_heuristics_spare_the_distiller(build, tmp_path):
@@ -391,3 +529,244 @@ def test_the_student_can_be_had_back(build):
     model.backbone.fpn_lateral2.weight.data.fill_(7.0)
     assert (student.backbone.fpn_lateral2.weight == 7).all()
     assert set(step(model)) > set(TERMS)
+
+
+def test_distillation_ends_in_place(build):
+    model, cfg = build()
+    plain, distiller = build_model(student_config(cfg)), model.distiller
+    assert detach(model) is model and type(model) is GeneralizedRCNN
+    assert vars(model).keys() == vars(plain).keys()
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert not set(TERMS) & set(step(model)) and detach(plain) is plain
+    other, _ = build()
+    with pytest.raises(ValueError, match="another model's distiller"):
+        attach(other, model, distiller=distiller)
+    assert set(step(attach(other, model))) > set(TERMS)
+
+
+def test_an_assigned_teacher_is_no_child(build):
+    model, cfg = build()
+    names, teacher = list(model.state_dict()), build()[0].teacher
+    model.teacher = teacher
+    assert model.teacher is teacher and list(model.state_dict()) == names
+    assert not {id(p) for p in teacher.parameters()} & {id(p) for p in model.parameters()}
+    keys = {f"MODEL__{who}__FEATURES": "backbone.bottom_up" for who in ("STUDENT", "TEACHER")}
+    with pytest.raises(ValueError, match="(?s)teacher has other feature maps.*res2.*p2"):
+        model.teacher = build(**keys)[0].teacher
+    assert model.teacher is teacher
+
+
+def test_averages_of_the_weights_share_the_teacher(build):
+    model, _ = build()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    assert average.module.teacher is model.teacher
+    assert average.module.distiller is not model.distiller
+    average.update_parameters(model)
+    same(step(average.module), step(model))
+    average.double()  # which leaves the model's where it is
+    assert average.module.teacher is not model.teacher
+    assert {p.dtype for p in model.teacher.parameters()} == {torch.float32}
+
+
+def test_emptied_memory_is_not_the_teacher_s(build):
+    model, _ = build()
+    before = {k: v.clone() for k, v in model.teacher.state_dict().items()}
+    model.to_empty(device="cpu")
+    for p in model.parameters():
+        nn.init.constant_(p.data, 7.0)
+    assert all(torch.equal(v, before[k]) for k, v in model.teacher.state_dict().items())
+
+
+class MeanOfP2(GeneralizedRCNN):
+    """Detectron2's heads do not run in half precision on CPUs."""
+
+    def forward(self, inputs):
+        return {"loss": self.backbone(self.preprocess_image(inputs).tensor)["p2"].mean()}
+
+
+@pytest.mark.parametrize("name", ["StructuredDistiller", "Own"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_student_in_half_precision(build, name, dtype):
+    if name == "Own":
+        DISTILLER_REGISTRY.register(Own)
+    try:
+        keys = {"MODEL__DISTILLER__NAME": name, "balance": True}
+        expected = step(build(MeanOfP2, **keys)[0])
+        model = build(MeanOfP2, **keys)[0].to(dtype)
+        assert {p.dtype for p in model.backbone.parameters()} == {dtype}
+        assert {p.dtype for p in model.distiller.parameters()} == {torch.float32}
+        step(model)  # fp16: finds a scale that does not overflow
+        losses = step(model)
+        sum(losses.values()).backward()
+    finally:
+        DISTILLER_REGISTRY._obj_map.pop("Own", None)
+    for key, value in expected.items():
+        assert losses[key].item() == pytest.approx(value.item(), rel=0.1, abs=0.01), key
+    grads = [p.grad for n, p in model.backbone.named_parameters() if "fpn" in n]
+    assert all(g.isfinite().all() for g in grads)
+
+
+class Own(Distiller):
+    """Which does without the base class that keeps to fp32."""
+
+    def bind(self, shapes):
+        self.layers = nn.ModuleDict(
+            {k: nn.Conv2d(s.channels, t.channels, 1) for k, (s, t) in shapes.items()}
+        )
+
+    def forward(self, student, teacher, boxes=None):
+        return {
+            "loss_distill_own": {
+                k: (layer(student[k]) - teacher[k]).square().mean()
+                for k, layer in self.layers.items()
+            }
+        }
+
+
+@pytest.mark.parametrize(
+    "terms,error,message",
+    [
+        ({}, ValueError, "Returns returned no terms, so nothing is distilled"),
+        ({"loss_distill_x": {}}, ValueError, "returned no level of loss_distill_x"),
+        (None, TypeError, "Returns returned a NoneType; the forward of a distiller must"),
+        ({"loss_distill_x": 1.0}, TypeError, "returned {'loss_distill_x': float}"),
+    ],
+)
+def test_a_distiller_that_does_not_distil_is_an_error(build, terms, error, message):
+    model, _ = build()
+    model.distiller = Returns()
+    model.distiller.terms = terms
+    with pytest.raises(error, match=message):
+        step(model)
+
+
+class Returns(Distiller):
+    def forward(self, student, teacher, boxes=None):
+        return self.terms
+
+
+class CopiesItself(GeneralizedRCNN):
+    """As some projects' detectors do, from what made them."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.cfg = cfg
+
+    def __deepcopy__(self, memo):
+        twin = type(self)(self.cfg)
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+    @classmethod
+    def from_config(cls, cfg):
+        return super().from_config(cfg)
+
+
+class PicklesItself(CopiesItself):
+    __deepcopy__ = None
+
+    def __reduce__(self):
+        return _remake, (self.cfg, self.state_dict())
+
+
+del PicklesItself.__deepcopy__
+
+
+def _remake(cfg, state):
+    model = PicklesItself(cfg)
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize("student", [CopiesItself, PicklesItself])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_students_that_copy_or_pickle_themselves(build, student, duplicate):
+    model, _ = build(student)
+    twin = duplicate(model)
+    assert type(twin) is type(model) and twin.backbone is not model.backbone
+    expected, losses = (step(m) for m in (model, twin))
+    assert losses.keys() == expected.keys()
+    assert all(torch.equal(losses[k], v) for k, v in expected.items())
+
+
+class Counts(DistillRCNN):
+    """A subclass for a YAML config."""
+
+    def __new__(cls, cfg=None, **kwargs):
+        model = super().__new__(cls, cfg, **kwargs)
+        model.steps = 0
+        return model
+
+    def forward(self, inputs):
+        self.steps += 1
+        return super().forward(inputs)
+
+
+def test_a_subclass_in_a_yaml_config(teacher_files):
+    cfg = distilling(tiny_config("faster_rcnn"), teacher_files)
+    META_ARCH_REGISTRY.register(Counts)
+    try:
+        cfg.MODEL.META_ARCHITECTURE = "Counts"
+        assert yaml.is_distilling(cfg)
+        assert student_config(cfg).MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+        model = build_model(cfg)
+        assert set(step(model)) > set(TERMS) and model.steps == 1
+        assert isinstance(pickle.loads(pickle.dumps(model)), Counts)
+        again = cfg.clone()
+        yaml.distil(again, *teacher_files)
+        assert again.MODEL.META_ARCHITECTURE == "Counts"
+        cfg.MODEL.TEACHER.CONFIG_FILE = ""
+        with pytest.raises(ValueError, match="META_ARCHITECTURE is Counts, and MODEL.TEACHER"):
+            yaml.check_teacher(cfg)
+        cfg.MODEL.STUDENT.META_ARCHITECTURE = "Counts"
+        with pytest.raises(ValueError, match="STUDENT.META_ARCHITECTURE is 'Counts'; it must"):
+            build_model(cfg)
+    finally:
+        META_ARCH_REGISTRY._obj_map.pop("Counts")
+
+
+def test_a_subclass_with_an_init_is_refused():
+    with pytest.raises(TypeError, match="Late, a subclass of DistillRCNN, has an __init__.*__new_"):
+
+        class Late(DistillRCNN):
+            def __init__(self, cfg):
+                super().__init__(cfg)
+
+
+def test_balance_is_on_in_python_as_in_a_config(build):
+    model, cfg = build()
+
+    def distiller_of(**parts):
+        return attach(model, build_model(student_config(cfg)), **parts).distiller
+
+    found = distiller_of()
+    assert found.balance is not None and found.settings.reduction == "mean"
+    published = StructuredDistiller(preset="two_stage")
+    assert distiller_of(distiller=published).balance is None
+    assert distiller_of(balance=None).settings.reduction == "sum"
+
+
+@pytest.mark.parametrize(
+    "parts,yaml_key,lazy_key,argument",
+    [
+        (
+            {"features": "neck"},
+            "MODEL.STUDENT.FEATURES",
+            "model.features",
+            "DistillRCNN's features",
+        ),
+        ({"levels": ["p9"]}, "MODEL.DISTILLER.LEVELS", "model.levels", "DistillRCNN's levels"),
+        ({"every": 0}, "MODEL.DISTILLER.EVERY", "model.every", "DistillRCNN's every"),
+    ],
+)
+def test_errors_name_what_the_user_wrote(build, parts, yaml_key, lazy_key, argument):
+    model, cfg = build()
+    student = build_model(student_config(cfg))
+    with pytest.raises(ValueError, match=f"^{argument} "):
+        attach(model, student, **parts)
+    with pytest.raises(ValueError, match=f"^{lazy_key} "), written_as(LAZY):
+        attach(model, student, **parts)
+    (value,) = parts.values()
+    with pytest.raises(ValueError, match=f"^{yaml_key} "):
+        cfg.merge_from_list([yaml_key, value])
+        DistillRCNN(cfg)

@@ -10,6 +10,7 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
 from skd import Distiller, student_config
+from skd.modeling.distillation import pairs_of
 from tests.helpers import batch, distilling, save_detector, tiny_config
 
 TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
@@ -81,7 +82,7 @@ def test_a_copy_is_a_whole_of_its_own(cfg, duplicate):
     model = build_model(cfg)
     twin = duplicate(model)
     assert type(twin) is type(model) and twin.backbone is not model.backbone
-    assert twin.pairs == model.pairs
+    assert pairs_of(twin) == pairs_of(model)
     assert (twin.teacher is model.teacher) == (duplicate is copy.deepcopy)  # which it shares
     expected, losses = (losses_of(m, batch())[0] for m in (model, twin))
     assert losses.keys() == expected.keys()
@@ -120,7 +121,7 @@ def test_pairs_train_every_parameter_and_come_closer(student, teacher, levels, r
     cfg = distilling(tiny_config(student), files, reduction)
     torch.manual_seed(0)
     model = build_model(cfg)
-    assert list(model.pairs) == levels
+    assert list(pairs_of(model)) == levels
     inputs = batch(height=100, width=120)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     history = []
@@ -231,13 +232,13 @@ def test_needs_no_event_storage(teacher_files):
 
 def test_levels_and_modules_can_be_chosen(teacher_files):
     chosen = distilling(tiny_config(), teacher_files, MODEL__DISTILLER__LEVELS=["p3", "p5"])
-    assert list(build_model(chosen).pairs) == ["p3", "p5"]
+    assert list(pairs_of(build_model(chosen))) == ["p3", "p5"]
     body = distilling(
         tiny_config(), teacher_files, MODEL__STUDENT__FEATURES="backbone.bottom_up",
         MODEL__TEACHER__FEATURES="backbone.bottom_up",
     )  # fmt: skip
     model = build_model(body)
-    assert list(model.pairs) == ["res2", "res3", "res4", "res5"]
+    assert list(pairs_of(model)) == ["res2", "res3", "res4", "res5"]
     assert set(TERMS) < set(losses_of(model, batch())[0])
 
 

@@ -13,7 +13,7 @@ from . import lazy, projects, yaml
 from .keys import META_ARCHITECTURE, SOLVER_KEYS, add_skd_config
 from .projects import use_project
 from .safe_yaml import outline
-from .yaml import merge_file
+from .yaml import is_distilling_class, merge_file
 
 Config = Union[CfgNode, DictConfig]
 
@@ -25,6 +25,7 @@ __all__ = [
     "distill",
     "form_of",
     "is_distilling",
+    "is_distilling_class",
     "is_lazy_file",
     "merge_file",
     "projects",

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode as CN
 from ..distillers import distiller_node
 
 META_ARCHITECTURE = "DistillRCNN"
+DISTILS = "_skd_distils"  # set on this class, so that its subclasses are known without it
 # the nodes below MODEL of which the student knows nothing
 NODES = ("STUDENT", "TEACHER", "DISTILLER")
 # what SKDTrainer knows beyond DefaultTrainer, and when it does as DefaultTrainer

@@ -6,10 +6,19 @@ from typing import Any, Dict, Sequence
 from detectron2.config import CfgNode as CN
 from detectron2.config import downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from . import lazy, projects
-from .keys import META_ARCHITECTURE, SOLVER_KEYS, add_skd_config, check_nodes, has_timm, own_nodes
+from .keys import (
+    DISTILS,
+    META_ARCHITECTURE,
+    SOLVER_KEYS,
+    add_skd_config,
+    check_nodes,
+    has_timm,
+    own_nodes,
+)
 from .safe_yaml import read_yaml_with_base
 
 logger = logging.getLogger(__name__)
@@ -111,7 +120,13 @@ def output_dir(cfg: CN) -> str:
 
 def is_distilling(cfg: CN) -> bool:
     """Whether a YAML config describes a student with a teacher."""
-    return cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE
+    return is_distilling_class(cfg.MODEL.META_ARCHITECTURE)
+
+
+def is_distilling_class(name: str) -> bool:
+    """Whether a meta-architecture is ``DistillRCNN`` or a registered subclass of it."""
+    known = name in META_ARCH_REGISTRY and getattr(META_ARCH_REGISTRY.get(name), DISTILS, False)
+    return known or name == META_ARCHITECTURE
 
 
 def distil(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
@@ -148,9 +163,10 @@ def check_teacher(cfg: CN) -> None:
     teacher = cfg.MODEL.TEACHER
     if is_distilling(cfg) and not teacher.CONFIG_FILE:
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {META_ARCHITECTURE}, and MODEL.TEACHER.CONFIG_FILE is "
-            "empty: name a teacher there or with --teacher, or set MODEL.META_ARCHITECTURE "
-            f"{cfg.MODEL.STUDENT.META_ARCHITECTURE} to train the student without one."
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, and "
+            "MODEL.TEACHER.CONFIG_FILE is empty: name a teacher there or with --teacher, or set "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.STUDENT.META_ARCHITECTURE} to train the student "
+            "without one."
         )
     for key in ("CONFIG_FILE", "WEIGHTS"):
         if not is_distilling(cfg) and teacher[key]:

@@ -30,7 +30,6 @@ Shares = Union[Mapping[str, float], Sequence[Tuple[str, float]]]
 
 DETECTOR = "detector"
 PREFIX = "loss_distill_"
-_KEY = "MODEL.DISTILLER.BALANCE"
 DECAYS = ("none", "linear", "cosine")
 # Gradients at fp16 maps are too small for fp16: they are taken of the loss times this, and the
 # factor is halved where it was too large.
@@ -75,10 +74,11 @@ class GradientBalance(nn.Module):
     waits for the device.
     """
 
-    def __init__(self, *, max_iter: int = 0, **settings: Any):
+    def __init__(self, *, max_iter: int = 0, key: str = "", **settings: Any):
         """
         Args:
             max_iter: iterations of the training; needed for a decay.
+            key: of the config's node that has the settings, for errors.
             settings: fields of :class:`BalanceSettings`.
 
         Raises:
@@ -86,12 +86,13 @@ class GradientBalance(nn.Module):
             TypeError: a setting that there is not.
         """
         super().__init__()
-        self.settings = s = BalanceSettings(**settings)
-        BalanceSettings.check(settings, lambda f: f"{_KEY}.{f.name.upper()}")
+        self._key = key
+        self.settings = s = BalanceSettings.make(settings, "GradientBalance")
+        BalanceSettings.check(settings, lambda f: self._name(f.name))
         if s.decay != "none" and max_iter <= s.warmup + s.ramp:
             raise ValueError(
-                f"{_KEY}.DECAY is {s.decay!r}, but the training's {max_iter} iterations end before "
-                f"WARMUP and RAMP, {s.warmup + s.ramp} iterations, do."
+                f"{self._name('decay')} is {s.decay!r}, but the training's {max_iter} iterations "
+                f"end before warm-up and ramp, {s.warmup + s.ramp} iterations, do."
             )
         self.max_iter = max_iter
         self._own_parts: Dict[str, float] = {}
@@ -101,6 +102,9 @@ class GradientBalance(nn.Module):
         self._iteration: Optional[int] = None  # the same on the host, where nobody waits for it
         self._every = 1
         self.cosines: Dict[str, torch.Tensor] = {}  # of the last measurement, by term
+
+    def _name(self, setting: str) -> str:
+        return f"{self._key}.{setting.upper()}" if self._key else f"GradientBalance's {setting}"
 
     def begin(self, maps: Maps, iteration: Optional[int] = None, every: int = 1) -> Maps:
         """
@@ -192,7 +196,9 @@ class GradientBalance(nn.Module):
         terms = [name for name in self.norms() if name != DETECTOR]
         unknown = sorted(set(self.parts) - set(terms))
         if unknown:
-            raise ValueError(f"{_KEY}.SHARES names {unknown}, but the terms are {sorted(terms)}.")
+            raise ValueError(
+                f"{self._name('shares')} names {unknown}, but the terms are {sorted(terms)}."
+            )
         parts = {t: self.parts.get(t, 1.0) * self._own_parts.get(t, 1.0) for t in terms}
         total = sum(parts.values()) or 1.0
         return {name: self.settings.share * part / total for name, part in parts.items()}
@@ -250,7 +256,7 @@ class GradientBalance(nn.Module):
         """d loss / d map in fp32; zeros where there is none, as for a student that is frozen."""
         wanted = [x for x in maps if x.requires_grad] if loss.requires_grad else []
         if not wanted:
-            return [torch.zeros_like(x) for x in maps]
+            return [torch.zeros_like(x, dtype=torch.float32) for x in maps]
         half = any(x.dtype == torch.float16 for x in wanted)
         scale = self.scale.to(loss) if half else loss.new_tensor(SCALE)
         gradients = iter(
@@ -260,7 +266,8 @@ class GradientBalance(nn.Module):
         )
         found = [next(gradients) if x.requires_grad else None for x in maps]
         return [
-            torch.zeros_like(x) if g is None else g.float() / scale for g, x in zip(found, maps)
+            torch.zeros_like(x, dtype=torch.float32) if g is None else g.float() / scale
+            for g, x in zip(found, maps)
         ]
 
     def _smooth(self, norms: Dict[str, torch.Tensor]) -> None:

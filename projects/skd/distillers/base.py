@@ -1,7 +1,7 @@
 """What a method has to be: the two base classes, and what several methods share."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -15,6 +15,8 @@ Maps = Dict[str, torch.Tensor]
 Boxes = Optional[List[torch.Tensor]]
 Shapes = Dict[str, Tuple[ShapeSpec, ShapeSpec]]
 Terms = Dict[str, torch.Tensor]
+
+DISTILLER_MARK = "skd.distiller"  # in the metadata of a state dict
 
 
 class Distiller(nn.Module):
@@ -32,9 +34,12 @@ class Distiller(nn.Module):
         balance: what weighs the terms, if anything does; set by the meta-architecture. It is a
             part of the distiller so that its state is saved here.
         settings: an instance of ``Settings``.
+        balanced: whether something weighs the terms; set before :meth:`bind`.
     """
 
     needs_boxes = False
+    balanced = False
+    _bound = False
     Settings: Type[Settings] = Settings
 
     @configurable
@@ -44,14 +49,14 @@ class Distiller(nn.Module):
 
         Raises:
             ValueError: a value out of range; names the setting.
-            TypeError: a setting that the method does not have.
+            TypeError: a setting that the method does not have; names the nearest that it has.
         """
         super().__init__()
         self.proportions: Dict[str, float] = {}
         self.balance: Optional[GradientBalance] = None
         # scalars of the last step for who pops them; None until somebody does
         self.metrics: Optional[Dict[str, torch.Tensor]] = None
-        self.settings = self.Settings(**settings)
+        self.settings = self.Settings.make(settings, type(self).__name__)
         self.Settings.check(settings, lambda f: f"{type(self).__name__}'s {f.name}")
 
     @classmethod
@@ -70,13 +75,49 @@ class Distiller(nn.Module):
 
     def bind(self, shapes: Shapes) -> None:
         """
-        Make the layers that depend on shapes. Called once, before training.
+        Make the layers that depend on shapes. Called once, before training, by
+        :meth:`bind_once`.
 
         Args:
             shapes: channels and stride of the student's and the teacher's map, by level name,
                 finest level first. Strides are equal within a pair.
         """
         raise NotImplementedError
+
+    def bind_once(self, shapes: Shapes, balance: Optional[GradientBalance] = None) -> None:
+        """
+        :meth:`bind` for a model.
+
+        Args:
+            shapes: see :meth:`bind`.
+            balance: see above.
+
+        Raises:
+            ValueError: it was done before: the layers are those of another student.
+        """
+        if self._bound:
+            raise ValueError(
+                f"The {type(self).__name__} is another model's distiller: it has layers that fit, "
+                "and learn with, that one's student. Make one for each student."
+            )
+        self.balanced = balance is not None
+        self.bind(shapes)
+        self.balance = balance
+        self._bound = True
+
+    @property
+    def has_published_weights(self) -> bool:
+        """Whether the settings name weights that were published, which a balance would change."""
+        return False
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> "Distiller":
+        """``.half()`` and its like leave the layers: losses are computed in at least fp32."""
+        return super()._apply(lambda t: _never_halved(t, fn(t)), *args, **kwargs)
+
+    def _save_to_state_dict(self, destination: Dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._save_to_state_dict(destination, prefix, *args)
+        if hasattr(destination, "_metadata"):  # of what a checkpoint has: this is a distiller
+            destination._metadata[prefix[:-1]][DISTILLER_MARK] = True
 
     def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
         """
@@ -150,6 +191,12 @@ def no_autocast(maps: Maps) -> AbstractContextManager:
     """Within, operations compute in the type of their inputs."""
     device = next(iter(maps.values())).device
     return torch.autocast(device.type, enabled=False)
+
+
+def _never_halved(t: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
+    if not t.is_floating_point() or changed.element_size() >= min(4, t.element_size()):
+        return changed
+    return torch.empty_like(changed, dtype=t.dtype).copy_(t)
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:

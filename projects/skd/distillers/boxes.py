@@ -1,6 +1,7 @@
-"""Boxes of objects on the grid of a feature map."""
+"""Boxes of objects, and anchors, on the grid of a feature map."""
 
-from typing import List, Optional
+import math
+from typing import List, Optional, Sequence
 
 import torch
 
@@ -38,6 +39,30 @@ def fill_boxes(
             inside = inside * values[i].to(like)[:, None, None]
         drawn.append(inside.amax(0) if len(inside) else like.new_zeros(h, w))
     return torch.stack(drawn)
+
+
+def make_anchors(
+    like: torch.Tensor, stride: int, side: float, ratios: Sequence[float]
+) -> torch.Tensor:
+    """
+    Anchors around the middle of each position, as Detectron2's anchor generator makes them.
+
+    Args:
+        like: the feature map (N, C, H, W).
+        stride: of the map, in pixels.
+        side: of the square with an anchor's area, in pixels.
+        ratios: A of them, height / width.
+
+    Returns:
+        (H * W * A, 4), XYXY in pixels, of the map's type but in at least fp32.
+    """
+    kind = {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}
+    sizes = [(math.sqrt(side**2 / ratio), ratio) for ratio in ratios]  # width, height / width
+    cells = torch.tensor([(-w / 2, -w * r / 2, w / 2, w * r / 2) for w, r in sizes], **kind)
+    y, x = (torch.arange(stride / 2, n * stride, stride, **kind) for n in like.shape[-2:])
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    corners = torch.stack([x, y, x, y], -1).view(-1, 1, 4)
+    return (corners + cells).view(-1, 4)
 
 
 def grid(boxes: torch.Tensor, stride: int, border: int = 0):

@@ -58,7 +58,8 @@ def build_balance(cfg: CfgNode) -> Optional[GradientBalance]:
     Raises:
         ValueError: a value out of range; names the key.
     """
-    settings = BalanceSettings.arguments(cfg.MODEL.DISTILLER.BALANCE, "MODEL.DISTILLER.BALANCE")
+    key = "MODEL.DISTILLER.BALANCE"
+    settings = BalanceSettings.arguments(cfg.MODEL.DISTILLER.BALANCE, key)
     if not is_balanced(cfg):
         return None
     idle = _weights_without_effect(cfg)
@@ -68,7 +69,7 @@ def build_balance(cfg: CfgNode) -> Optional[GradientBalance]:
             "by their gradients. BALANCE.SHARES sets their proportions; with BALANCE.ENABLED False "
             "the weights are used."
         )
-    return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, **settings)
+    return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, key=key, **settings)
 
 
 def _weights_without_effect(cfg: CfgNode) -> List[str]:

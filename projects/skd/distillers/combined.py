@@ -25,7 +25,12 @@ class CombinedDistiller(Distiller):
 
     def bind(self, shapes: Shapes) -> None:
         for method in self.methods.values():
+            method.balanced = self.balanced
             method.bind(shapes)
+
+    @property
+    def has_published_weights(self) -> bool:
+        return any(method.has_published_weights for method in self.methods.values())
 
     def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
         terms: Dict[str, Terms] = {}

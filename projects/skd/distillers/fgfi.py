@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Dict, List, Sequence
 
 import torch
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, pairwise_iou
 
 from .base import LevelwiseDistiller, no_autocast, wide_adapter
+from .boxes import make_anchors
 from .build import DISTILLER_REGISTRY
 from .settings import Settings, number, positive_numbers
 
@@ -41,14 +41,6 @@ class FGFI(LevelwiseDistiller):
         # Standard deviation of the convolution's first weights.
         adapter_std: float = number(1e-4, positive=True)
 
-    def bind(self, shapes):
-        super().bind(shapes)
-        strides = list(self.strides.values())
-        sizes = [[self.settings.anchor_scale * stride] for stride in strides]
-        self.anchor_generator = DefaultAnchorGenerator(
-            sizes=sizes, aspect_ratios=[list(self.settings.aspect_ratios)], strides=strides
-        )
-
     def make_layers(self, student, teacher):
         return wide_adapter(student, teacher, self.settings.adapter_std)
 
@@ -69,17 +61,21 @@ class FGFI(LevelwiseDistiller):
         self, maps: Dict[str, torch.Tensor], boxes: List[torch.Tensor]
     ) -> Dict[str, torch.Tensor]:
         """Where to imitate, (N, H, W) of bools by level."""
-        maps = [maps[name] for name in self.levels]
-        anchors = Boxes.cat(self.anchor_generator(maps))
+        anchors = Boxes(torch.cat([self._anchors(maps[name], name) for name in self.levels]))
         near = []
         for b in boxes:
             iou = pairwise_iou(Boxes(b.to(anchors.tensor)), anchors)  # (G, anchors)
             best = iou.max(1, keepdim=True).values if len(b) else iou.new_zeros(0, 1)
             near.append(((iou > self.settings.threshold * best) & (iou > 0)).any(0))
-        sizes = [x.shape[-2:] for x in maps]
+        sizes = [maps[name].shape[-2:] for name in self.levels]
         per_level = [h * w * len(self.settings.aspect_ratios) for h, w in sizes]
         levels = torch.stack(near).split(per_level, 1)
         return {
             name: level.view(len(boxes), h, w, -1).any(-1)
             for name, level, (h, w) in zip(self.levels, levels, sizes)
         }
+
+    def _anchors(self, x: torch.Tensor, level: str) -> torch.Tensor:
+        stride = self.strides[level]
+        side = self.settings.anchor_scale * stride
+        return make_anchors(x, stride, side, self.settings.aspect_ratios)

@@ -4,6 +4,7 @@ A method's settings, declared once: the fields of the ``Settings`` in its class.
 all come from there.
 """
 
+import difflib
 import math
 import numbers
 from dataclasses import Field, dataclass, field, fields, replace
@@ -93,6 +94,24 @@ class Settings:
                 inner = inner.setdefault(parent, CfgNode())
             inner[name] = list(f.default) if isinstance(f.default, tuple) else f.default
         return node
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any], owner: str) -> "Settings":
+        """
+        Args:
+            values: by the fields' names.
+            owner: what has these settings, for the error.
+
+        Raises:
+            TypeError: there is no such setting.
+        """
+        names = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"do you mean '{near[0]}'?" if near else f"it has {', '.join(names)}."
+                raise TypeError(f"{owner} has no setting '{name}'; {hint}")
+        return cls(**values)
 
     @classmethod
     def arguments(cls, node: CfgNode, prefix: str) -> Dict[str, Any]:

@@ -6,7 +6,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from ..modeling.meta_arch import AlignedMaps, DistillRCNN
+from ..modeling.distillation import AlignedMaps, watch_maps
+from ..modeling.meta_arch import DistillRCNN
 from ..visualization.attention import draw_attention
 
 NAME = "attention: input, student, teacher"
@@ -32,7 +33,7 @@ class AttentionPictures(HookBase):
             return
         model = _distilling_in(self.trainer.model)
         if model is not None:
-            model.watch_maps(self._draw)
+            watch_maps(model, self._draw)
 
     def _draw(self, maps: AlignedMaps) -> None:
         self.trainer.storage.put_image(NAME, draw_attention(*maps))

@@ -212,6 +212,24 @@ def pair_levels(
     return pairs
 
 
+def check_teacher(shapes: Dict[str, ShapeSpec], pairs: Dict[str, LevelPair]) -> None:
+    """
+    Args:
+        shapes: ``output_shape()`` of a teacher.
+        pairs: made with the teacher whose place it takes.
+
+    Raises:
+        ValueError: it has other maps.
+    """
+    expected = {pair.teacher_name: pair.teacher for pair in pairs.values()}
+    if any(shapes.get(name) != shape for name, shape in expected.items()):
+        raise ValueError(
+            "The teacher has other feature maps than the one the model was made with, which the "
+            f"distiller's layers fit.\nthis:\n{_shape_table(shapes)}\n"
+            f"that:\n{_shape_table(expected)}"
+        )
+
+
 def _shape_table(shapes: Dict[str, ShapeSpec]) -> str:
     rows = [(name, s.stride, s.channels) for name, s in shapes.items()]
     return tabulate(rows, headers=["name", "stride", "channels"], tablefmt="pipe")
@@ -311,8 +329,8 @@ def check_input(x: torch.Tensor, images: Sequence[Size], detector: nn.Module, wh
 
 
 def _square(detector: nn.Module) -> int:
-    constraints = (getattr(m, "padding_constraints", None) or {} for m in detector.modules())
-    return max(c.get("square_size", 0) for c in constraints)
+    constraints = (getattr(m, "padding_constraints", None) for m in detector.modules())
+    return max((c.get("square_size", 0) for c in constraints if isinstance(c, dict)), default=0)
 
 
 def _padding_varies(x: torch.Tensor, images: Sequence[Size]) -> bool:

@@ -9,6 +9,7 @@ from detectron2.checkpoint import detection_checkpoint
 from torch import nn
 
 from ..config.naming import called
+from ..distillers.base import DISTILLER_MARK
 from ..runtime.checkpoint import SafeCheckpointer
 
 DISTILLER_PREFIX = "distiller."  # keys a distilled student's checkpoint may have on top
@@ -16,13 +17,17 @@ DISTILLER_PREFIX = "distiller."  # keys a distilled student's checkpoint may hav
 
 def spare_distiller() -> None:
     """
-    Let Detectron2's matching heuristics (of backbones' checkpoints) overlook the distiller.
+    Let Detectron2's matching heuristics (of backbones' checkpoints) overlook distillers.
 
     They load a checkpoint's ``norm.weight`` into whatever ends so, and stop if two parameters do:
     the norms of non-local blocks would be overwritten, or keep a student from loading that loads
-    without distillation. The stock checkpointer asks the model for nothing but its state dict,
-    whose keys must stay as they are, so the function it calls is wrapped, once. Other models'
-    states go through as before.
+    without distillation.
+
+    Why the function is wrapped in memory: users load with the stock DetectionCheckpointer, which
+    passes ``model.state_dict()`` to it before anything of the model is asked again, and the keys
+    of that must stay as they are. A checkpointer of our own would protect only those who know of
+    it. Only the parts of a state whose metadata says that they are a :class:`Distiller`'s are left
+    out, so other models' states go through as before, whatever their names. Done once.
     """
     align = detection_checkpoint.align_and_update_state_dicts
     if getattr(align, "spares_distiller", False):
@@ -32,7 +37,9 @@ def spare_distiller() -> None:
     def align_student(
         model_state_dict: Dict[str, torch.Tensor], ckpt_state_dict: Dict[str, Any], *args, **kwargs
     ) -> Dict[str, Any]:
-        student = {k: v for k, v in model_state_dict.items() if not k.startswith(DISTILLER_PREFIX)}
+        metadata = getattr(model_state_dict, "_metadata", {})
+        spared = tuple(f"{name}." for name, known in metadata.items() if DISTILLER_MARK in known)
+        student = {k: v for k, v in model_state_dict.items() if not k.startswith(spared)}
         return align(student, ckpt_state_dict, *args, **kwargs)
 
     align_student.spares_distiller = True

@@ -1,15 +1,13 @@
 """SKD as a distiller: which preset, and a :class:`StructuredLevel` for each pair of maps."""
 
 from dataclasses import asdict, replace
-from typing import Any, Dict
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ..base import Boxes, LevelwiseDistiller, Shapes, Terms, is_two_stage
-from ..build import DISTILLER_REGISTRY, is_balanced
+from ..build import DISTILLER_REGISTRY
 from .level import StructuredLevel
 from .settings import PRESETS, StructuredSettings
 
@@ -26,25 +24,21 @@ class StructuredDistiller(LevelwiseDistiller):
 
     Settings = StructuredSettings
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
-        settings = super().from_config(cfg)
-        if is_balanced(cfg) and settings["reduction"] is None:
-            settings["reduction"] = "mean"
-        return settings
-
     @property
     def preset(self) -> str:
         """The preset's name; "auto" until :meth:`bind`."""
         return self.settings.preset
 
+    @property
+    def has_published_weights(self) -> bool:
+        return self.preset != "auto"
+
     def bind(self, shapes: Shapes) -> None:
         preset = self.preset
         if preset == "auto":
             preset = "two_stage" if is_two_stage(shapes) else "one_stage"
-        self.settings = replace(
-            self.settings.filled({**PRESETS[preset], "reduction": "sum"}), preset=preset
-        )
+        defaults = {**PRESETS[preset], "reduction": "mean" if self.balanced else "sum"}
+        self.settings = replace(self.settings.filled(defaults), preset=preset)
         super().bind(shapes)
 
     def make_layers(self, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:

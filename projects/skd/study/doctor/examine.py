@@ -21,6 +21,7 @@ from ...config import student_config
 from ...distillers import GradientBalance
 from ...distillers.balance import DETECTOR
 from ...modeling.build_detector import build_detector
+from ...modeling.distillation import pairs_of
 from ...modeling.features import FeatureTap, get_feature_module
 from ...runtime.checkpoint import SafeCheckpointer
 from ...runtime.loader import build_train_loader
@@ -241,7 +242,7 @@ class _Watch:
                 losses = self.model(inputs)
         finally:
             handle.remove()
-        maps = [x for name, x in tap.features.items() if name in self.model.pairs]
+        maps = [x for name, x in tap.features.items() if name in pairs_of(self.model)]
         terms = {k: v for k, v in losses.items() if k.startswith("loss_distill_")}
         self.frozen |= not any(x.requires_grad for x in maps)
         self._gradients(sum(v for k, v in losses.items() if k not in terms), maps, terms)

@@ -21,6 +21,7 @@ from ...distillers import DISTILLER_REGISTRY, build_distiller
 from ...distillers.balance import PREFIX
 from ...distillers.base import Shapes
 from ...distillers.build import build_balance
+from ...modeling.distillation import pairs_of
 from ...runtime import lock
 from ..common.command import RunError, project_flags, set_up
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
@@ -416,7 +417,7 @@ def spaces_of(
 
 def _shapes(cfg: CfgNode) -> Shapes:
     model = build_model(cfg)
-    return {name: (pair.student, pair.teacher) for name, pair in model.pairs.items()}
+    return {name: (pair.student, pair.teacher) for name, pair in pairs_of(model).items()}
 
 
 def _terms(cfg: CfgNode, shapes: Shapes) -> List[str]:

@@ -1,0 +1,134 @@
+"""Let a student distil: what it needs, what is checked, what is made."""
+
+import inspect
+from typing import Any, List, Optional, Sequence, Type, Union
+
+import torch
+from torch import nn
+
+from ..config.naming import called
+from ..distillers import Distiller, GradientBalance
+from .distillation import ATTRIBUTES, Distillation
+from .features import get_feature_module, pair_levels
+from .inherit import inherit as inherit_from
+from .student_class import STATE, is_distilling, set_parts
+from .teacher import FrozenTeacher
+
+AUTO = "auto"
+
+
+def attach(
+    base: Type[nn.Module],
+    *,
+    student: nn.Module,
+    teacher: FrozenTeacher,
+    distiller: Distiller,
+    balance: Union[GradientBalance, str, None] = AUTO,
+    input_format: Optional[str] = None,
+    features: str = "backbone",
+    levels: Sequence[str] = (),
+    inherit: bool = False,
+    every: int = 1,
+) -> nn.Module:
+    """
+    Let a student distil, in place; :func:`detach` undoes it. ``DistillRCNN(student=..., ...)``.
+
+    Args:
+        base: DistillRCNN, or a subclass of it.
+        student: any Detectron2 model that returns its losses in training.
+        teacher: see :class:`FrozenTeacher`. May serve several students.
+        distiller: a method; its layers are made here, for this student.
+        balance: weighs the distiller's terms. "auto": by their gradients, with the defaults of
+            :class:`GradientBalance`, unless the distiller names weights that were published with it
+            (``StructuredDistiller``'s ``preset``). None leaves their weights as they are.
+        input_format: color order of the images given to the model, "BGR" or "RGB"; by default
+            ``student.input_format``.
+        features: the student's module whose feature maps are distilled.
+        levels: names of these maps; empty for all that have a partner in the teacher.
+        inherit: copy the teacher's FPN and heads into the student where they agree.
+        every: distil in the iterations that it divides only, with so many times the weight; see
+            ``MODEL.DISTILLER.EVERY``.
+
+    Returns:
+        The student.
+
+    Raises:
+        ValueError: an unknown module or level, no common stride, nothing to inherit, an ``every``
+            below 1, a balance that is none, a distiller that has a student already, or a student
+            that has an attribute of a name that is needed.
+    """
+    check_every(every)
+    _check_student(student, base)
+    balance = _choose_balance(balance, distiller)
+    input_format = input_format or getattr(student, "input_format", None)
+    if input_format not in ("BGR", "RGB"):
+        raise ValueError(
+            f"input_format is {input_format!r}; give DistillRCNN or its student the "
+            "color order of the training images: 'BGR' or 'RGB'."
+        )
+    features_key = called("MODEL.STUDENT.FEATURES")
+    module = get_feature_module(student, features, features_key)
+    pairs = pair_levels(module.output_shape(), teacher.output_shape(), levels)
+    if inherit:
+        inherit_from(student, teacher.components())
+    # the student's random numbers (data order, sampling) are those of its training without
+    with torch.random.fork_rng(devices=[]):
+        shapes = {name: (p.student, p.teacher) for name, p in pairs.items()}
+        distiller.bind_once(shapes, balance)
+    every_key = called("MODEL.DISTILLER.EVERY")
+    state = Distillation(input_format, features, every, pairs, features_key, every_key)
+    return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
+
+
+def check_every(every: Any) -> None:
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ValueError(
+            f"{called('MODEL.DISTILLER.EVERY')} is {every!r}; it must be a whole number above 0."
+        )
+
+
+def _choose_balance(balance: Any, distiller: Distiller) -> Optional[GradientBalance]:
+    if balance == AUTO:
+        return None if distiller.has_published_weights else GradientBalance()
+    if balance is None or isinstance(balance, GradientBalance):
+        return balance
+    raise ValueError(
+        f"{called('MODEL.DISTILLER.BALANCE')} is {balance!r}; it must be a GradientBalance, "
+        f"{AUTO!r} or None."
+    )
+
+
+def _check_student(student: nn.Module, base: Type[nn.Module]) -> None:
+    if is_distilling(student):
+        raise ValueError("The student is a DistillRCNN already: it has a teacher.")
+    for name in _reserved(base):
+        if _has(student, name):
+            raise ValueError(
+                f"The student, a {type(student).__name__}, has an attribute '{name}', which "
+                f"{base.__name__} needs for its own. Rename it in the student's class."
+            )
+    if "forward" in vars(student):
+        raise ValueError(
+            f"The student, a {type(student).__name__}, has a forward() on the object, not in its "
+            "class (as torch.compile(model) makes it). Compile or change its modules instead, or "
+            "DistillRCNN afterwards."
+        )
+
+
+def _reserved(base: Type[nn.Module]) -> List[str]:
+    """Attributes that distilling adds, and what the class and its subclasses define anew."""
+    classes = base.__mro__[: base.__mro__.index(nn.Module)]
+    defined = [name for c in classes for name in vars(c) if not hasattr(nn.Module, name)]
+    # from_config remains the student's, see class_of; Python's own names are no attributes
+    return [*ATTRIBUTES, STATE] + [
+        n for n in defined if n != "from_config" and not n.startswith("__")
+    ]
+
+
+def _has(student: nn.Module, name: str) -> bool:
+    """Without asking: a property may fail now, and a ``__getattr__`` answer for what is not."""
+    held = (student._modules, student._parameters, student._buffers)
+    missing = object()
+    return any(name in d for d in held) or (
+        inspect.getattr_static(student, name, missing) is not missing
+    )

@@ -1,0 +1,256 @@
+"""
+One training step of a model that distils: the student's forward, the teacher's, pairs of their
+maps, the distiller's terms, and what there is to see of it.
+"""
+
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import torch
+from detectron2.structures import Boxes
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import nn
+
+from ..distillers import Distiller
+from ..distillers.base import at_least_fp32
+from .distillation import AlignedMaps, pairs_of
+from .features import FeatureTap, Maps, Size, Tapped, check_input, check_maps, crop
+from .losses import (
+    Losses,
+    Terms,
+    add_terms,
+    check_terms,
+    read_losses,
+    sum_losses,
+    with_zero_gradients,
+    write_losses,
+)
+
+# Iterations between those whose metrics are written by the model itself; see pop_metrics.
+METRICS_PERIOD = 20
+
+
+def run_step(
+    model: nn.Module, forward: Callable, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+) -> Any:
+    """
+    Args:
+        model: a distilling one, in training mode.
+        forward: the student's own; args, kwargs: what it is called with.
+
+    Returns:
+        What ``forward`` returns, with the distiller's terms added to its losses.
+
+    Raises:
+        TypeError, ValueError: what the student or the teacher did cannot be distilled; says why.
+    """
+    call = partial(_call_student, model, forward, *args, **kwargs)
+    if not _distils_now(model):
+        return _run_between(model, call)
+    batch = _read_batch(model.distiller, (*args, *kwargs.values()))
+    wait_for_teacher = model.teacher.start(batch.inputs, model._skd.input_format)
+    try:
+        output, ours = _tap_student(model, call)
+    except FloatingPointError:  # of Detectron2's proposals, which are not finite here
+        _abstain(model)
+        raise
+    theirs = wait_for_teacher()
+    losses = read_losses(output)
+    if not losses:
+        return output  # predictions, without a gradient
+    _check_pairs(model, ours, theirs, batch)
+    maps = {name: ours.maps[name] for name in pairs_of(model)}
+    seen = _begin_balance(model, maps)
+    student, teacher = _align(model, seen, theirs.maps)
+    terms = _distil(model.distiller, student, teacher, batch)
+    terms = _balance_terms(model, losses, maps, terms, seen)
+    _keep_metrics(model, losses, terms)
+    _show_maps(model, batch, student, teacher)
+    return write_losses(output, add_terms(losses, terms))
+
+
+def _distils_now(model: nn.Module) -> bool:
+    """
+    The same in all processes, in all parts of a batch, and after a resume, because the event
+    storage has the trainer's own iteration.
+    """
+    every = model._skd.every
+    if every == 1:
+        return True
+    if not has_event_storage():
+        raise ValueError(
+            f"{model._skd.every_key} is {every}, and there is no event storage to tell the "
+            "iteration: train within Detectron2's EventStorage and step() it, or leave it at 1."
+        )
+    return get_event_storage().iter % every == 0
+
+
+def _run_between(model: nn.Module, call: Callable[[], Any]) -> Any:
+    """A step that does not distil: the student's own losses, by name and value."""
+    output = call()
+    losses = read_losses(output)
+    if losses:
+        _keep_metrics(model, losses, {})
+    return write_losses(output, with_zero_gradients(losses, model.distiller))
+
+
+class _Batch(NamedTuple):
+    """
+    inputs: as the student gets them; first_image: (C, H, W); sizes: height and width of each image;
+    boxes: (G, 4) of each image, or None where the distiller needs none.
+    """
+
+    inputs: List[Dict[str, Any]]
+    first_image: torch.Tensor
+    sizes: List[Size]
+    boxes: Optional[List[torch.Tensor]]
+
+
+def _read_batch(distiller: Distiller, values: Iterable[Any]) -> _Batch:
+    """What distillation needs of the batch, before the student may change it."""
+    inputs = next(filter(_is_batch, values), None)
+    if inputs is None:
+        raise TypeError(
+            "DistillRCNN's forward needs Detectron2's batched inputs in training: a list of "
+            "dicts with 'image'."
+        )
+    boxes = _object_boxes(distiller, inputs) if distiller.needs_boxes else None
+    images = [x["image"] for x in inputs]
+    return _Batch(inputs, images[0], [tuple(x.shape[-2:]) for x in images], boxes)
+
+
+def _is_batch(x: Any) -> bool:
+    return (
+        isinstance(x, (list, tuple))
+        and bool(x)
+        and all(isinstance(y, dict) and "image" in y for y in x)
+    )
+
+
+def _object_boxes(distiller: Distiller, inputs: List[Dict[str, Any]]) -> List[torch.Tensor]:
+    try:
+        boxes = [x["instances"].gt_boxes for x in inputs]
+    except (KeyError, AttributeError):
+        boxes = [None]
+    if not all(isinstance(b, Boxes) for b in boxes):
+        raise ValueError(
+            f"{type(distiller).__name__}, the distiller, needs the objects' upright boxes, and the "
+            "training images have none: choose a method that does without, like "
+            "StructuredDistiller or PKD."
+        )
+    return [b.tensor.clone() for b in boxes]
+
+
+def _call_student(model: nn.Module, forward: Callable, /, *args: Any, **kwargs: Any) -> Any:
+    """A student that calls itself in its forward calls what it is without distillation."""
+    model._skd.running = True
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        model._skd.running = False
+
+
+def _tap_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped]:
+    """What the student returns, and its maps."""
+    # looked up in every step: a module may be replaced (torch.compile, checkpointing)
+    module = model.get_submodule(model._skd.features)
+    with FeatureTap(module, model._skd.features_key) as tap:
+        output = call()
+    _check_gradient(module, tap.features, model._skd.features_key)
+    return output, tap.read()
+
+
+def _check_gradient(module: nn.Module, maps: Maps, key: str) -> None:
+    if not torch.is_grad_enabled() or any(x.requires_grad for x in maps.values()):
+        return
+    if any(p.requires_grad for p in module.parameters()):
+        raise ValueError(
+            f"None of the maps {list(maps)} of {key} has a gradient, though what "
+            "makes them is trained: distillation would not reach it. (Reentrant activation "
+            "checkpointing around it does that; use_reentrant=False, or naming the checkpointed "
+            "module itself, does not.)"
+        )
+
+
+def _check_pairs(model: nn.Module, ours: Tapped, theirs: Tapped, batch: _Batch) -> None:
+    pairs = pairs_of(model).values()
+    check_maps(ours, {p.student_name: p.student for p in pairs}, batch.sizes, "student")
+    check_maps(theirs, {p.teacher_name: p.teacher for p in pairs}, batch.sizes, "teacher")
+    if ours.input is not None:
+        check_input(ours.input, batch.sizes, model, "student")
+
+
+def _align(model: nn.Module, ours: Maps, theirs: Maps) -> Tuple[Maps, Maps]:
+    """The student's and the teacher's maps by the student's names, of equal sizes."""
+    pairs = pairs_of(model).items()
+    matched = {name: crop(ours[name], theirs[pair.teacher_name]) for name, pair in pairs}
+    student, teacher = ({name: two[i] for name, two in matched.items()} for i in (0, 1))
+    return student, teacher
+
+
+def _distil(distiller: Distiller, student: Maps, teacher: Maps, batch: _Batch) -> Terms:
+    boxes, first = batch.boxes, next(iter(student.values()))
+    if boxes is not None:
+        boxes = [b.to(first.device) for b in boxes]
+    if at_least_fp32(first) is not first and not torch.is_autocast_enabled(first.device.type):
+        # a model after .half(): nothing would fit its maps to the layers, which are still fp32
+        student, teacher = (
+            {name: at_least_fp32(x) for name, x in maps.items()} for maps in (student, teacher)
+        )
+    terms = distiller(student, teacher, boxes)
+    check_terms(terms, type(distiller).__name__)
+    return terms
+
+
+def _begin_balance(model: nn.Module, maps: Maps) -> Maps:
+    """What the distiller gets to see of the student's maps."""
+    if model.distiller.balance is None:
+        return maps
+    iteration = get_event_storage().iter if has_event_storage() else None
+    return model.distiller.balance.begin(maps, iteration, model._skd.every)
+
+
+def _balance_terms(model: nn.Module, losses: Losses, maps: Maps, terms: Terms, seen: Maps) -> Terms:
+    """The terms, weighed by their gradients at the student's maps, times ``every``."""
+    balance, every = model.distiller.balance, model._skd.every
+    if balance is not None:
+        terms = balance(sum_losses(losses), maps, terms, seen, model.distiller.proportions)
+    if every == 1:
+        return terms
+    return {t: {k: every * value for k, value in terms[t].items()} for t in terms}
+
+
+def _abstain(model: nn.Module) -> None:
+    """Where this process alone fails, the others do not wait for it in the balance."""
+    if model.distiller.balance is not None:
+        _begin_balance(model, {})
+        model.distiller.balance.abstain()
+
+
+def _keep_metrics(model: nn.Module, losses: Losses, terms: Terms) -> None:
+    """For who pops them; else every so often into the event storage."""
+    distiller = model.distiller
+    metrics = {"detector_loss": sum_losses(losses)}
+    for term, levels in terms.items():
+        short = term.replace("loss_distill_", "distill/")
+        metrics.update({f"{short}_{level}": value for level, value in levels.items()})
+    if distiller.balance is not None and terms:
+        scalars = distiller.balance.scalars()
+        metrics.update({f"distill/{name}": value for name, value in scalars.items()})
+    metrics = {name: value.detach() for name, value in metrics.items()}
+    if distiller.metrics is not None:  # somebody pops them
+        distiller.metrics = metrics
+    elif (
+        has_event_storage() and get_event_storage().iter % (METRICS_PERIOD * model._skd.every) == 0
+    ):
+        values = torch.stack([value.float().reshape(()) for value in metrics.values()])
+        get_event_storage().put_scalars(**dict(zip(metrics, values.tolist())))
+
+
+def _show_maps(model: nn.Module, batch: _Batch, student: Maps, teacher: Maps) -> None:
+    watcher, model._skd.watcher = model._skd.watcher, None
+    if watcher is None:
+        return
+    strides = {name: pair.stride for name, pair in pairs_of(model).items()}
+    image_format = model._skd.input_format
+    watcher(AlignedMaps(batch.first_image, image_format, student, teacher, strides))

@@ -1,0 +1,63 @@
+"""What a distilling model knows besides its parts, and how others ask it."""
+
+from dataclasses import dataclass
+from typing import Callable, Dict, NamedTuple, Optional
+
+import torch
+from torch import nn
+
+from .features import LevelPair, Maps
+
+# The names that distilling takes of a student, besides those with the private prefix _skd:
+# attributes of the model, and then the methods of DistillRCNN.
+ATTRIBUTES = ("distiller", "teacher")
+
+
+class AlignedMaps(NamedTuple):
+    """
+    What a distiller compares in one step; see :func:`watch_maps`.
+
+    image: the batch's first, (C, H, W), as the model gets it; image_format: its color order;
+    student, teacher: maps (N, C, H, W) by the student's level names, of equal sizes (channels may
+    differ); strides: of these levels.
+    """
+
+    image: torch.Tensor
+    image_format: str
+    student: Maps
+    teacher: Maps
+    strides: Dict[str, int]
+
+
+@dataclass
+class Distillation:
+    """
+    A distilling model's ``_skd``.
+
+    input_format: color order of the model's images; features: the student's module that is tapped;
+    every: see ``MODEL.DISTILLER.EVERY``; pairs: of maps, by the student's name; features_key,
+    every_key: what the user calls these two; watcher: see :func:`watch_maps`; running: whether the
+    student's forward is under way.
+    """
+
+    input_format: str
+    features: str
+    every: int
+    pairs: Dict[str, LevelPair]
+    features_key: str
+    every_key: str
+    watcher: Optional[Callable[[AlignedMaps], None]] = None
+    running: bool = False
+
+
+def pairs_of(model: nn.Module) -> Dict[str, LevelPair]:
+    """The pairs of maps that a model distils, by the student's name, finest first."""
+    return model._skd.pairs
+
+
+def watch_maps(model: nn.Module, watcher: Callable[[AlignedMaps], None]) -> None:
+    """
+    Call ``watcher`` once, with the maps that the model's next step that distils compares. It must
+    not change them, nor keep them: they hold the step's graph.
+    """
+    model._skd.watcher = watcher
