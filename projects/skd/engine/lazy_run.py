@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..config.lazy import check_teacher
+from ..config.naming import LAZY, written_as
 from ..runtime.loader import NamedErrors, build_train_loader
 from ..runtime.reproducible import shared_seed
 from .run import Run
@@ -63,7 +64,7 @@ def lazy_run(cfg: DictConfig) -> Run:
     return Run(
         cfg=cfg,
         keys=KEYS,
-        build_model=lambda: instantiate(cfg.model).to(train.device),
+        build_model=lambda: _build_model(cfg),
         build_optimizer=lambda model: _build_optimizer(cfg.optimizer, model),
         build_scheduler=lambda optimizer: instantiate(cfg.lr_multiplier),
         build_train_loader=lambda: _build_train_loader(cfg.dataloader.train, seed),
@@ -90,6 +91,11 @@ def lazy_run(cfg: DictConfig) -> Run:
         ddp=dict(train.ddp),
         expected=OmegaConf.to_container(train.get("expected_results", OmegaConf.create([]))),
     )
+
+
+def _build_model(cfg: DictConfig) -> nn.Module:
+    with written_as(LAZY):
+        return instantiate(cfg.model).to(cfg.train.device)
 
 
 def _check_train(train: DictConfig) -> None:
