@@ -48,6 +48,8 @@ def gpu_day(args: argparse.Namespace, root: str) -> int:
     """
     if not args.dry_run:
         _check_gpu()
+    # as Ctrl-C does: through the `finally` below, or the part at work would go on by itself
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.makedirs(args.output, exist_ok=True)
     names = args.only or [*list(BENCH)[:2], TESTS, *list(BENCH)[2:]]
     parts = [_part(name, args, root) for name in names]
