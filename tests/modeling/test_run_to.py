@@ -4,11 +4,14 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
+from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 from torch import nn
 
-from skd import FrozenTeacher, distill, student_config
+from skd import DistillRCNN, FrozenTeacher, distill, student_config
+from skd.distillers.pkd import PKD
 from skd.modeling.run_to import measure, output_shapes
+from skd.visualization.attention import to_rgb
 from tests.helpers import batch, tiny_config
 
 MEAN = torch.tensor([0.4, 0.45, 0.48]).view(3, 1, 1)
@@ -185,3 +188,49 @@ def test_the_format_is_found_where_projects_keep_it(name):
     cfg = OmegaConf.create({"model": {}, "dataloader": {"train": {"mapper": mapper}}})
     distill(cfg, "teacher.yaml")
     assert cfg.model.input_format == "RGB"
+
+
+class YoloStudent(YoloLike):
+    """Trains with a loss at its neck, which is called in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 1, 1))
+
+    def forward(self, inputs):
+        scores = [self.head(x) for x in self.neck(self.backbone(self.prepare(inputs)))]
+        return {"loss_cls": sum(s.square().mean() for s in scores)} if self.training else scores
+
+
+@pytest.mark.parametrize("features", ["backbone", "neck"])
+def test_students_that_say_nothing_of_their_maps(features):
+    """They train, load plainly and evaluate as the plain one does."""
+    model = DistillRCNN(
+        student=YoloStudent(),
+        teacher=teacher_of(DetrLike(), "detr.backbone"),
+        distiller=PKD(),
+        features=features,
+    )
+    with EventStorage():
+        losses = model.train()(batch())
+    sum(losses.values()).backward()
+    assert losses["loss_distill_pkd"] > 0 and model.backbone.stem.weight.grad.abs().sum() > 0
+    plain = YoloStudent()
+    result = plain.load_state_dict(model.state_dict(), strict=False)
+    assert not result.missing_keys
+    assert all(k.startswith("distiller.") for k in result.unexpected_keys)
+    with torch.no_grad():
+        for a, b in zip(model.eval()(batch()), plain.eval()(batch())):
+            assert torch.equal(a, b)
+
+
+def test_a_grey_student():
+    cfg = tiny_config("faster_rcnn", MODEL__PIXEL_MEAN=[100.0], MODEL__PIXEL_STD=[50.0])
+    cfg.INPUT.FORMAT = "L"
+    teacher = teacher_of(build_model(student_config(cfg)), "backbone", input_format="L")
+    student = build_model(student_config(cfg))
+    model = DistillRCNN(student=student, teacher=teacher, distiller=PKD(), input_format="L")
+    inputs = [{**x, "image": x["image"][:1]} for x in batch()]
+    with EventStorage():
+        assert model.train()(inputs)["loss_distill_pkd"] > 0
+    assert to_rgb(inputs[0]["image"], "L").shape == (96, 128, 3)

@@ -9,8 +9,9 @@ from torch import nn
 from ..config.naming import called
 from ..distillers import Distiller, GradientBalance
 from .distillation import ATTRIBUTES, Distillation
-from .features import get_feature_module, pair_levels
+from .features import pair_levels
 from .inherit import inherit as inherit_from
+from .run_to import output_shapes
 from .student_class import STATE, is_distilling, set_parts
 from .teacher import FrozenTeacher
 
@@ -41,8 +42,8 @@ def attach(
         balance: weighs the distiller's terms. "auto": by their gradients, with the defaults of
             :class:`GradientBalance`, unless the distiller names weights that were published with it
             (``StructuredDistiller``'s ``preset``). None leaves their weights as they are.
-        input_format: color order of the images given to the model, "BGR" or "RGB"; by default
-            ``student.input_format``.
+        input_format: color order of the images given to the model, "BGR" or "RGB", or a name for
+            images of other channels; by default ``student.input_format``.
         features: the student's module whose feature maps are distilled.
         levels: names of these maps; empty for all that have a partner in the teacher.
         inherit: copy the teacher's FPN and heads into the student where they agree.
@@ -61,14 +62,14 @@ def attach(
     _check_student(student, base)
     balance = _choose_balance(balance, distiller)
     input_format = input_format or getattr(student, "input_format", None)
-    if input_format not in ("BGR", "RGB"):
+    if not isinstance(input_format, str) or not input_format:
         raise ValueError(
             f"input_format is {input_format!r}; give DistillRCNN or its student the "
             "color order of the training images: 'BGR' or 'RGB'."
         )
     features_key = called("MODEL.STUDENT.FEATURES")
-    module = get_feature_module(student, features, features_key)
-    pairs = pair_levels(module.output_shape(), teacher.output_shape(), levels)
+    ours = output_shapes(student, features, features_key)
+    pairs = pair_levels(ours, teacher.output_shape(), levels)
     if inherit:
         inherit_from(student, teacher.components())
     # the student's random numbers (data order, sampling) are those of its training without

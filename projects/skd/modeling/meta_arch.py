@@ -14,12 +14,13 @@ from torch import nn
 
 from ..config import is_distilling_class, student_config
 from ..config.naming import YAML, written_as
-from ..distillers import Distiller, build_balance, build_distiller
+from ..distillers import Distiller
 from .attach import attach, check_every
 from .distill_step import run_step
 from .distillation import Distillation
 from .features import check_teacher
 from .load import spare_distiller
+from .parts import distilling_parts
 from .student_class import reduce_by_state
 from .teacher import FrozenTeacher
 
@@ -86,22 +87,9 @@ class DistillRCNN(nn.Module):
                 f"MODEL.STUDENT.META_ARCHITECTURE is '{name}'; it must be one of "
                 f"{', '.join(known)}."
             )
-        with torch.random.fork_rng(devices=[]):
-            distiller = build_distiller(cfg)
+        parts = distilling_parts(cfg)
         student = META_ARCH_REGISTRY.get(name)(student_config(cfg))
-        with torch.random.fork_rng(devices=[]):
-            teacher = FrozenTeacher(cfg)
-        return {
-            "student": student,
-            "teacher": teacher,
-            "distiller": distiller,
-            "balance": build_balance(cfg),
-            "input_format": cfg.INPUT.FORMAT,
-            "features": cfg.MODEL.STUDENT.FEATURES,
-            "levels": cfg.MODEL.DISTILLER.LEVELS,
-            "inherit": cfg.MODEL.STUDENT.INHERIT,
-            "every": cfg.MODEL.DISTILLER.EVERY,
-        }
+        return {"student": student, **parts}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """

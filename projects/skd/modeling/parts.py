@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..config.naming import YAML, written_as
 from ..distillers import build_balance, build_distiller
 from .teacher import FrozenTeacher
 
@@ -20,7 +21,8 @@ def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[
     Returns:
         The arguments of :class:`DistillRCNN`, but for the student.
     """
-    with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
+    # the student's random numbers are its own
+    with written_as(YAML), torch.random.fork_rng(devices=[]):
         distiller = build_distiller(cfg)
         if teacher is None:
             teacher = FrozenTeacher(cfg)
