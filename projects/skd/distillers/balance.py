@@ -48,7 +48,7 @@ class BalanceSettings(Settings):
     # weights.
     enabled: Optional[bool] = flag(None)
     # Of all terms together, in norms of the detector's gradient.
-    share: float = number(1.0)
+    share: float = number(3.0)
     # Proportions of the terms: list of [term, number], e.g. [["structured_at", 0.1]]; 1 for those
     # not named. 0: the term's layers learn, without the student.
     shares: Shares = proportions(())

@@ -85,7 +85,9 @@ class Run:
         code = self.process.poll()
         if code:
             with open(os.path.join(self.folder, "stdout.txt"), errors="replace") as f:
-                self.error = f"ended with {code}:\n" + "".join(f.readlines()[-15:])
+                end = "".join(f.readlines()[-15:])
+            # results are made to be shared: without this machine's paths
+            self.error = f"ended with {code}:\n" + end.replace(f"{sys.prefix}{os.sep}", "")
         return code is not None
 
     def finished(self) -> bool:
