@@ -9,12 +9,12 @@ import pytest
 from skd.study.common import runs
 from skd.study.common.command import RunError, command_parser, run_command
 from skd.study.common.devices import default_threads, same_threads, visible_gpus
-from skd.study.common.metrics import main_metrics, read_metrics, scores, title_of
+from skd.study.common.metrics import distillation, main_metrics, read_metrics, scores, title_of
 from skd.study.common.runs import Run, least_used
 from skd.study.common.tables import markdown_table, print_table
 from skd.study.compare import report
 from skd.study.compare.design import Study, StudyRun
-from skd.study.compare.results import header, table
+from skd.study.compare.results import header, table, terms_table, write_results
 from skd.study.compare.run import _short_names
 
 
@@ -77,6 +77,34 @@ def test_markup_in_names_is_harmless(name, capsys, tmp_path):
     assert svg.startswith("<svg") and svg.count("<!--") == svg.count("-->")
     with runs.Display([run]) as display:
         display.update(run, True)
+
+
+def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    terms = {"distill/weight_at": 0.5, "distill/norm_at": 3.0, "distill/cosine_at": -0.02}
+    own = {"detector_loss": 1.5, "distill/norm_detector": 2.0}
+    write_rows(
+        tmp_path,
+        {"iteration": 0, "distill/share_at": 1.0, **terms, **own},
+        {"iteration": 1, "distill/share_at": 0.25, **terms, **own},
+        {"iteration": 2, "bbox/AP": 1.0},
+    )
+    (tmp_path / "model_final.pth").touch()
+    run = StudyRun("r", str(tmp_path / "c.yaml"), str(tmp_path), 3, method="AT", seed=7)
+    comparison = SimpleNamespace(name="x", runs=[run])
+    assert terms_table(comparison) == [
+        ["AT, seed 7", "1.5", "2", "at", "62.5%", "25.0%", "0.5", "3", "-0.02"]
+    ]
+    study = SimpleNamespace(comparisons=[comparison], runs=lambda: [run])
+    write_results(study, str(tmp_path), "compare.py")
+    assert " 62.5% |" in (tmp_path / "README.md").read_text()
+    monkeypatch.setattr(report, "_pictures", lambda study, images: {"models": [], "images": []})
+    report.write_report(study, str(tmp_path), "compare.py", 0)
+    assert "<td>62.5%</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_runs_whose_terms_are_not_balanced_have_none(tmp_path):
+    assert distillation([{"iteration": 0, "distill/pkd_p2": 1.0}]) == {}
 
 
 ATTACK = "<img src=x onerror=alert(1)>"

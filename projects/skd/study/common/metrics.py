@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 # By metric its name in tables. The first of these that a run has is its main metric.
 METRICS = {
@@ -14,6 +14,7 @@ METRICS = {
     "panoptic_seg/PQ": "PQ",
     "sem_seg/mIoU": "mIoU",
 }
+_SHARE, _OWN_NORM = "distill/share_", "distill/norm_detector"
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
 # with several test sets Detectron2 puts "DATASET/" before it
 _METRIC = re.compile(
@@ -73,6 +74,38 @@ def _score(key: str, row: Dict) -> Optional[float]:
     if math.isnan(row.get(main, math.nan)):
         return 0.0
     return None if math.isnan(row[key]) else round(row[key], 3)
+
+
+def distillation(rows: List[Dict]) -> Dict[str, Any]:
+    """
+    What distillation did in a run, from the rows of its metrics.json.
+
+    Returns:
+        ``detector_loss``, the sum of the detector's own, and ``norm_detector``, of its gradient, at
+        the end; ``terms``, by name: ``share`` (of the detector's gradient, a part of 1) and
+        ``cosine``, both means over the run, and at the end ``last_share``, ``weight`` and ``norm``
+        (of the gradient without the weight). Empty for a run whose terms were not balanced.
+    """
+    rows = [row for row in rows if any(key.startswith(_SHARE) for key in row)]
+    if not rows:
+        return {}
+    last = rows[-1]
+    terms = {}
+    for name in (key[len(_SHARE) :] for key in last if key.startswith(_SHARE)):
+        terms[name] = {
+            "share": _mean(rows, f"{_SHARE}{name}"),
+            "cosine": _mean(rows, f"distill/cosine_{name}"),
+            "last_share": last[f"{_SHARE}{name}"],
+            "weight": last.get(f"distill/weight_{name}"),
+            "norm": last.get(f"distill/norm_{name}"),
+        }
+    own = {"detector_loss": last.get("detector_loss"), "norm_detector": last.get(_OWN_NORM)}
+    return {**own, "terms": terms}
+
+
+def _mean(rows: List[Dict], key: str) -> Optional[float]:
+    values = [row[key] for row in rows if key in row]
+    return sum(values) / len(values) if values else None
 
 
 def read_ap(folder: str) -> Dict[str, float]:

@@ -10,7 +10,7 @@ from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
 from ...config.safe_yaml import read_yaml
 from ...distillers import build_distiller
 from ...runtime.safe_files import is_url
-from ..common.metrics import evaluations, main_metrics, scores
+from ..common.metrics import distillation, evaluations, main_metrics, scores
 from ..common.paths import find_file
 from ..common.runs import Run
 from .schema import check_options, check_study
@@ -57,7 +57,9 @@ class StudyRun(Run):
             for r in rows
             if metric in r
         ]
-        return {"ap": scores(rows[-1]), "metric": metric, "curve": curve}
+        seen = {"ap": scores(rows[-1]), "metric": metric, "curve": curve}
+        terms = distillation(self.rows())
+        return {**seen, "distillation": terms} if terms else seen
 
 
 @dataclass

@@ -4,7 +4,7 @@ import base64
 import io
 import logging
 import os
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from ..common.models import load_predictor
 from ..common.pictures import as_label, plt
 from .design import Comparison, Study, StudyRun
 from .page import TEMPLATE
-from .results import groups, header, mean_ap, table
+from .results import TERMS_HEADER, groups, header, mean_ap, table, terms_table
 
 SIZES = {"AP": "all", "APs": "small", "APm": "medium", "APl": "large"}
 SIDE = 240  # pixels of a picture's longer side
@@ -31,10 +31,7 @@ def write_report(study: Study, output: str, command: str, images: int) -> None:
     comparisons = [
         {
             "name": comparison.name,
-            "tables": [
-                ("", header(comparison), table(comparison)),
-                ("Box AP by object size", ["method", *SIZES.values()], _by_size(comparison)),
-            ],
+            "tables": _tables(comparison),
             "curves": Markup(_curves(comparison)),  # matplotlib escapes what it draws
         }
         for comparison in study.comparisons
@@ -44,6 +41,20 @@ def write_report(study: Study, output: str, command: str, images: int) -> None:
     text = page.render(comparisons=comparisons, command=command, pictures=shown)
     with open(os.path.join(output, "report.html"), "w") as f:
         f.write(text)
+
+
+def _tables(comparison: Comparison) -> List[Tuple[str, List[str], List[List[str]]]]:
+    """Title, header and rows of each."""
+    tables = [
+        ("", header(comparison), table(comparison)),
+        ("Box AP by object size", ["method", *SIZES.values()], _by_size(comparison)),
+    ]
+    terms = terms_table(comparison)
+    if terms:
+        tables.append(
+            ("What the terms did, in shares of the detector's gradient", TERMS_HEADER, terms)
+        )
+    return tables
 
 
 def _finished(comparison: Comparison) -> Dict[str, List[StudyRun]]:

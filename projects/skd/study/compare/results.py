@@ -4,7 +4,7 @@ import json
 import math
 import os
 import statistics
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from ..common.metrics import METRICS, main_metrics, title_of
 from ..common.statistics import interval
@@ -62,6 +62,37 @@ def _first_number(row: List[str]) -> float:
     return float(row[2].split()[0]) if row[2] != "-" else -1.0
 
 
+TERMS_HEADER = [
+    "run", "detector's losses", "norm of their gradient", "term", "share, mean", "share, last",
+    "weight", "norm of its gradient", "cosine, mean",
+]  # fmt: skip
+
+
+def terms_table(comparison: Comparison) -> List[List[str]]:
+    """A row for each term of each run whose terms are balanced; shares are percentages."""
+    rows = []
+    for name, runs in groups(comparison).items():
+        for run in runs:
+            seen = run.result().get("distillation", {})
+            own = [_digits(seen.get(key)) for key in ("detector_loss", "norm_detector")]
+            for term, values in seen.get("terms", {}).items():
+                rows.append([f"{name}, seed {run.seed}", *own, term, *_term_cells(values)])
+    return rows
+
+
+def _term_cells(values: Dict[str, Any]) -> List[str]:
+    shares = [_percent(values[key]) for key in ("share", "last_share")]
+    return [*shares, *(_digits(values[key]) for key in ("weight", "norm", "cosine"))]
+
+
+def _percent(value: Optional[float]) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _digits(value: Optional[float]) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
 def write_results(study: Study, output: str, command: str) -> None:
     """results.jsonl and README.md, from what is finished."""
     os.makedirs(output, exist_ok=True)
@@ -85,6 +116,12 @@ def write_results(study: Study, output: str, command: str) -> None:
             f"## {_line(comparison.name)}\n",
             markdown_table(header(comparison), table(comparison)),
         ]
+        terms = terms_table(comparison)
+        if terms:
+            lines += [
+                "What the terms did, in shares of the detector's gradient at the maps:\n",
+                markdown_table(TERMS_HEADER, terms),
+            ]
     failed = [row for row in results if row["status"] == "failed"]
     if failed:
         lines.append("## Failed\n")
