@@ -577,7 +577,7 @@ def test_emptied_memory_is_not_the_teacher_s(build):
     assert all(torch.equal(v, before[k]) for k, v in model.teacher.state_dict().items())
 
 
-class MeanOfP2(GeneralizedRCNN):
+class HalfOfP2(GeneralizedRCNN):
     """Detectron2's heads do not run in half precision on CPUs."""
 
     def forward(self, inputs):
@@ -591,8 +591,8 @@ def test_a_student_in_half_precision(build, name, dtype):
         DISTILLER_REGISTRY.register(Own)
     try:
         keys = {"MODEL__DISTILLER__NAME": name, "balance": True}
-        expected = step(build(MeanOfP2, **keys)[0])
-        model = build(MeanOfP2, **keys)[0].to(dtype)
+        expected = step(build(HalfOfP2, **keys)[0])
+        model = build(HalfOfP2, **keys)[0].to(dtype)
         assert {p.dtype for p in model.backbone.parameters()} == {dtype}
         assert {p.dtype for p in model.distiller.parameters()} == {torch.float32}
         step(model)  # fp16: finds a scale that does not overflow
