@@ -29,7 +29,7 @@ from .config import (
     read_config,
     use_project,
 )
-from .data import check_datasets, register_coco, register_shapes
+from .data import check_datasets, coco, register_coco, register_shapes
 from .engine import SKDTrainer, describe, evaluate, launch
 from .runtime.run_folder import open_folder
 
@@ -54,15 +54,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="let a YAML config name as its teacher a LazyConfig, or a project, which run code",
     )
     projects.add_argument(parser)
-    parser.add_argument(
-        "--register-coco",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="make a dataset in COCO's format known as NAME, for DATASETS.TRAIN and DATASETS.TEST "
-        "(may be given several times)",
-    )
+    coco.add_argument(parser)
     return parser
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence, Tuple
 
 import peer
 import torch
@@ -145,12 +145,15 @@ def step_rows(args) -> List[Dict[str, Any]]:
     return rows
 
 
+def _small(size: Sequence[int]) -> Tuple[int, ...]:
+    """At most 320 x 480."""
+    return tuple(min(a, b) for a, b in zip(size, (320, 480)))
+
+
 def every_rows(args) -> List[Dict[str, Any]]:
     """Four steps with MODEL.DISTILLER.EVERY k, against four of the student's."""
     gpu = args.device == "cuda"
-    size = (
-        args.size if gpu or args.full else tuple(min(a, b) for a, b in zip(args.size, (320, 480)))
-    )
+    size = args.size if gpu or args.full else _small(args.size)
     batch = inputs(args.images if gpu else 1, size)
     rows = []
     for k in (1, 2, 4):
@@ -182,7 +185,7 @@ def eval_rows(args) -> List[Dict[str, Any]]:
     models = [model.eval() for model in mask_rcnn(args.device)]
     for model in models:
         model.proposal_generator.post_nms_topk[False] = 100
-    batch = inputs(1, tuple(min(a, b) for a, b in zip(args.size, (320, 480))))
+    batch = inputs(1, _small(args.size))
     sides = tuple(functools.partial(model, batch) for model in models)
     with torch.no_grad():
         counts = count(*sides)

@@ -5,6 +5,7 @@ The user's file is never changed. What was mended is written once into iopath's 
 a name made of the content, and both the loader and the evaluator read that copy.
 """
 
+import argparse
 import hashlib
 import json
 import logging
@@ -61,6 +62,14 @@ class Checked(NamedTuple):
     keypoint_names: Tuple[str, ...]
     keypoints: Tuple[int, ...]
     options: Dict[str, Any]
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """``--register-coco``, for every command that reads a config."""
+    parser.add_argument(
+        "--register-coco", nargs=3, action="append", default=[], metavar=("NAME", "JSON", "IMAGES"),
+        help="make a dataset in COCO's format known as NAME (several times)",
+    )  # fmt: skip
 
 
 def register_coco(name: str, json_file: str, image_root: str, check: bool = True) -> None:

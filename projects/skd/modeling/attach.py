@@ -8,11 +8,11 @@ from torch import nn
 
 from ..config.naming import called
 from ..distillers import Distiller, GradientBalance
-from .distillation import ATTRIBUTES, Distillation
+from .distillation import Distillation
 from .features import pair_levels
 from .inherit import inherit as inherit_from
 from .run_to import output_shapes
-from .student_class import STATE, is_distilling, set_parts
+from .student_class import PARTS, STATE, is_distilling, set_parts
 from .teacher import FrozenTeacher
 
 AUTO = "auto"
@@ -121,9 +121,7 @@ def _reserved(base: Type[nn.Module]) -> List[str]:
     classes = base.__mro__[: base.__mro__.index(nn.Module)]
     defined = [name for c in classes for name in vars(c) if not hasattr(nn.Module, name)]
     # from_config remains the student's, see class_of; Python's own names are no attributes
-    return [*ATTRIBUTES, STATE] + [
-        n for n in defined if n != "from_config" and not n.startswith("__")
-    ]
+    return [*PARTS] + [n for n in defined if n != "from_config" and not n.startswith("__")]
 
 
 def _has(student: nn.Module, name: str) -> bool:

@@ -16,7 +16,6 @@ from ..distillers.base import at_least_fp32
 from .distillation import AlignedMaps, pairs_of
 from .features import FeatureTap, Maps, Size, Tapped, check_input, check_maps, crop
 from .losses import (
-    Losses,
     Terms,
     add_terms,
     check_terms,
@@ -63,8 +62,9 @@ def run_step(
     seen = _begin_balance(model, maps)
     student, teacher = _align(model, seen, theirs.maps)
     terms = _distil(model.distiller, student, teacher, batch)
-    terms = _balance_terms(model, losses, maps, terms, seen)
-    _keep_metrics(model, losses, terms)
+    own = sum_losses(losses)
+    terms = _balance_terms(model, own, maps, terms, seen)
+    _keep_metrics(model, own, terms)
     _show_maps(model, batch, student, teacher)
     return write_losses(output, add_terms(losses, terms))
 
@@ -90,7 +90,7 @@ def _run_between(model: nn.Module, call: Callable[[], Any]) -> Any:
     output = call()
     losses = read_losses(output)
     if losses:
-        _keep_metrics(model, losses, {})
+        _keep_metrics(model, sum_losses(losses), {})
     return write_losses(output, with_zero_gradients(losses, model.distiller))
 
 
@@ -210,11 +210,13 @@ def _begin_balance(model: nn.Module, maps: Maps) -> Maps:
     return model.distiller.balance.begin(maps, iteration, model._skd.every)
 
 
-def _balance_terms(model: nn.Module, losses: Losses, maps: Maps, terms: Terms, seen: Maps) -> Terms:
+def _balance_terms(
+    model: nn.Module, own: torch.Tensor, maps: Maps, terms: Terms, seen: Maps
+) -> Terms:
     """The terms, weighed by their gradients at the student's maps, times ``every``."""
     balance, every = model.distiller.balance, model._skd.every
     if balance is not None:
-        terms = balance(sum_losses(losses), maps, terms, seen, model.distiller.proportions)
+        terms = balance(own, maps, terms, seen, model.distiller.proportions)
     if every == 1:
         return terms
     return {t: {k: every * value for k, value in terms[t].items()} for t in terms}
@@ -227,10 +229,10 @@ def _abstain(model: nn.Module) -> None:
         model.distiller.balance.abstain()
 
 
-def _keep_metrics(model: nn.Module, losses: Losses, terms: Terms) -> None:
+def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
     """For who pops them; else every so often into the event storage."""
     distiller = model.distiller
-    metrics = {"detector_loss": sum_losses(losses)}
+    metrics = {"detector_loss": own}
     for term, levels in terms.items():
         short = term.replace("loss_distill_", "distill/")
         metrics.update({f"{short}_{level}": value for level, value in levels.items()})

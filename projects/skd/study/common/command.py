@@ -3,13 +3,13 @@
 import argparse
 import os
 import sys
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, Sequence
 
 import yaml
 
 from ...config import projects
 from ...config.safe_yaml import UnsafeConfigError
-from ...data import register_coco, register_shapes
+from ...data import coco, register_coco, register_shapes
 from ...runtime.lock import FolderInUseError
 from ...runtime.safe_files import CheckpointError
 
@@ -64,10 +64,7 @@ def command_parser(doc: str) -> argparse.ArgumentParser:
 def add_setup_arguments(parser: argparse.ArgumentParser) -> None:
     """What has to be known before a config is read: other projects, and datasets."""
     projects.add_argument(parser)
-    parser.add_argument(
-        "--register-coco", nargs=3, action="append", default=[], metavar=("NAME", "JSON", "IMAGES"),
-        help="make a dataset in COCO's format known as NAME (several times)",
-    )  # fmt: skip
+    coco.add_argument(parser)
 
 
 def set_up(args: argparse.Namespace) -> None:
@@ -79,9 +76,15 @@ def set_up(args: argparse.Namespace) -> None:
         register_coco(*dataset)
 
 
-def project_flags(args: argparse.Namespace) -> List[str]:
-    """``--project``, for a run in a process of its own."""
-    return [part for name in args.project for part in ("--project", name)]
+def setup_flags(args: argparse.Namespace, datasets: Sequence[Sequence[str]]) -> List[str]:
+    """
+    What :func:`add_setup_arguments` asks for, as flags for a run in a process of its own.
+
+    Args:
+        datasets: NAME, JSON and IMAGES of each.
+    """
+    flags = [part for name in args.project for part in ("--project", name)]
+    return flags + [part for dataset in datasets for part in ("--register-coco", *dataset)]
 
 
 def run_command(main: Callable[[], Optional[int]]) -> int:

@@ -48,7 +48,8 @@ class StudyRun(Run):
 
     def measured(self) -> Dict[str, Any]:
         """The last evaluation up to now, and the curve; empty if there is none."""
-        rows = evaluations(self.rows())
+        written = self.rows()
+        rows = evaluations(written)
         if not rows:
             return {}
         metric = main_metrics(rows[-1])[0]
@@ -58,7 +59,7 @@ class StudyRun(Run):
             if metric in r
         ]
         seen = {"ap": scores(rows[-1]), "metric": metric, "curve": curve}
-        terms = distillation(self.rows())
+        terms = distillation(written)
         return {**seen, "distillation": terms} if terms else seen
 
 

@@ -11,7 +11,7 @@ from ...config.lazy import allow
 from ...distillers import DISTILLER_REGISTRY
 from ...runtime.lock import acquire
 from ...runtime.whole_files import write_whole
-from ..common.command import project_flags, set_up
+from ..common.command import set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads
 from ..common.paths import find_file
 from ..common.runs import run_all
@@ -34,8 +34,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
         The exit code: 1 if a run failed.
     """
     set_up(args)
-    flags = project_flags(args)
-    flags += [part for dataset in args.register_coco for part in ("--register-coco", *dataset)]
+    flags = setup_flags(args, args.register_coco)
     spec = load_study(args.study) if args.study else spec_of(args)
     study = Study(spec, args.work, flags, trusted=not args.study)
     study.check()

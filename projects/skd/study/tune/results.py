@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 
 import yaml
 
-from ..common.command import project_flags
+from ..common.command import setup_flags
 from ..common.metrics import main_metrics, title_of
 from ..common.tables import markdown_table, print_table
 from ..compare.design import StudyRun
@@ -151,7 +151,5 @@ def _study(tuning: Any, best: Dict[str, StudyRun]) -> Dict[str, Any]:
 
 
 def _confirmation(tuning: Any, output: str) -> str:
-    given = project_flags(tuning.args)
-    given += [part for dataset in tuning.args.register_coco
-              for part in ("--register-coco", *dataset)]  # fmt: skip
+    given = setup_flags(tuning.args, tuning.args.register_coco)
     return shlex.join(["python", "tools/compare.py", os.path.join(output, CONFIRM), *given])

@@ -23,7 +23,7 @@ from ...distillers.base import Shapes
 from ...distillers.build import build_balance
 from ...modeling.distillation import pairs_of
 from ...runtime import lock
-from ..common.command import RunError, project_flags, set_up
+from ..common.command import RunError, set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
 from ..common.metrics import evaluations, main_metrics, scores
 from ..common.paths import find_file
@@ -194,9 +194,7 @@ class Tuning:
         both = sorted(set(train) & set(test))
         if both:
             raise ValueError(f"--test has {both}, which is trained on; it must be held out.")
-        flags = project_flags(args)
-        flags += [part for dataset in own for part in ("--register-coco", *dataset)]
-        return flags, ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
+        return setup_flags(args, own), ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
 
     def _same_search(self) -> None:
         """
