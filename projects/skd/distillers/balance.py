@@ -90,9 +90,10 @@ class GradientBalance(nn.Module):
         self.settings = s = BalanceSettings.make(settings, "GradientBalance")
         BalanceSettings.check(settings, lambda f: self._name(f.name))
         if s.decay != "none" and max_iter <= s.warmup + s.ramp:
+            both = "WARMUP and RAMP" if key else "warmup and ramp"
             raise ValueError(
                 f"{self._name('decay')} is {s.decay!r}, but the training's {max_iter} iterations "
-                f"end before warm-up and ramp, {s.warmup + s.ramp} iterations, do."
+                f"end before {both}, {s.warmup + s.ramp} iterations, do."
             )
         self.max_iter = max_iter
         self._own_parts: Dict[str, float] = {}
