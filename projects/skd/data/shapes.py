@@ -2,8 +2,9 @@
 The built-in dataset: colored shapes on cluttered backgrounds, in COCO instance format.
 
 Every image is drawn from its own seed with integer arithmetic only where pixels are made, so that
-the same pixels come out on every machine. Three splits: ``skd_shapes_train``, ``skd_shapes_val``
-and ``skd_shapes_shifted`` (the same classes in colors and textures never seen in training).
+the same pixels come out on every machine. ``skd_shapes_train`` and ``skd_shapes_val``,
+``skd_shapes_shifted`` (the same classes in colors and textures never seen in training), and two for
+choosing and pre-training: see :data:`SPLITS`.
 The files are drawn on first use and kept below ``$DETECTRON2_DATASETS/skd_shapes`` like those of
 any Detectron2 dataset (below ``datasets/`` where that folder cannot be written).
 """
@@ -43,6 +44,8 @@ SPLITS: Dict[str, Split] = {
     "skd_shapes_shifted": Split(seed=3, num_images=300, shifted=True),
     # for choosing settings, so that results on _val stay out of the choice
     "skd_shapes_tune": Split(seed=4, num_images=150, shifted=False),
+    # for students that do not start from nothing, as ImageNet's do not
+    "skd_shapes_pretrain": Split(seed=5, num_images=1600, shifted=True),
 }
 
 
