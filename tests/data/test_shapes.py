@@ -17,6 +17,7 @@ PIXELS = {
     "skd_shapes_val": "a19a69831d1e3f778cbcb26ec40a6cc98aad60d5fc6a5aafacb11cb41536ff85",
     "skd_shapes_shifted": "6af3855eeefbd6d75903d561ee659ae0dff06b8641ee2a37a8c782e3f210c26d",
     "skd_shapes_tune": "8242371b5dd4fa5f7e3fcabe48755b7ec94ff23298a503290167fa1f54536404",
+    "skd_shapes_pretrain": "3c2d559d05cae0e50a6ee4137a52aa0ebe06971df819d81e256de02f4c313c5d",
 }
 
 

@@ -40,12 +40,10 @@ def demo(args: argparse.Namespace) -> None:
     teacher, weights = find_file(f"{CONFIGS}/teacher.yaml"), find_file(f"{CONFIGS}/teacher.pth")
     # as flags, because a config's paths are the checkout's
     flags = ["--teacher", teacher, "--teacher-weights", weights]
-    given = ("baseline", f"{CONFIGS}/student.yaml", []), (
-        "distilled", f"{CONFIGS}/skd_student.yaml", flags,
-    )  # fmt: skip
+    student, given = find_file(f"{CONFIGS}/student.yaml"), {"baseline": [], "distilled": flags}
     runs = [
-        Run(name, find_file(config), folder[name], args.iterations, students, more)
-        for name, config, more in reversed(given)
+        Run(name, student, folder[name], args.iterations, students, more)
+        for name, more in reversed(given.items())
     ]
     # trained already, so only evaluated
     runs.append(Run("teacher", teacher, folder["teacher"], 0, ["MODEL.WEIGHTS", weights]))
