@@ -9,7 +9,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from skd.data import SHAPES_CLASSES
-from skd.data.shapes import SIDE, SPLITS, draw, shapes_root, write_split
+from skd.data.shapes import SIDE, SPLITS, draw, register_shapes, shapes_root, write_split
 
 # of the first 20 images of each split: changes only with the dataset's VERSION
 PIXELS = {
@@ -78,6 +78,7 @@ def test_the_shifted_domain_has_other_colors():
 
 
 def test_registered_like_any_data_set(shapes):
+    register_shapes()
     for split in SPLITS:
         assert split in DatasetCatalog.list()
         metadata = MetadataCatalog.get(split)
