@@ -9,6 +9,7 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
     generalise.py           models on datasets they were not trained on
     gpu_day.py              all that needs a GPU, part by part
     results.py              ``make results``: the documents' tables
+    gains.py                what the flag gives: tables and pictures of ``make results``
     robustness.py           models on corrupted images
     slim_checkpoint.py      the student alone, in half precision
     tune/                   a search for a method's settings

@@ -1,6 +1,7 @@
 """
-What ``make results`` does: the tables of the documents, made anew from committed results. A block
-in a document begins with ``<!-- NAME: made by make results -->`` and ends with ``<!-- end -->``.
+What ``make results`` does: the tables and pictures of the documents, made anew from committed
+results. A block in a document begins with ``<!-- NAME: made by make results -->`` and ends with
+``<!-- end -->``.
 """
 
 import glob
@@ -13,6 +14,7 @@ from tabulate import tabulate
 
 from ..runtime.whole_files import write_whole
 from .common.bench_table import bench_table, machine_line
+from .gains import draw_curves, draw_gains, gains_table, sizes_table
 
 BLOCK = re.compile(r"(<!-- (\w+): made by make results -->\n).*?(<!-- end -->)", re.S)
 
@@ -25,13 +27,14 @@ def results(root: str) -> List[str]:
         root: of a checkout.
 
     Returns:
-        The documents that were changed.
+        The documents and pictures that were changed.
 
     Raises:
         ValueError: a block that nothing makes.
     """
-    changed = []
-    for path in sorted(glob.glob(os.path.join(root, "docs", "**", "*.md"), recursive=True)):
+    changed = _pictures(os.path.join(root, "docs", "results"))
+    documents = glob.glob(os.path.join(root, "docs", "**", "*.md"), recursive=True)
+    for path in sorted([os.path.join(root, "README.md"), *documents]):
         with open(path) as f:
             text = f.read()
         made = fill(text, root)
@@ -76,4 +79,28 @@ def _gpu(folder: str) -> str:
     return "\n\n".join(tables)
 
 
-MAKERS: Dict[str, Callable[[str], str]] = {"bench": _bench, "gpu": _gpu}
+def _pictures(folder: str) -> List[str]:
+    """Draw all; returns those that changed."""
+    changed = []
+    for name, draw in PICTURES.items():
+        path = os.path.join(folder, name)
+        before = _bytes(path)
+        draw(folder, path)
+        changed += [path] if _bytes(path) != before else []
+    return changed
+
+
+def _bytes(path: str) -> bytes:
+    if not os.path.exists(path):
+        return b""
+    with open(path, "rb") as f:
+        return f.read()
+
+
+MAKERS: Dict[str, Callable[[str], str]] = {
+    "bench": _bench,
+    "gpu": _gpu,
+    "gains": gains_table,
+    "sizes": sizes_table,
+}
+PICTURES = {"gains.png": draw_gains, "curves.png": draw_curves}

@@ -1,0 +1,69 @@
+"""The tables of what the flag gives, from results.jsonl."""
+
+import json
+
+import pytest
+
+from skd.study.gains import draw_curves, draw_gains, gains_table, read_pairs, sizes_table
+from skd.study.results import results
+
+
+def row(method, seed, box, mask, curve, detector="Mask R-CNN", status="done"):
+    ap = {"bbox/AP": box, "bbox/APs": None, "bbox/APl": box + 1, "segm/AP": mask}
+    out = {"detector": detector, "method": method, "seed": seed, "iterations": 300}
+    out.update({"status": status, "curve": curve})
+    return {**out, "ap": ap} if status == "done" else out
+
+
+@pytest.fixture
+def folder(tmp_path):
+    study = tmp_path / "docs" / "results" / "real" / "carparts"
+    study.mkdir(parents=True)
+    curve = [[100, 20.0], [200, 39.5], [300, 40.0]]
+    rows = [row("teacher", 0, 50.0, 45.0, [[0, 50.0]], detector="teacher")]
+    for seed, (box, mask) in {1: (4.0, 1.0), 2: (5.0, -1.5), 3: (4.5, 0.5)}.items():
+        rows.append(row("baseline", seed, 40.0 + seed, 36.0, curve))
+        rows.append(row("SKD", seed, 40.0 + seed + box, 36.0 + mask, curve))
+    rows.append(row("baseline", 4, 0, 0, [], status="failed"))  # without a pair
+    rows.append(row("SKD", 4, 60.0, 60.0, curve))
+    (study / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return tmp_path / "docs" / "results"
+
+
+def test_gains_are_paired_and_named(folder):
+    (pairs,) = read_pairs(str(folder))
+    assert pairs.seeds() == [1, 2, 3] and pairs.gains("bbox/AP") == [4.0, 5.0, 4.5]
+    assert pairs.verdict("bbox/AP") == "win" and pairs.verdict("segm/AP") == "tie"
+    assert pairs.last_third() == pytest.approx(0.5)
+    pairs.distilled, pairs.baseline = pairs.baseline, pairs.distilled
+    assert pairs.verdict("bbox/AP") == "loss"
+    del pairs.baseline[2], pairs.baseline[3]
+    assert pairs.verdict("bbox/AP") == "one seed"
+
+
+def test_tables(folder):
+    box, mask = gains_table(str(folder)).splitlines()[2:]
+    # 4.5 ± t(2) 0.5 / sqrt(3), by hand
+    assert (
+        "| 3 " in box and "+4.5 ± 1.2" in box and "win" in box and "50.0" in box and "+0.5" in box
+    )
+    assert "tie" in mask and "+0.0 ± 3.3" in mask
+    sizes = sizes_table(str(folder)).splitlines()[2:]
+    assert [cell.strip() for cell in sizes[0].split("|")[3:9]] == [
+        "+4.5 ± 1.2", "", "", "", "", "+4.5 ± 1.2",
+    ]  # fmt: skip
+
+
+def test_nothing_run_yet(tmp_path):
+    assert "Not run yet" in gains_table(str(tmp_path))
+    assert not draw_gains(str(tmp_path), str(tmp_path / "x.png"))
+
+
+def test_pictures_and_blocks_are_made_and_then_stay(folder):
+    root = folder.parent.parent
+    (root / "README.md").write_text("<!-- gains: made by make results -->\n<!-- end -->\n")
+    changed = results(str(root))
+    assert sorted(p.rsplit("/", 1)[1] for p in changed) == ["README.md", "curves.png", "gains.png"]
+    assert "+4.5 ± 1.2" in (root / "README.md").read_text()
+    assert results(str(root)) == []
+    assert draw_curves(str(folder), str(root / "again.png"))
