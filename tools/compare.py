@@ -47,6 +47,10 @@ def argument_parser():
         help="of each run (default: its share of the cores, kept from the first call)",
     )  # fmt: skip
     parser.add_argument("--images", type=whole, default=4, help="images in the report")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TABLE", help="run what these tables of the study "
+        "need; reported is everything that is finished (default: all)",
+    )  # fmt: skip
     parser.add_argument("--report-only", action="store_true", help="run nothing, report what is")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... for every run")
     return parser

@@ -8,9 +8,15 @@ from skd.study.gains import draw_curves, draw_gains, gains_table, read_pairs, si
 from skd.study.results import results
 
 
-def row(method, seed, box, mask, curve, detector="Mask R-CNN", status="done"):
+def row(method, seed, box, mask, curve, detector="Mask R-CNN", status="done", teacher="t"):
     ap = {"bbox/AP": box, "bbox/APs": None, "bbox/APl": box + 1, "segm/AP": mask}
-    out = {"detector": detector, "method": method, "seed": seed, "iterations": 300}
+    out = {
+        "detector": detector,
+        "method": method,
+        "seed": seed,
+        "iterations": 300,
+        "teacher": teacher,
+    }
     out.update({"status": status, "curve": curve})
     return {**out, "ap": ap} if status == "done" else out
 
@@ -26,6 +32,7 @@ def folder(tmp_path):
         rows.append(row("SKD", seed, 40.0 + seed + box, 36.0 + mask, curve))
     rows.append(row("baseline", 4, 0, 0, [], status="failed"))  # without a pair
     rows.append(row("SKD", 4, 60.0, 60.0, curve))
+    rows.append(row("SKD", 1, 0.0, 0.0, curve, teacher="another"))  # of another table
     (study / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return tmp_path / "docs" / "results"
 

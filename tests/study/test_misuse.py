@@ -105,7 +105,7 @@ def test_a_report_is_refused_for_a_changed_study(tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(changed))
     args = Namespace(
         study=str(tmp_path / "s.yaml"), register_coco=[], project=[], work=str(tmp_path),
-        output=None, report_only=True,
+        output=None, report_only=True, only=[],
     )  # fmt: skip
     with pytest.raises(ValueError, match="holds another run"):
         module.compare(args, "")

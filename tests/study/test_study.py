@@ -142,6 +142,21 @@ def test_two_names_cannot_share_a_folder(names, tmp_path):
     assert len(Study(one, str(tmp_path)).runs()) == 2
 
 
+def test_some_tables_of_a_study_and_their_teachers(tmp_path):
+    teachers = {**SPEC["teachers"], "other": {**SPEC["teachers"]["t"], "iterations": 1}}
+    del teachers["other"]["weights"]
+    tables = [
+        {"name": "one", "detector": "d", "methods": ["baseline", "A/B"]},
+        {"name": "two", "detector": "d", "methods": ["a b"], "teachers": ["other"]},
+    ]
+    study = Study({**SPEC, "teachers": teachers, "compare": tables}, str(tmp_path))
+    assert len(study.runs()) == 5
+    assert {run.method for run in study.runs(["one"])} == {"teacher", "baseline", "A/B"}
+    assert [run.teacher for run in study.runs(["two"])] == ["other", "other"]
+    with pytest.raises(ValueError, match="'three' is none of the study's tables: one, two"):
+        study.runs(["one", "three"])
+
+
 def test_configs_of_one_file_name_are_two_detectors():
     assert _short_names(["a/s.yaml", "b/s.yaml", "c/t.py"]) == ["a/s", "b/s", "t"]
 

@@ -73,17 +73,22 @@ def read_pairs(folder: str) -> List[Pairs]:
     found = []
     for study, title in STUDIES.items():
         rows = _finished(os.path.join(folder, study, "results.jsonl"))
-        teacher = next((row["ap"] for row in rows if row["method"] == "teacher"), {})
-        students = [row for row in rows if row["method"] != "teacher"]
+        teachers = {row["teacher"]: row["ap"] for row in rows if row["method"] == "teacher"}
+        students = [row for row in rows if row["method"] in (BASELINE, FLAG)]
         for detector in dict.fromkeys(row["detector"] for row in students):
-            runs: Dict[str, Dict[int, Row]] = {BASELINE: {}, FLAG: {}}
-            for row in students:
-                if row["detector"] == detector and row["method"] in runs:
-                    runs[row["method"]][row["seed"]] = row
-            pairs = Pairs(f"{title}, {detector}", runs[BASELINE], runs[FLAG], teacher)
+            pairs = _pairs(f"{title}, {detector}", teachers, students, detector)
             if pairs.seeds():
                 found.append(pairs)
     return found
+
+
+def _pairs(title: str, teachers: Dict[str, Any], rows: List[Row], detector: str) -> Pairs:
+    """With the teacher of the study's first table, where a study has several."""
+    rows = [row for row in rows if row["detector"] == detector]
+    name = next((row["teacher"] for row in rows if row["method"] == FLAG), "")
+    baseline = {row["seed"]: row for row in rows if row["method"] == BASELINE}
+    distilled = {r["seed"]: r for r in rows if r["method"] == FLAG and r["teacher"] == name}
+    return Pairs(title, baseline, distilled, teachers.get(name, {}))
 
 
 def gains_table(folder: str) -> str:

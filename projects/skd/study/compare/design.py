@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Set, Tuple
 
 from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
 from ...config.safe_yaml import read_yaml
@@ -97,15 +97,36 @@ class Study:
         self.teachers = {name: self._teacher(name) for name in spec["teachers"]}
         self.comparisons = [self._comparison(entry) for entry in spec["compare"]]
 
-    def runs(self) -> List[StudyRun]:
-        """All runs once, seed by seed, so that a part is of use; teachers by their name."""
+    def runs(self, only: Sequence[str] = ()) -> List[StudyRun]:
+        """
+        All runs once, seed by seed, so that a part is of use; teachers by their name.
+
+        Args:
+            only: names of tables; those of these, and their teachers.
+
+        Raises:
+            ValueError: no table has the name.
+        """
         order = {run.folder: i for i, run in enumerate(self.by_folder.values())}
+        wanted = self._runs_of(only)
 
         def place(run):
             trained = run.method == "teacher" and run.iterations > 0
             return (1 if trained else run.seed, trained, order[run.folder])
 
-        return sorted(self.by_folder.values(), key=place)
+        return sorted((r for r in self.by_folder.values() if r.folder in wanted), key=place)
+
+    def _runs_of(self, tables: Sequence[str]) -> Set[str]:
+        """The folders of a few tables' runs and of their teachers; of all runs without a name."""
+        if not tables:
+            return set(self.by_folder)
+        names = [comparison.name for comparison in self.comparisons]
+        unknown = [name for name in tables if name not in names]
+        if unknown:
+            raise ValueError(f"'{unknown[0]}' is none of the study's tables: {', '.join(names)}.")
+        runs = [r for c in self.comparisons if c.name in tables for r in c.runs]
+        teachers = [self.teachers[run.teacher] for run in runs if run.teacher]
+        return {run.folder for run in (*runs, *teachers)}
 
     def check(self) -> None:
         """Read every config as train_net will. Raises ValueError, KeyError or OSError."""

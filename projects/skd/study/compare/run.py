@@ -43,7 +43,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
         os.makedirs(args.work, exist_ok=True)
         acquire(args.work, "--work")
     _check_commands(runs)
-    waiting = [run for run in runs if not run.finished()]
+    waiting = [run for run in study.runs(args.only) if not run.finished()]
     if not args.report_only and waiting:
         _note_commands(runs)
         print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already.", flush=True)
