@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from skd.evaluation import Quality, find, quality
 from skd.study.doctor import examine
-from skd.study.doctor.examine import moved
 from skd.study.doctor.similarity import shifted_cka
-from skd.study.doctor.teacher import NORMALIZATIONS, Quality, find, normalized, quality
+from skd.study.doctor.teacher import NORMALIZATIONS, normalized
+from skd.study.doctor.training import moved
 from tests.helpers import distilling, run_script, tiny_config
 
 

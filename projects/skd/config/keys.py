@@ -104,6 +104,9 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.TEACHER.COMPILE = False
     # Run it on a CUDA stream of its own, beside the student's forward.
     cfg.MODEL.TEACHER.SIDE_STREAM = False
+    # Before the training, and at each evaluation, say how well teacher and student find the objects
+    # of so many images of the first DATASETS.TEST, and warn of one that is no better. 0: do not.
+    cfg.MODEL.TEACHER.EVALUATE = 0
     # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
 

@@ -13,7 +13,10 @@ from ..runtime.safe_files import TRUST_VARIABLE, is_trusted
 from .safe_yaml import UnsafeConfigError, read_yaml
 
 # SOLVER_KEYS of a YAML config, below ``train``
-TRAIN_KEYS = ("accumulate", "skip_non_finite", "best_metric", "expected_results", "vis_period")
+TRAIN_KEYS = (
+    "accumulate", "skip_non_finite", "best_metric", "expected_results", "vis_period",
+    "evaluate_teacher",
+)  # fmt: skip
 
 
 # Detectron2's mapper; detrex's; what models and other projects call it

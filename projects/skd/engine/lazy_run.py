@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import partial
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -13,11 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from ..config.lazy import check_teacher
+from ..config.lazy import check_teacher, image_format, is_distilling
 from ..config.naming import LAZY, written_as
+from ..modeling.build_detector import build_detector
+from ..modeling.teacher import build_teacher
 from ..runtime.loader import NamedErrors, build_train_loader
 from ..runtime.reproducible import shared_seed
 from .run import Run
+from .teacher_quality import TeacherEvaluation, teacher_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ KEYS = {
     "amp": "train.amp.enabled",
     "eval_period": "train.eval_period",
     "vis_period": "train.vis_period",
+    "evaluate_teacher": "train.evaluate_teacher",
     "num_workers": "dataloader.train.num_workers",
     "train_sets": "dataloader.train.dataset.names",
     "test_sets": "dataloader.test.dataset.names",
@@ -44,7 +49,7 @@ TRAIN = {
     "output_dir", "init_checkpoint", "max_iter", "amp", "ddp", "checkpointer", "eval_period",
     "log_period", "device", "seed", "cudnn_benchmark", "accumulate", "skip_non_finite",
     "zero_grad_before_forward", "async_write_metrics", "expected_results", "vis_period",
-    "best_metric",
+    "best_metric", "evaluate_teacher",
 }  # fmt: skip
 
 
@@ -87,6 +92,7 @@ def lazy_run(cfg: DictConfig) -> Run:
         best_metric=train.get("best_metric", ""),
         log_period=train.log_period,
         vis_period=train.get("vis_period", 0),
+        teacher=_teacher_evaluation(cfg),
         amp=_precision(train.amp),
         ddp=dict(train.ddp),
         expected=OmegaConf.to_container(train.get("expected_results", OmegaConf.create([]))),
@@ -96,6 +102,28 @@ def lazy_run(cfg: DictConfig) -> Run:
 def _build_model(cfg: DictConfig) -> nn.Module:
     with written_as(LAZY):
         return instantiate(cfg.model).to(cfg.train.device)
+
+
+def _teacher_evaluation(cfg: DictConfig) -> Optional[TeacherEvaluation]:
+    images = cfg.train.get("evaluate_teacher", 0)
+    if not (images and is_distilling(cfg)):
+        return None
+    if _target(cfg.model.teacher) is not build_teacher:
+        raise ValueError(
+            f"{KEYS['evaluate_teacher']} is {images}; it must be 0 where model.teacher is not made "
+            "by skd.build_teacher: only of that the whole detector is known."
+        )
+    names = ("config_file", "weights", "opts", "random_weights")
+    teacher = cfg.model.teacher
+    build = {name: teacher[name] for name in names if name in teacher}
+    return teacher_evaluation(
+        images,
+        _datasets(cfg, "test"),
+        KEYS,
+        build=partial(build_detector, further=list(teacher.get("projects", ())), **build),
+        build_loader=lambda: _build_test_loader(cfg.dataloader.test),
+        image_format=image_format(cfg) or "BGR",
+    )
 
 
 def _check_train(train: DictConfig) -> None:

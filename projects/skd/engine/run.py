@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ..config import Config
 from ..runtime.step import check_accumulate
+from .teacher_quality import TeacherEvaluation
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Run:
         build_model, build_optimizer, build_scheduler, build_train_loader: make them, each once.
         evaluate: a model on all test sets; returns the results.
         evaluate_augmented: the same with test-time augmentation; None if it is not wanted.
+        teacher: how to look at what the teacher finds; None if that is not wanted.
         precise_bn: the hook that ``TEST.PRECISE_BN`` asks for, for a model; may return None.
         weights: to start from.
         vis_period: iterations from one picture of attention to the next; 0 for none.
@@ -71,6 +73,7 @@ class Run:
     ddp: Dict[str, Any] = field(default_factory=dict)
     expected: List[Any] = field(default_factory=list)
     evaluate_augmented: Optional[Callable[[nn.Module], Dict[str, Any]]] = None
+    teacher: Optional[TeacherEvaluation] = None
     precise_bn: Callable[[nn.Module], Optional[HookBase]] = lambda model: None
 
     @property

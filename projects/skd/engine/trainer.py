@@ -31,6 +31,7 @@ from .lazy_run import lazy_run
 from .pictures import AttentionPictures
 from .readout import DistillationLog
 from .run import Run, check
+from .teacher_quality import TeacherQuality
 from .weights import RunCheckpointer
 from .yaml_run import yaml_run
 
@@ -94,6 +95,7 @@ class SKDTrainer(DefaultTrainer):
             hooks.EvalHook(run.eval_period, lambda: self._keep(run.evaluate(self.model))),
             augmented,
             self._best_checkpointer() if main else None,
+            None if run.teacher is None else TeacherQuality(run.teacher, run.eval_period),
             writing,
         ]
 

@@ -12,9 +12,11 @@ from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from ..config import student_config
+from ..config import is_distilling, student_config
 from ..config.yaml import check_teacher
+from ..modeling.build_detector import build_detector
 from .run import Run
+from .teacher_quality import TeacherEvaluation, teacher_evaluation
 
 KEYS = {
     "weights": "MODEL.WEIGHTS",
@@ -29,6 +31,7 @@ KEYS = {
     "amp": "SOLVER.AMP.ENABLED",
     "eval_period": "TEST.EVAL_PERIOD",
     "vis_period": "VIS_PERIOD",
+    "evaluate_teacher": "MODEL.TEACHER.EVALUATE",
     "num_workers": "DATALOADER.NUM_WORKERS",
     "train_sets": "DATASETS.TRAIN",
     "test_sets": "DATASETS.TEST",
@@ -61,6 +64,7 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
         build_train_loader=lambda: trainer.build_train_loader(cfg),
         evaluate=lambda model: trainer.test(cfg, model),
         evaluate_augmented=augmented,
+        teacher=_teacher_evaluation(cfg, trainer),
         precise_bn=lambda model: _precise_bn(cfg, trainer, model),
         output_dir=cfg.OUTPUT_DIR,
         weights=cfg.MODEL.WEIGHTS,
@@ -82,6 +86,24 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
         amp=torch.float16 if solver.AMP.ENABLED else None,
         ddp={"broadcast_buffers": False},
         expected=list(cfg.TEST.EXPECTED_RESULTS),
+    )
+
+
+def _teacher_evaluation(cfg: CfgNode, trainer: Any) -> Optional[TeacherEvaluation]:
+    if not is_distilling(cfg):
+        return None
+    teacher, sets = cfg.MODEL.TEACHER, cfg.DATASETS.TEST
+    build = partial(
+        build_detector, teacher.CONFIG_FILE, teacher.WEIGHTS, list(teacher.OPTS),
+        teacher.RANDOM_WEIGHTS, from_yaml=True, further=list(teacher.PROJECTS),
+    )  # fmt: skip
+    return teacher_evaluation(
+        teacher.EVALUATE,
+        sets,
+        KEYS,
+        build=build,
+        build_loader=lambda: trainer.build_test_loader(cfg, sets[0]),
+        image_format=cfg.INPUT.FORMAT,
     )
 
 

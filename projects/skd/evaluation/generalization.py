@@ -49,8 +49,8 @@ def _find(name: str, source: Sequence[str]) -> Optional[int]:
     """Where a class is among the model's: under exactly its name, else under one like it."""
     if name in source:
         return source.index(name)
-    plain = _plain(name)
-    like = [i for i, other in enumerate(source) if plain and _plain(other) == plain]
+    plain = plain_name(name)
+    like = [i for i, other in enumerate(source) if plain and plain_name(other) == plain]
     if len(like) > 1:
         raise ValueError(
             f"'{name}' is like several of the model's classes: "
@@ -59,7 +59,8 @@ def _find(name: str, source: Sequence[str]) -> Optional[int]:
     return like[0] if like else None
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A class's name without case, spaces, "-" and "_"."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 

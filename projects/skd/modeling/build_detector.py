@@ -1,22 +1,57 @@
 """Any detector from its config: a file, or a name in Detectron2's model zoo; YAML or LazyConfig."""
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
+from omegaconf import OmegaConf
+from torch import nn
 
 from ..config import Config, is_lazy_file, lazy, projects, student_config, yaml
 from .load import check_exists, load_in_full
 from .model_zoo import find_config, zoo_weights
 
 
+class Detector(NamedTuple):
+    """
+    model: whole, in eval mode; input_format: the color order it was trained with; datasets: the
+    names of those it was trained on.
+    """
+
+    model: nn.Module
+    input_format: str
+    datasets: List[str]
+
+
 def build_detector(
-    config_file: str, weights: str = "", opts: Sequence[str] = (), random_weights: bool = False
-):
-    args = detector_args(config_file, weights=weights, opts=opts, random_weights=random_weights)
+    config_file: str,
+    weights: str = "",
+    opts: Sequence[str] = (),
+    random_weights: bool = False,
+    from_yaml: bool = False,
+    further: Sequence[str] = (),
+) -> Detector:
+    """
+    The whole detector whose backbone a :class:`FrozenTeacher` keeps.
+
+    Args:
+        config_file, weights, opts, random_weights: see ``MODEL.TEACHER``.
+        from_yaml: only a YAML config names it, which may not lead to code.
+        further: see ``MODEL.TEACHER.PROJECTS``.
+    """
+    given = {"opts": opts, "from_yaml": from_yaml, "further": further}
+    args = detector_args(config_file, weights=weights, random_weights=random_weights, **given)
     if not random_weights:
         load_in_full(args["model"], args["weights"])
-    return args["model"], args["input_format"]
+    cfg = _load_config(config_file, find_config(config_file), list(opts), from_yaml, further)
+    return Detector(args["model"].eval(), args["input_format"], _train_sets(cfg))
+
+
+def _train_sets(cfg: Config) -> List[str]:
+    if isinstance(cfg, CfgNode):
+        return list(cfg.DATASETS.TRAIN)
+    names = OmegaConf.select(cfg, "dataloader.train.dataset.names") or []
+    return [names] if isinstance(names, str) else list(names)
 
 
 def detector_args(

@@ -4,7 +4,7 @@ import argparse
 
 from detectron2.config import CfgNode
 
-from ...config import distill, is_distilling, read_config
+from ...config import distill, form_of, is_distilling, read_config
 from ...config.lazy import allow
 from ..common.command import set_up
 from ..common.paths import find_file
@@ -28,7 +28,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     if args.teacher:
         allow(find_file(args.teacher))  # Python or not: the user has named it
         distill(cfg, args.teacher, args.teacher_weights)
-    cfg.merge_from_list(args.opts)
+    form_of(cfg).override(cfg, args.opts)
     if not is_distilling(cfg):
         raise ValueError(f"{args.config_file} names no teacher: give --teacher.")
     verdict = examine(

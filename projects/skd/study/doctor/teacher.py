@@ -1,16 +1,28 @@
 """What a teacher finds on the student's own images, as it is configured and otherwise."""
 
 import contextlib
-import copy
-import io
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
-from detectron2.structures import BoxMode
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.modeling import build_model
 from torch import nn
 
+from ...config import student_config
+from ...evaluation import Quality, find, quality, unseen_classes
+from ...modeling.build_detector import Detector, build_detector
+from ...runtime.checkpoint import SafeCheckpointer
+from .verdict import Finding, Verdict
+
+# How much better another way to read the images must be to say that the configured one is wrong, in
+# points of AP and as a factor. Detectors hardly mind swapped colors, and of the normalizations some
+# are nearly the same.
+BETTER_COLORS, BETTER_NORMALIZATION = (1.0, 1.03), (3.0, 1.15)
+# Below this AP50 a teacher finds nothing.
+NOTHING = 1.0
+# A teacher should be better than its student by so many points of AP50.
+WORTH_LEARNING_FROM = 4.0
 # Normalisations in use, as (mean, std) in the order of the image's channels.
 NORMALIZATIONS: Dict[str, Tuple[Sequence[float], Sequence[float]]] = {
     "Caffe2's, BGR": ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),
@@ -22,75 +34,136 @@ NORMALIZATIONS: Dict[str, Tuple[Sequence[float], Sequence[float]]] = {
 }
 
 
-class Quality(NamedTuple):
+def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Verdict) -> None:
+    """Add what the teacher finds on ``images`` images to a verdict; see :func:`examine`."""
+    dataset = (cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0]
+    records = [r for r in get_detection_dataset_dicts(dataset) if r.get("annotations")][:images]
+    inputs = [DatasetMapper(cfg, is_train=False)(record) for record in records]
+    given = cfg.MODEL.TEACHER
+    teacher = build_detector(
+        given.CONFIG_FILE, given.WEIGHTS, given.OPTS, given.RANDOM_WEIGHTS, from_yaml=True,
+        further=given.PROJECTS,
+    )  # fmt: skip
+    teacher.model.to(cfg.MODEL.DEVICE)
+    flip = teacher.input_format != cfg.INPUT.FORMAT
+
+    def look(flip: bool = flip) -> Quality:
+        return quality(find(teacher.model, inputs, flip), records)
+
+    seen = look()
+    verdict.teacher = seen.ap50
+    unseen = unseen_classes(dataset, teacher.datasets)
+    classes = MetadataCatalog.get(dataset).thing_classes
+    found = _misread(teacher, look, flip, seen)
+    if not found and unseen is not None and len(unseen) == len(classes):
+        found = [_of_other_classes(seen, unseen)]
+    elif unseen:
+        verdict.notes.append(f"the teacher never saw {_listed(unseen)}.")
+    if not found and seen.ap50 < NOTHING:
+        found = [_finds_nothing(seen, is_untrained(teacher.model))]
+    if student_weights:
+        student = build_model(student_config(cfg)).eval()
+        SafeCheckpointer(student).load(student_weights)
+        verdict.student = quality(find(student, inputs), records).ap50
+        found = found or _no_better(verdict.teacher, verdict.student)
+    verdict.findings += found
+
+
+def _misread(
+    teacher: Detector, look: Callable[..., Quality], flip: bool, seen: Quality
+) -> List[Finding]:
+    """Whether the teacher finds more when its images are read in another way."""
+    others = {}
+    for name, (mean, std) in NORMALIZATIONS.items():
+        with normalized(teacher.model, mean, std):
+            others[name] = look()
+    best = max(others, key=lambda name: others[name].ap)
+    swapped = look(not flip)
+    # with the wrong colors another normalization may help a little, and the reverse
+    if swapped.ap > others[best].ap and _better(swapped, seen, BETTER_COLORS):
+        return [_miscolored(swapped, seen, teacher.input_format)]
+    if _better(others[best], seen, BETTER_NORMALIZATION):
+        return [_misnormalized(best, others[best], seen)]
+    return []
+
+
+def _no_better(teacher: float, student: float) -> List[Finding]:
+    if teacher >= student + WORTH_LEARNING_FROM:
+        return []
+    what = "not better" if teacher <= student else "hardly better"
+    return [
+        Finding(
+            "weak teacher",
+            f"this teacher is {what} than your student: AP50 {teacher:.1f} against {student:.1f}. "
+            "Train it longer, or choose another.",
+        )
+    ]
+
+
+def _of_other_classes(seen: Quality, unseen: List[str]) -> Finding:
+    return Finding(
+        "other data",
+        f"the teacher was trained on other data and never saw {_listed(unseen)}. Your objects it "
+        f"finds with an AP50 of {seen.ap50:.1f}. Train a teacher on your data first.",
+    )
+
+
+def _listed(names: List[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} of your classes ({', '.join(names[:most])}{more})"
+
+
+def _better(other: Quality, than: Quality, margin: Tuple[float, float]) -> bool:
+    points, factor = margin
+    return other.ap > than.ap + points and other.ap > than.ap * factor
+
+
+def _miscolored(swapped: Quality, as_it_is: Quality, input_format: str) -> Finding:
+    other = "RGB" if input_format == "BGR" else "BGR"
+    return Finding(
+        "color order",
+        f"as configured the teacher has an AP of {as_it_is.ap:.1f} on your images, and "
+        f"{swapped.ap:.1f} if they are {other}: INPUT.FORMAT of its config, {input_format}, is not "
+        "the order it was trained with.",
+    )
+
+
+def _misnormalized(name: str, other: Quality, as_it_is: Quality) -> Finding:
+    mean, std = NORMALIZATIONS[name]
+    return Finding(
+        "normalization",
+        f"as configured the teacher has an AP of {as_it_is.ap:.1f} on your images, and "
+        f"{other.ap:.1f} with another normalization ({name}): set MODEL.PIXEL_MEAN {list(mean)} "
+        f"and MODEL.PIXEL_STD {list(std)} in its config.",
+    )
+
+
+def is_untrained(model: nn.Module) -> bool:
     """
-    ap50: box AP at IoU 0.5, 0 to 100, whatever class a box is given.
-    ap: the same, mean over IoU 0.5 to 0.95.
-    best_score: the highest score of any detection; an untrained detector is sure of nothing.
+    Whether every bias of a detector's heads is one number, as it is initialised and no step of
+    training leaves it. (The scores of an untrained detector may be anything.)
     """
-
-    ap50: float
-    ap: float
-    best_score: float
-
-
-@torch.no_grad()
-def find(
-    model: nn.Module, inputs: List[Dict[str, Any]], flip: bool = False
-) -> List[Dict[str, Any]]:
-    """
-    Detections in COCO's format, all of category 1.
-
-    Args:
-        model: a detector in eval mode.
-        inputs: Detectron2's standard inputs, with ``image_id``.
-        flip: swap the channels of the images first and third.
-    """
-    found = []
-    for x in inputs:
-        image = x["image"].flip(0) if flip else x["image"]
-        instances = model([{**x, "image": image}])[0]["instances"].to("cpu")
-        boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-        for box, score in zip(boxes.tolist(), instances.scores.tolist()):
-            found.append({"image_id": x["image_id"], "category_id": 1, "bbox": box, "score": score})
-    return found
+    biases = [
+        p
+        for name, p in model.named_parameters()
+        if name.endswith("bias") and not name.startswith("backbone.") and p.numel() > 1
+    ]
+    return bool(biases) and all((bias == bias.flatten()[0]).all() for bias in biases)
 
 
-def quality(detections: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> Quality:
-    """
-    Args:
-        detections: of :func:`find`.
-        records: Detectron2's dataset dicts of the same images.
-    """
-    best = max((d["score"] for d in detections), default=0.0)
-    if not detections:
-        return Quality(0.0, 0.0, best)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = _ground_truth(records)
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    ap, ap50 = (max(0.0, 100 * float(x)) for x in evaluation.stats[:2])
-    return Quality(ap50, ap, best)
-
-
-def _ground_truth(records: List[Dict[str, Any]]) -> Dict[str, Any]:
-    annotations = []
-    for record in records:
-        for obj in record["annotations"]:
-            box = BoxMode.convert(list(obj["bbox"]), obj["bbox_mode"], BoxMode.XYWH_ABS)
-            crowd = int(obj.get("iscrowd", 0))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1, "image_id": record["image_id"], "category_id": 1,
-                    "bbox": box, "area": box[2] * box[3], "iscrowd": crowd,
-                }
-            )  # fmt: skip
-    images = [{"id": r["image_id"], "height": r["height"], "width": r["width"]} for r in records]
-    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "any"}]}
+def _finds_nothing(seen: Quality, untrained: bool) -> Finding:
+    if seen.best_score > 0.5 and not untrained:
+        return Finding(
+            "other data",
+            f"the teacher finds nothing on your images (AP50 {seen.ap50:.1f}), and is sure of what "
+            "it finds: it was trained on other data. Train one on yours first.",
+        )
+    return Finding(
+        "untrained teacher",
+        f"the teacher finds nothing on your images (AP50 {seen.ap50:.1f}), and is untrained, "
+        f"or hardly trained (its highest score is {seen.best_score:.2f}). "
+        "Check MODEL.TEACHER.WEIGHTS.",
+    )
 
 
 @contextlib.contextmanager

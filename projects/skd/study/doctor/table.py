@@ -1,0 +1,141 @@
+"""What tools/doctor_table.py does: how often the doctor is right."""
+
+import argparse
+import json
+import os
+import time
+from typing import Any, Dict, List, Optional
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ...data import register_coco, register_shapes
+from ...runtime.lock import acquire
+from ..common.paths import find_file
+from ..common.runs import Run, run_all
+from ..common.tables import markdown_table, print_table
+from .cases import SHAPES, TRAINED, Case, Other, faults, sound
+from .examine import examine
+
+RESULTS = "results.jsonl"
+# of the student that others start from
+ITERATIONS = 300
+
+
+def doctor_table(args: argparse.Namespace, command: str) -> int:
+    """
+    Examine what is not in ``args.output`` yet, and write the table of all.
+
+    Returns:
+        1 if a fault was missed or a sound run blamed, else 0.
+
+    Raises:
+        ValueError: --other names a dataset without classes.
+        RunError: the student that others start from could not be trained.
+    """
+    register_shapes()
+    os.makedirs(args.work, exist_ok=True)
+    acquire(args.work, "--work")
+    os.makedirs(args.output, exist_ok=True)
+    other = _register(args.other)
+    trained = _train(args)
+    torch.set_num_threads(args.threads)
+    for case in [*faults(), *sound()]:
+        if case.other and other is None:
+            print(f"left out, as there is no --other: {case.name}")
+        elif (case.name, case.detector, case.seed + args.seed) not in _done(args.output):
+            row = _examine(case, args, trained, other if case.other else None)
+            with open(os.path.join(args.output, RESULTS), "a") as f:
+                f.write(json.dumps(row) + "\n")
+    return _write(args.output, command)
+
+
+def _register(other: Optional[List[str]]) -> Optional[Other]:
+    if not other:
+        return None
+    register_coco(*other)
+    DatasetCatalog.get(other[0])  # which sets its classes
+    return Other(other[0], len(MetadataCatalog.get(other[0]).thing_classes))
+
+
+def _train(args: argparse.Namespace) -> str:
+    """The checkpoint of a small student, trained if it is not there yet."""
+    folder = os.path.join(args.work, "student")
+    opts = ["SEED", str(args.seed), "DATASETS.TEST", "('skd_shapes_tune',)",
+            "TEST.EVAL_PERIOD", "0"]  # fmt: skip
+    run = Run(TRAINED, find_file(f"{SHAPES}/student.yaml"), folder, ITERATIONS, opts)
+    weights = os.path.join(folder, "model_final.pth")
+    if not os.path.exists(weights):
+        run_all([run], jobs=1, resume=True, threads=args.threads)
+    return weights
+
+
+def _examine(
+    case: Case, args: argparse.Namespace, trained: str, other: Optional[Other]
+) -> Dict[str, Any]:
+    start = time.perf_counter()
+    verdict = examine(
+        case.config(trained, args.seed, other),
+        iterations=args.iterations,
+        images=args.images,
+        student_weights=find_file(case.compared.replace(TRAINED, trained)),
+    )
+    seconds = time.perf_counter() - start
+    found = [finding._asdict() for finding in verdict.findings]
+    print(f"{seconds:4.0f} s  {case.name}, {case.detector}: {[f['name'] for f in found]}")
+    return {
+        "case": case.name,
+        "planted": case.cause,
+        "detector": case.detector,
+        "seed": case.seed + args.seed,
+        "iterations": args.iterations,
+        "images": args.images,
+        "findings": found,
+        "right": _right(case.cause, [f["name"] for f in found]),
+        "teacher_ap50": verdict.teacher,
+        "student_ap50": verdict.student,
+        "terms": verdict.terms,
+        "alike": verdict.levels,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _right(cause: str, found: List[str]) -> bool:
+    """A fault's cause is named, and before anything else; of a sound run nothing is said."""
+    return found[:1] == [cause] if cause else not found
+
+
+def _done(output: str) -> Dict[Any, Dict[str, Any]]:
+    path = os.path.join(output, RESULTS)
+    if not os.path.exists(path):
+        return {}
+    with open(path) as f:
+        rows = [json.loads(line) for line in f]
+    return {(row["case"], row["detector"], row["seed"]): row for row in rows}
+
+
+def _write(output: str, command: str) -> int:
+    rows = list(_done(output).values())
+    planted = [row for row in rows if row["planted"]]
+    good = [row for row in rows if not row["planted"]]
+    header = ["planted", "student", "seed", "found", "right"]
+    tables = {
+        f"Faults: {_count(planted)} named": (header, planted),
+        f"Sound runs: {_count(good)} without a finding": (["run", *header[1:]], good),
+    }
+    with open(os.path.join(output, "table.md"), "w") as f:
+        for title, (head, part) in tables.items():
+            f.write(f"### {title}\n\n{markdown_table(head, [_cells(row) for row in part])}\n")
+        f.write(f"Made by\n\n    {command}\n")
+    for title, (head, part) in tables.items():
+        print_table(title, head, [_cells(row) for row in part])
+    return 0 if all(row["right"] for row in rows) else 1
+
+
+def _count(rows: List[Dict[str, Any]]) -> str:
+    return f"{sum(row['right'] for row in rows)} of {len(rows)}"
+
+
+def _cells(row: Dict[str, Any]) -> List[str]:
+    found = ", ".join(finding["name"] for finding in row["findings"]) or "-"
+    return [row["case"], row["detector"], str(row["seed"]), found, "yes" if row["right"] else "NO"]

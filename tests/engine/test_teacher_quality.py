@@ -1,0 +1,71 @@
+"""MODEL.TEACHER.EVALUATE."""
+
+import json
+import logging
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from skd.engine import describe
+from skd.engine.teacher_quality import TeacherQuality
+from skd.evaluation import Quality, unseen_classes
+from tests.engine.test_training import train, weights
+from tests.helpers import distilling, tiny_config
+
+
+def test_teacher_and_student_are_compared_and_the_training_is_the_same(
+    teacher_files, shapes, tmp_path, caplog
+):
+    changes = {"SOLVER__MAX_ITER": 2, "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.5}
+    with caplog.at_level(logging.INFO):
+        for images in (0, 3):
+            cfg = distilling(tiny_config(**changes), teacher_files, MODEL__TEACHER__EVALUATE=images)
+            train(cfg, tmp_path / str(images))
+            said = [r.getMessage() for r in caplog.records if "AP50" in r.getMessage()]
+            assert bool(said) == bool(images)
+    # before the training, and after it; the warning once
+    assert sum("On 3 images of tiny_val" in text for text in said) == 2
+    assert sum("not better than your student (AP50 0.0" in text for text in said) == 1
+    lines = (tmp_path / "3" / "metrics.json").read_text().splitlines()
+    assert any(json.loads(line).get("distill/teacher_AP50") == 0 for line in lines)
+    one, other = weights(tmp_path / "0"), weights(tmp_path / "3")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("teacher,student,warns", [(30.0, 20.0, 0), (20.0, 20.0, 1)])
+def test_only_a_teacher_that_is_no_better_is_a_warning(teacher, student, warns, caplog):
+    from types import SimpleNamespace
+
+    from detectron2.utils.events import EventStorage
+
+    hook = TeacherQuality(SimpleNamespace(images=5, dataset="x"), period=0)
+    hook._teacher, hook._look = Quality(teacher, 0, 1), lambda model: Quality(student, 0, 1)
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(storage=storage, model=None)
+        hook._compare(), hook._compare()
+    assert sum(r.levelno == logging.WARNING for r in caplog.records) == warns
+
+
+@pytest.mark.parametrize(
+    "images,sets,words",
+    [
+        (-1, ("tiny_val",), "MODEL.TEACHER.EVALUATE is -1; it must be a whole number"),
+        (5, (), "MODEL.TEACHER.EVALUATE is 5, and DATASETS.TEST names no validation set"),
+    ],
+)
+def test_wrong_values_are_named(images, sets, words, teacher_files):
+    cfg = distilling(tiny_config(), teacher_files, MODEL__TEACHER__EVALUATE=images)
+    cfg.DATASETS.TEST = sets
+    with pytest.raises(ValueError, match=words):
+        describe(cfg)
+
+
+def test_classes_that_a_teacher_never_saw():
+    for name, classes in (("seen_a", ["Cell phone", "dog"]), ("seen_b", ["cell_phone", "wheel"])):
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, list)
+            MetadataCatalog.get(name).set(thing_classes=classes)
+    assert unseen_classes("seen_b", ["seen_a"]) == ["wheel"]
+    assert unseen_classes("seen_b", ["seen_b", "nobody_knows"]) == []
+    assert unseen_classes("seen_b", ["nobody_knows"]) is None
