@@ -125,9 +125,8 @@ def test_the_written_out_lazy_config_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
-def test_inference_augmentation_and_export(kind, folder, teacher_files):
+def test_inference_and_augmentation(kind, folder, teacher_files):
     """Of a distilled student's checkpoint, by stock Detectron2."""
-    onnxruntime = pytest.importorskip("onnxruntime")
     cfg = student_config(tiny_config(kind, TEST__AUG__MIN_SIZES=(96, 128), TEST__AUG__MAX_SIZE=256))
     (folder / "your_config.yaml").write_text(cfg.dump())
     exec(block("DefaultTrainer(cfg)", teacher_files), {})
@@ -138,15 +137,3 @@ def test_inference_augmentation_and_export(kind, folder, teacher_files):
     exec(code, space)
     assert space["instances"].image_size == (100, 120) and len(space["instances"])
     assert len(space["result"]["instances"]) and space["result"]["instances"].has("scores")
-
-    exec(block("TracingAdapter"), space)
-    pixels = space["inputs"][0]["image"]
-    with torch.no_grad():
-        expected = space["adapter"](pixels)
-        traced = torch.jit.load("model.ts")(pixels)
-    session = onnxruntime.InferenceSession("model.onnx")
-    exported = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
-    assert len(expected) == len(traced) == len(exported) == (5 if kind == "mask_rcnn" else 4)
-    for a, b, c in zip(expected, traced, exported):
-        assert torch.allclose(a.float(), b.float(), atol=1e-3)
-        assert np.allclose(a.numpy(), c, atol=1e-2)
