@@ -16,8 +16,9 @@ from detectron2.engine.defaults import default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
 
 from skd import distill, student_config
+from skd.config.naming import LAZY as LAZY_FORM
+from skd.config.run_settings import keys_of
 from skd.engine import SKDTrainer, describe, evaluate
-from skd.engine.lazy_run import KEYS as LAZY_KEYS
 from skd.engine.lazy_run import _build_test_loader
 from skd.engine.run import check
 from skd.runtime.loader import DataError, build_train_loader
@@ -279,7 +280,7 @@ def test_a_missing_gpu_is_named_in_the_words_of_the_form(training, shapes, tmp_p
     ],
 )
 def test_lazy_values_out_of_range_are_named_by_their_path(name, option, message, shapes, tmp_path):
-    key = LAZY_KEYS[name]
+    key = keys_of(LAZY_FORM)[name]
     with pytest.raises(ValueError, match=f"^{re.escape(key)} {message}"):
         SKDTrainer(lazy_config(tmp_path, f"{key}={option}"))
 
@@ -288,9 +289,9 @@ def test_what_lazy_training_does_not_do_is_said(tmp_path, caplog):
     with pytest.raises(ValueError, match="^train.async_write_metrics is True; it must be False"):
         describe(lazy_config(tmp_path, "+train.async_write_metrics=True"))
     with pytest.raises(ValueError, match="^train.amp.precision is 'int8'; .* fp16, bf16"):
-        describe(lazy_config(tmp_path, "+train.amp.precision=int8"))
+        check(describe(lazy_config(tmp_path, "+train.amp.precision=int8")))
     run = describe(lazy_config(tmp_path, "+train.amp.precision=bf16", "train.amp.enabled=True"))
-    assert run.amp is torch.bfloat16
+    assert run.amp and run.amp_precision == "bf16"
     describe(lazy_config(tmp_path, "+train.zero_grad_before_forward=True", "+train.model_ema=1"))
     assert "No effect here: train.model_ema." in caplog.text
 

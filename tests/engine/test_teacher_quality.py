@@ -8,6 +8,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from skd.engine import describe
+from skd.engine.run import check
 from skd.engine.teacher_quality import TeacherQuality
 from skd.evaluation import Quality, unseen_classes
 from tests.engine.test_training import train, weights
@@ -58,7 +59,7 @@ def test_wrong_values_are_named(images, sets, words, teacher_files):
     cfg = distilling(tiny_config(), teacher_files, MODEL__TEACHER__EVALUATE=images)
     cfg.DATASETS.TEST = sets
     with pytest.raises(ValueError, match=words):
-        describe(cfg)
+        check(describe(cfg))
 
 
 def test_classes_that_a_teacher_never_saw():

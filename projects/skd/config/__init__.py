@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
 from . import lazy, projects, yaml
-from .keys import META_ARCHITECTURE, SOLVER_KEYS, add_skd_config
+from .keys import META_ARCHITECTURE, add_skd_config
 from .projects import use_project
 from .safe_yaml import outline
 from .yaml import is_distilling_class, merge_file
@@ -20,7 +20,6 @@ Config = Union[CfgNode, DictConfig]
 __all__ = [
     "Config",
     "META_ARCHITECTURE",
-    "SOLVER_KEYS",
     "add_skd_config",
     "distill",
     "form_of",

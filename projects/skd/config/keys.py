@@ -1,17 +1,19 @@
-"""Every key of a YAML config that the project adds to Detectron2's, each declared once."""
+"""
+Every key of a YAML config that the project adds to Detectron2's, each declared once: the model's
+here, a run's in :mod:`run_settings`.
+"""
 
 from typing import List
 
 from detectron2.config import CfgNode as CN
 
 from ..distillers import distiller_node
+from . import run_settings
 
 META_ARCHITECTURE = "DistillRCNN"
 DISTILS = "_skd_distils"  # set on this class, so that its subclasses are known without it
 # the nodes below MODEL of which the student knows nothing
 NODES = ("STUDENT", "TEACHER", "DISTILLER")
-# what SKDTrainer knows beyond DefaultTrainer, and when it does as DefaultTrainer
-SOLVER_KEYS = {"ACCUMULATE": 1, "SKIP_NON_FINITE": 0, "BEST_METRIC": ""}
 
 
 # a key that the node has here, and in other projects' configs has not
@@ -104,24 +106,11 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.TEACHER.COMPILE = False
     # Run it on a CUDA stream of its own, beside the student's forward.
     cfg.MODEL.TEACHER.SIDE_STREAM = False
-    # Before the training, and at each evaluation, say how well teacher and student find the objects
-    # of so many images of the first DATASETS.TEST, and warn of one that is no better. 0: do not.
-    cfg.MODEL.TEACHER.EVALUATE = 0
     # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
 
-    # ------------------------------------------------------------------------------ the solver
-    # Take each batch in that many parts, one after the other, for one optimizer step: for GPUs
-    # that do not hold SOLVER.IMS_PER_BATCH images. Must divide a process's share of them. Done by
-    # train_net.py's SKDTrainer; other trainers do not know the key.
-    cfg.SOLVER.ACCUMULATE = 1
-    # Leave out up to so many batches whose loss is not finite, instead of stopping at the first.
-    # Done by SKDTrainer too.
-    cfg.SOLVER.SKIP_NON_FINITE = 0
-    # Also keep the checkpoint that is best by this result of the evaluations, e.g. "bbox/AP" or
-    # "segm/AP", as model_best.pth. Chosen on DATASETS.TEST, so report its result on other images.
-    # Done by SKDTrainer too.
-    cfg.SOLVER.BEST_METRIC = ""
+    # ------------------------------------------- the run: SOLVER.ACCUMULATE and others, see there
+    run_settings.declare(cfg)
 
     # -------------------------------------------------------------------------- the distiller
     # Declared where the methods are: skd/distillers/build.py and Settings in each method's file.

@@ -10,14 +10,8 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..runtime.safe_files import TRUST_VARIABLE, is_trusted
+from . import run_settings
 from .safe_yaml import UnsafeConfigError, read_yaml
-
-# SOLVER_KEYS of a YAML config, below ``train``
-TRAIN_KEYS = (
-    "accumulate", "skip_non_finite", "best_metric", "expected_results", "vis_period",
-    "evaluate_teacher",
-)  # fmt: skip
-
 
 # Detectron2's mapper; detrex's; what models and other projects call it
 FORMAT_KEYS = (
@@ -162,13 +156,12 @@ def student_of(cfg: DictConfig, solver: bool = False) -> DictConfig:
 
     Args:
         cfg: distilling or not.
-        solver: keep the keys of ``train`` that only this project reads, for training.
+        solver: keep this project's settings of a run that are not as by default, for training.
     """
     cfg = copy.deepcopy(cfg)
     if is_distilling(cfg):
         cfg.model = cfg.model.student
-    for key in () if solver else TRAIN_KEYS:
-        cfg.get("train", {}).pop(key, None)
+    run_settings.remove_added(cfg, keep=solver)
     return cfg
 
 

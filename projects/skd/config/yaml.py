@@ -9,11 +9,10 @@ from detectron2.config.compat import guess_version
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.file_io import PathManager
 
-from . import lazy, projects
+from . import lazy, projects, run_settings
 from .keys import (
     DISTILS,
     META_ARCHITECTURE,
-    SOLVER_KEYS,
     add_skd_config,
     check_nodes,
     has_timm,
@@ -184,7 +183,7 @@ def student_of(cfg: CN, solver: bool = False) -> CN:
 
     Args:
         cfg: distilling or not.
-        solver: keep the keys of ``SOLVER`` whose values are not as in Detectron2, for training.
+        solver: keep this project's settings of a run that are not as by default, for training.
     """
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
@@ -193,9 +192,7 @@ def student_of(cfg: CN, solver: bool = False) -> CN:
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
     for node in own_nodes(cfg):
         cfg.MODEL.pop(node)
-    for key, default in SOLVER_KEYS.items():
-        if not (solver and cfg.SOLVER.get(key, default) != default):
-            cfg.SOLVER.pop(key, None)
+    run_settings.remove_added(cfg, keep=solver)
     if has_timm(cfg) and "timm" not in cfg.MODEL.BACKBONE.NAME:
         cfg.MODEL.pop("TIMM")
     if frozen:

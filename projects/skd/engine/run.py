@@ -1,6 +1,5 @@
 """A run -- what is trained, on what, how long, and where it goes -- whichever form describes it."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
@@ -14,34 +13,28 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..config import Config
-from ..runtime.step import check_accumulate
+from ..config.run_settings import RunSettings, settings
 from .teacher_quality import TeacherEvaluation
 
 
 @dataclass
-class Run:
+class Run(RunSettings):
     """
-    Made by :func:`skd.engine.describe` from a YAML config or a LazyConfig. None stands for what a
-    LazyConfig does not say, because something of the user's own takes the place.
+    Made by :func:`skd.engine.describe` from a YAML config or a LazyConfig: the settings of
+    :class:`RunSettings`, and what makes the parts.
 
     Attributes:
         cfg: what it was made from.
-        keys: from the names below to the key, or the path, that the user wrote.
+        keys: from a setting's name to the key, or the path, that the user wrote.
         build_model, build_optimizer, build_scheduler, build_train_loader: make them, each once.
         evaluate: a model on all test sets; returns the results.
-        evaluate_augmented: the same with test-time augmentation; None if it is not wanted.
-        teacher: how to look at what the teacher finds; None if that is not wanted.
-        precise_bn: the hook that ``TEST.PRECISE_BN`` asks for, for a model; may return None.
-        weights: to start from.
-        vis_period: iterations from one picture of attention to the next; 0 for none.
-        amp: what mixed precision computes in; None for none.
-        accumulate, skip_non_finite: see ``SOLVER.ACCUMULATE``, ``SOLVER.SKIP_NON_FINITE``.
-        best_metric: see ``SOLVER.BEST_METRIC``.
-        checkpointer: arguments of Detectron2's ``PeriodicCheckpointer``.
-        ddp: arguments of ``create_ddp_model``.
-        expected: results to compare the evaluation's with; see ``TEST.EXPECTED_RESULTS``.
         nested: whether checkpoints hold the state as ``DefaultTrainer`` or as
             ``lazyconfig_train_net.py`` writes it.
+        checkpointer: further arguments of Detectron2's ``PeriodicCheckpointer``.
+        ddp: arguments of ``create_ddp_model``.
+        evaluate_augmented: as ``evaluate``, with test-time augmentation; None if not wanted.
+        teacher: how to look at what the teacher finds; None if that is not wanted.
+        precise_bn: the hook that ``TEST.PRECISE_BN`` asks for, for a model; may return None.
     """
 
     cfg: Config
@@ -51,27 +44,9 @@ class Run:
     build_scheduler: Callable[[Optimizer], Any]
     build_train_loader: Callable[[], Iterable]
     evaluate: Callable[[nn.Module], Dict[str, Any]]
-    output_dir: str
-    weights: str
-    device: str
-    seed: int
-    max_iter: int
-    eval_period: int
-    checkpointer: Dict[str, Any]
-    train_sets: Optional[List[str]]
-    test_sets: Optional[List[str]]
     nested: bool
-    learning_rate: Optional[float] = None
-    images_per_batch: Optional[int] = None
-    num_workers: Optional[int] = None
-    accumulate: int = 1
-    skip_non_finite: int = 0
-    best_metric: str = ""
-    log_period: int = 20
-    vis_period: int = 0
-    amp: Optional[torch.dtype] = None
+    checkpointer: Dict[str, Any] = field(default_factory=dict)
     ddp: Dict[str, Any] = field(default_factory=dict)
-    expected: List[Any] = field(default_factory=list)
     evaluate_augmented: Optional[Callable[[nn.Module], Dict[str, Any]]] = None
     teacher: Optional[TeacherEvaluation] = None
     precise_bn: Callable[[nn.Module], Optional[HookBase]] = lambda model: None
@@ -92,20 +67,23 @@ def check(run: Run, training: bool = True) -> None:
         ValueError: a value that the run would stop at later; names its key.
     """
     if training:
-        _check_numbers(run)
+        _check_values(run)
         _check_best_metric(run)
         _check_datasets(run.keys["train_sets"], run.train_sets)
     _check_datasets(run.keys["test_sets"], run.test_sets)
     _check_device(run)
-    if not training:
-        return
-    if run.images_per_batch is not None:
-        check_accumulate(run.accumulate, run.images_per_batch, run.keys["accumulate"])
-    if run.amp is not None and not torch.cuda.is_available():
-        raise ValueError(
-            f"{run.keys['amp']} needs a GPU: Detectron2's AMPTrainer runs on CUDA only. Set it "
-            "False on CPUs."
-        )
+    if training:
+        _check_accumulate(run)
+        _check_amp(run)
+
+
+def _check_values(run: Run) -> None:
+    """Each by itself, as it is declared."""
+    for setting in settings():
+        value = getattr(run, setting.name)
+        expected = setting.must(value) if value is not None else ""
+        if expected:
+            raise ValueError(f"{run.keys[setting.name]} is {value!r}; it must be {expected}.")
 
 
 def _check_device(run: Run) -> None:
@@ -114,6 +92,23 @@ def _check_device(run: Run) -> None:
         raise ValueError(
             f"{key} is {run.device!r}, and PyTorch finds no GPU here: set {key} cpu, or look at "
             "the driver and the build of PyTorch."
+        )
+
+
+def _check_amp(run: Run) -> None:
+    if run.amp and not torch.cuda.is_available():
+        raise ValueError(
+            f"{run.keys['amp']} needs a GPU: Detectron2's AMPTrainer runs on CUDA only. Set it "
+            "False on CPUs."
+        )
+
+
+def _check_accumulate(run: Run) -> None:
+    share = (run.images_per_batch or 0) // comm.get_world_size()  # 0: not known
+    if share % run.accumulate:
+        raise ValueError(
+            f"{run.keys['accumulate']} is {run.accumulate}, and each process gets {share} images a "
+            "step: it must divide them into equal parts."
         )
 
 
@@ -128,36 +123,5 @@ def _check_datasets(key: str, names: Optional[List[str]]) -> None:
 
 def _check_best_metric(run: Run) -> None:
     key, metric = run.keys["best_metric"], run.best_metric
-    if metric and (not isinstance(metric, str) or metric.count("/") != 1):
-        raise ValueError(f"{key} is {metric!r}; it must be TASK/RESULT, e.g. 'bbox/AP', or empty.")
     if metric and run.test_sets is not None and not run.test_sets:
         raise ValueError(f"{key} is {metric!r}, and {run.keys['test_sets']} is empty.")
-
-
-def _check_numbers(run: Run) -> None:
-    world, images = comm.get_world_size(), run.images_per_batch
-    period = run.checkpointer.get("period")
-    share = _whole(images, 1) and images % world == 0
-    above, least = "a whole number above 0", "a whole number, 0 or above"
-    for name, value, good, expected in (
-        ("max_iter", run.max_iter, _whole(run.max_iter, 1), above),
-        ("learning_rate", run.learning_rate, _positive(run.learning_rate), "a number above 0"),
-        ("images_per_batch", images, share, f"a multiple of the number of processes, {world}"),
-        ("checkpoint_period", period, _whole(period, 1), above),
-        ("eval_period", run.eval_period, _whole(run.eval_period, 0), f"{least}; 0 for never"),
-        ("vis_period", run.vis_period, _whole(run.vis_period, 0), f"{least}; 0 for never"),
-        ("skip_non_finite", run.skip_non_finite, _whole(run.skip_non_finite, 0), least),
-        ("num_workers", run.num_workers, _whole(run.num_workers, 0), least),
-        ("train_sets", run.train_sets, bool(run.train_sets), "a dataset's name"),
-    ):
-        if not good and value is not None:
-            raise ValueError(f"{run.keys[name]} is {value!r}; it must be {expected}.")
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _positive(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < value < math.inf

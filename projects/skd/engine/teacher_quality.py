@@ -40,7 +40,7 @@ def teacher_evaluation(
 ) -> Optional[TeacherEvaluation]:
     """
     Args:
-        images: what the config says.
+        images: what the config says; checked with the other settings of the run.
         datasets: the validation sets.
         keys: the user's words, see :class:`Run`.
         given: the other fields of :class:`TeacherEvaluation`.
@@ -49,11 +49,9 @@ def teacher_evaluation(
         None for no images.
 
     Raises:
-        ValueError: no whole number, or no validation set.
+        ValueError: no validation set.
     """
     key = keys["evaluate_teacher"]
-    if not isinstance(images, int) or isinstance(images, bool) or images < 0:
-        raise ValueError(f"{key} is {images!r}; it must be a whole number, 0 or above.")
     if not images:
         return None
     if not datasets:

@@ -18,8 +18,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..config import Config
+from ..config.run_settings import is_learnt
 from ..data import register_shapes
 from ..evaluation import build_evaluator
+from ..modeling.teacher_speed import PRECISIONS
 from ..runtime.loader import NamedErrors, build_train_loader
 from ..runtime.plain_numbers import PlainNumbers
 from ..runtime.preemption import PreemptionHook
@@ -72,8 +74,10 @@ class SKDTrainer(DefaultTrainer):
         self.checkpointer = RunCheckpointer(
             model, run.output_dir, key=run.keys["weights"], trainer=weakref.proxy(self)
         )
-        self.folder = RunFolder(self.checkpointer, _as_mapping(run.cfg), run.datasets, steps.seed)
-        numbers = PlainNumbers(model, run.checkpointer["period"])
+        self.folder = RunFolder(
+            self.checkpointer, _as_mapping(run.cfg), run.datasets, steps.seed, is_learnt
+        )
+        numbers = PlainNumbers(model, run.checkpoint_period)
         preemption = PreemptionHook(self.checkpointer)
         self.register_hooks(
             [self.folder, steps, numbers, *self.build_hooks(), *self._readouts(), preemption]
@@ -82,7 +86,7 @@ class SKDTrainer(DefaultTrainer):
     def build_hooks(self) -> List[Optional[HookBase]]:
         """DefaultTrainer's, in its order; the writer of metrics is the last."""
         run, main = self.run, comm.is_main_process()
-        saving = hooks.PeriodicCheckpointer(self.checkpointer, **run.checkpointer) if main else None
+        saving = self._periodic_checkpointer() if main else None
         augmented = None
         if run.evaluate_augmented is not None:
             augmented = hooks.EvalHook(0, lambda: self._keep(run.evaluate_augmented(self.model)))
@@ -98,6 +102,12 @@ class SKDTrainer(DefaultTrainer):
             None if run.teacher is None else TeacherQuality(run.teacher, run.eval_period),
             writing,
         ]
+
+    def _periodic_checkpointer(self) -> HookBase:
+        run = self.run
+        return hooks.PeriodicCheckpointer(
+            self.checkpointer, run.checkpoint_period, **run.checkpointer
+        )
 
     def _best_checkpointer(self) -> Optional[HookBase]:
         run = self.run
@@ -195,11 +205,9 @@ def _as_mapping(cfg: Config) -> Dict[str, Any]:
 
 def _build_steps(run: Run, model: nn.Module, loader: Any, optimizer: Any):
     """What takes the training steps: Detectron2's, in parts and in mixed precision."""
-    steps = build_trainer(
-        model, loader, optimizer, run.amp is not None, run.accumulate, run.skip_non_finite
-    )
-    if run.amp is not None:
-        steps.precision = run.amp
+    steps = build_trainer(model, loader, optimizer, run.amp, run.accumulate, run.skip_non_finite)
+    if run.amp:
+        steps.precision = PRECISIONS[run.amp_precision]
     return steps
 
 

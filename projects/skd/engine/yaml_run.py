@@ -4,7 +4,6 @@ import inspect
 from functools import partial
 from typing import Any, Optional
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
@@ -12,30 +11,12 @@ from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from ..config import is_distilling, student_config
+from ..config import is_distilling, run_settings, student_config
+from ..config.naming import YAML
 from ..config.yaml import check_teacher
 from ..modeling.build_detector import build_detector
 from .run import Run
 from .teacher_quality import TeacherEvaluation, teacher_evaluation
-
-KEYS = {
-    "weights": "MODEL.WEIGHTS",
-    "device": "MODEL.DEVICE",
-    "max_iter": "SOLVER.MAX_ITER",
-    "learning_rate": "SOLVER.BASE_LR",
-    "images_per_batch": "SOLVER.IMS_PER_BATCH",
-    "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
-    "accumulate": "SOLVER.ACCUMULATE",
-    "skip_non_finite": "SOLVER.SKIP_NON_FINITE",
-    "best_metric": "SOLVER.BEST_METRIC",
-    "amp": "SOLVER.AMP.ENABLED",
-    "eval_period": "TEST.EVAL_PERIOD",
-    "vis_period": "VIS_PERIOD",
-    "evaluate_teacher": "MODEL.TEACHER.EVALUATE",
-    "num_workers": "DATALOADER.NUM_WORKERS",
-    "train_sets": "DATASETS.TRAIN",
-    "test_sets": "DATASETS.TEST",
-}
 
 
 def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
@@ -50,14 +31,14 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
     """
     check_teacher(cfg)
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-    solver = cfg.SOLVER
     augmented = None
     if cfg.TEST.AUG.ENABLED:
         _check_augmentation(cfg, trainer)
         augmented = partial(trainer.test_with_TTA, cfg)
     return Run(
+        **run_settings.read(cfg),
         cfg=cfg,
-        keys=KEYS,
+        keys=run_settings.keys_of(YAML),
         build_model=lambda: trainer.build_model(cfg),
         build_optimizer=lambda model: trainer.build_optimizer(cfg, model),
         build_scheduler=lambda optimizer: trainer.build_lr_scheduler(cfg, optimizer),
@@ -66,26 +47,8 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
         evaluate_augmented=augmented,
         teacher=_teacher_evaluation(cfg, trainer),
         precise_bn=lambda model: _precise_bn(cfg, trainer, model),
-        output_dir=cfg.OUTPUT_DIR,
-        weights=cfg.MODEL.WEIGHTS,
-        device=cfg.MODEL.DEVICE,
-        seed=cfg.SEED,
-        max_iter=solver.MAX_ITER,
-        eval_period=cfg.TEST.EVAL_PERIOD,
-        vis_period=cfg.VIS_PERIOD,
-        checkpointer={"period": solver.CHECKPOINT_PERIOD},
-        train_sets=list(cfg.DATASETS.TRAIN),
-        test_sets=list(cfg.DATASETS.TEST),
         nested=True,
-        learning_rate=solver.BASE_LR,
-        images_per_batch=solver.IMS_PER_BATCH,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        accumulate=solver.get("ACCUMULATE", 1),
-        skip_non_finite=solver.get("SKIP_NON_FINITE", 0),
-        best_metric=solver.get("BEST_METRIC", ""),
-        amp=torch.float16 if solver.AMP.ENABLED else None,
         ddp={"broadcast_buffers": False},
-        expected=list(cfg.TEST.EXPECTED_RESULTS),
     )
 
 
@@ -100,7 +63,7 @@ def _teacher_evaluation(cfg: CfgNode, trainer: Any) -> Optional[TeacherEvaluatio
     return teacher_evaluation(
         teacher.EVALUATE,
         sets,
-        KEYS,
+        run_settings.keys_of(YAML),
         build=build,
         build_loader=lambda: trainer.build_test_loader(cfg, sets[0]),
         image_format=cfg.INPUT.FORMAT,

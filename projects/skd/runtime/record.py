@@ -180,27 +180,17 @@ def _plain(value: Any) -> Any:
     return type(value).__qualname__
 
 
-# Keys, by how they begin, that change nothing of what is learnt. Of YAML and of LazyConfigs.
-_WITHOUT_EFFECT = (
-    "OUTPUT_DIR", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "TEST.", "DATASETS.TEST",
-    "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
-    "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "DATALOADER.NUM_WORKERS", "MODEL.WEIGHTS",
-    "MODEL.DEVICE", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.SKIP_NON_FINITE",
-    "SOLVER.BEST_METRIC", "train.best_metric",
-    "train.output_dir", "train.init_checkpoint", "train.max_iter", "train.device",
-    "train.checkpointer", "train.eval_period", "train.log_period", "train.skip_non_finite",
-    "dataloader.test", "dataloader.evaluator", "dataloader.train.num_workers",
-    "optimizer.params.model",
-)  # fmt: skip
-_WITH_EFFECT = ("TEST.PRECISE_BN",)  # all the same: it takes new running statistics
-
-
-def changes(before: Dict[str, Any], now: Dict[str, Any]) -> List[str]:
+def changes(
+    before: Dict[str, Any], now: Dict[str, Any], matters: Callable[[str], bool]
+) -> List[str]:
     """
     What differs between two records and matters for what is learnt, as "KEY: old -> new". What one
     of them does not say is no change.
+
+    Args:
+        matters: whether a key of the config does.
     """
-    found = _changed_keys(before.get("config"), now.get("config"))
+    found = _changed_keys(before.get("config"), now.get("config"), matters)
     old, new = before.get("teacher", {}), now.get("teacher", {})
     if old.get("sha256") and new.get("sha256") and old["sha256"] != new["sha256"]:
         found.append(
@@ -217,16 +207,18 @@ def changes(before: Dict[str, Any], now: Dict[str, Any]) -> List[str]:
     return found
 
 
-def _changed_keys(old: Optional[Dict[str, Any]], new: Optional[Dict[str, Any]]) -> List[str]:
+def _changed_keys(
+    old: Optional[Dict[str, Any]],
+    new: Optional[Dict[str, Any]],
+    matters: Callable[[str], bool],
+) -> List[str]:
     if old is None or new is None:
         return []
     new = json.loads(json.dumps(new, default=str))  # as the old one was read
     nothing = "(not there)"
     pairs = {k: (old.get(k, nothing), new.get(k, nothing)) for k in sorted({*old, *new})}
     return [
-        f"{k}: {a!r:.200} -> {b!r:.200}"
-        for k, (a, b) in pairs.items()
-        if a != b and (k.startswith(_WITH_EFFECT) or not k.startswith(_WITHOUT_EFFECT))
+        f"{k}: {a!r:.200} -> {b!r:.200}" for k, (a, b) in pairs.items() if a != b and matters(k)
     ]
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import uuid
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -65,6 +65,7 @@ class RunFolder(HookBase):
         config: Mapping[str, Any],
         datasets: Sequence[str],
         seed: int,
+        matters: Callable[[str], bool] = lambda key: True,
     ):
         """
         Args:
@@ -72,8 +73,9 @@ class RunFolder(HookBase):
             config: the whole config, nested.
             datasets: names of those trained and tested on.
             seed: of the run.
+            matters: whether another value of a key of the config changes what is learnt.
         """
-        self.checkpointer = checkpointer
+        self.checkpointer, self._matters = checkpointer, matters
         self.config, self.datasets, self.seed = config, datasets, seed
         self._open = False
 
@@ -135,7 +137,7 @@ class RunFolder(HookBase):
         run_id = data.get("run")
         self.checkpointer.run_id = run_id or comm.all_gather(uuid.uuid4().hex)[0]
         before = self._record_of(run_id, data.get("iteration"))
-        changed = changes(before, record) if record is not None else []
+        changed = changes(before, record, self._matters) if record is not None else []
         changed, distilled = comm.all_gather((changed, before.get("distils")))[0]
         self._check_distils(path, distilled)
         words = "; ".join(changed)

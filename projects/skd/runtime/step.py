@@ -31,19 +31,6 @@ class BatchTooLargeError(RuntimeError):
     """Memory ran out in a training step."""
 
 
-def check_accumulate(parts: int, images_per_batch: int, key: str) -> None:
-    """
-    Raises:
-        ValueError: a process's share of the batch cannot be split into so many equal parts.
-    """
-    share = images_per_batch // comm.get_world_size()
-    if not isinstance(parts, int) or parts < 1 or share % parts:
-        raise ValueError(
-            f"{key} is {parts}, and each process gets {share} images a step: it must divide them "
-            "into equal parts."
-        )
-
-
 def build_trainer(
     model: nn.Module,
     data_loader,

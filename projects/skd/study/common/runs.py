@@ -10,26 +10,13 @@ from dataclasses import dataclass, field
 from typing import Callable, Dict, List, Optional, Sequence
 
 from ...config import is_lazy_file
+from ...config.run_settings import lazy_paths
 from ...distillers import DISTILLER_REGISTRY
 from ...runtime.lock import acquire, release
 from .command import RunError
 from .devices import default_jobs, default_threads, visible_gpus
 from .metrics import main_metrics, read_metrics
 from .progress import Display
-
-# keys that a run sets itself: in a YAML config, and in a LazyConfig
-LAZY_KEYS = {
-    "SOLVER.MAX_ITER": "train.max_iter",
-    "OUTPUT_DIR": "train.output_dir",
-    "SEED": "train.seed",
-    "MODEL.WEIGHTS": "train.init_checkpoint",
-    "TEST.EVAL_PERIOD": "train.eval_period",
-    "MODEL.DEVICE": "train.device",
-    "SOLVER.BASE_LR": "optimizer.lr",
-    "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
-    "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
-    "DATALOADER.NUM_WORKERS": "dataloader.train.num_workers",
-}
 
 
 @dataclass
@@ -112,12 +99,13 @@ def lazy_options(key: str, value: str) -> List[str]:
         method = DISTILLER_REGISTRY.get(value)
         target = f"{method.__module__}.{method.__qualname__}"
         return ["model.distiller=null", f"model.distiller={{_target_: {target}}}"]
-    if key.split(".")[0].isupper() and key not in LAZY_KEYS:
+    paths = lazy_paths()
+    if key.split(".")[0].isupper() and key not in paths:
         raise ValueError(
             f"{key} has no counterpart in a LazyConfig; the options for one must be its own keys, "
-            f"or {', '.join(LAZY_KEYS)} or MODEL.DISTILLER.NAME."
+            f"or {', '.join(paths)} or MODEL.DISTILLER.NAME."
         )
-    return [f"{LAZY_KEYS.get(key, key)}={value}"]
+    return [f"{paths.get(key, key)}={value}"]
 
 
 def run_all(

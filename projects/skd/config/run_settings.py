@@ -1,0 +1,282 @@
+"""
+Every setting of a run, each declared once: what it is called in a YAML config and in a LazyConfig,
+what it may be, and what it is where a config does not say.
+
+The declaration is all that a new setting needs: both forms are read by it, errors name its key, a
+YAML config gets the key, and the student's own config is written without it. What the setting does
+is up to who reads ``run.NAME``, see ``skd/engine``.
+"""
+
+import math
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import lru_cache
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+
+from .naming import LAZY, YAML
+
+Rule = Callable[[Any], str]  # a value -> what it must be instead; "" for a good one
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    Attributes:
+        yaml, lazy: the key and the path; "" where a form has none.
+        default: where a config does not say it; ``MISSING`` for an error.
+        must: checked before a training, unless the value is None.
+        added: the forms in which it is this project's, so that stock Detectron2 does not know it.
+        learnt: whether another value changes what is learnt; a resumed run warns of it.
+        convert: from what the config has.
+    """
+
+    yaml: str
+    lazy: str
+    default: Any
+    must: Rule
+    added: Tuple[str, ...]
+    learnt: bool
+    convert: Callable[[Any], Any]
+    name: str = ""
+
+    def key(self, form: str) -> str:
+        """What it is called in ``YAML`` or ``LAZY``."""
+        return self.yaml if form == YAML else self.lazy
+
+
+def _plain(value: Any) -> Any:
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _names(value: Any) -> List[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _setting(
+    yaml: str,
+    lazy: str,
+    default: Any = MISSING,
+    must: Rule = lambda value: "",
+    added: Tuple[str, ...] = (),
+    learnt: bool = False,
+    convert: Callable[[Any], Any] = _plain,
+) -> Any:
+    setting = Setting(yaml, lazy, default, must, added, learnt, convert)
+    return field(metadata={"setting": setting})
+
+
+# ------------------------------------------------------------------------------- what they may be
+def _whole(least: int, further: str = "") -> Rule:
+    words = ("a whole number above 0" if least else "a whole number, 0 or above") + further
+    return lambda value: "" if _is_whole(value, least) else words
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _positive(value: Any) -> str:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return "" if number and 0 < value < math.inf else "a number above 0"
+
+
+def _shared(value: Any) -> str:
+    world = comm.get_world_size()
+    good = _is_whole(value, 1) and value % world == 0
+    return "" if good else f"a multiple of the number of processes, {world}"
+
+
+def _one_of(*names: str) -> Rule:
+    return lambda value: "" if value in names else f"one of {', '.join(names)}"
+
+
+def _metric(value: Any) -> str:
+    good = isinstance(value, str) and (not value or value.count("/") == 1)
+    return "" if good else "TASK/RESULT, e.g. 'bbox/AP', or empty"
+
+
+def _dataset(value: Any) -> str:
+    return "" if value else "a dataset's name"
+
+
+# --------------------------------------------------------------------------------- the declaration
+@dataclass
+class RunSettings:
+    """What a config says of a run, as :func:`read` takes it from either form."""
+
+    # The folder of the run.
+    output_dir: str = _setting("OUTPUT_DIR", "train.output_dir")
+    # To start from: a file, a URL or a name of Detectron2's catalog; "" for random weights.
+    weights: str = _setting("MODEL.WEIGHTS", "train.init_checkpoint")
+    device: str = _setting("MODEL.DEVICE", "train.device")
+    # Negative: one that all processes draw together.
+    seed: int = _setting("SEED", "train.seed", -1, learnt=True)
+
+    max_iter: int = _setting("SOLVER.MAX_ITER", "train.max_iter", must=_whole(1))
+    learning_rate: Optional[float] = _setting(
+        "SOLVER.BASE_LR", "optimizer.lr", None, _positive, learnt=True
+    )
+    # Over all processes.
+    images_per_batch: Optional[int] = _setting(
+        "SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size", None, _shared, learnt=True
+    )
+    # Take each batch in that many parts, one after the other, for one optimizer step: for GPUs
+    # that do not hold all of it. Must divide a process's share of the images. Done by SKDTrainer;
+    # other trainers do not know the key.
+    accumulate: int = _setting(
+        "SOLVER.ACCUMULATE", "train.accumulate", 1, _whole(1), added=(YAML, LAZY), learnt=True
+    )
+    # Leave out up to so many batches whose loss is not finite, instead of stopping at the first.
+    # Done by SKDTrainer too.
+    skip_non_finite: int = _setting(
+        "SOLVER.SKIP_NON_FINITE", "train.skip_non_finite", 0, _whole(0), added=(YAML, LAZY)
+    )
+    # Mixed precision, on GPUs.
+    amp: bool = _setting("SOLVER.AMP.ENABLED", "train.amp.enabled", False, learnt=True)
+    # What it computes in.
+    amp_precision: str = _setting(
+        "", "train.amp.precision", "fp16", _one_of("fp16", "bf16"), learnt=True
+    )
+
+    # From one to the next, in iterations.
+    checkpoint_period: int = _setting(
+        "SOLVER.CHECKPOINT_PERIOD", "train.checkpointer.period", must=_whole(1)
+    )
+    eval_period: int = _setting(
+        "TEST.EVAL_PERIOD", "train.eval_period", must=_whole(0, "; 0 for never")
+    )
+    log_period: int = _setting("", "train.log_period", 20, _whole(1))
+    # Pictures of attention, in TensorBoard.
+    vis_period: int = _setting(
+        "VIS_PERIOD", "train.vis_period", 0, _whole(0, "; 0 for never"), added=(LAZY,)
+    )
+    # Also keep the checkpoint that is best by this result of the evaluations, e.g. "bbox/AP" or
+    # "segm/AP", as model_best.pth. Chosen on the test sets, so report its result on other images.
+    # Done by SKDTrainer too.
+    best_metric: str = _setting(
+        "SOLVER.BEST_METRIC", "train.best_metric", "", _metric, added=(YAML, LAZY)
+    )
+    # Before the training, and at each evaluation, say how well teacher and student find the objects
+    # of so many images of the first test set, and warn of one that is no better. 0: do not.
+    evaluate_teacher: int = _setting(
+        "MODEL.TEACHER.EVALUATE", "train.evaluate_teacher", 0, _whole(0), added=(YAML, LAZY)
+    )
+    # Results to compare the evaluation's with: [[task, metric, value, tolerance], ...].
+    expected: List[Any] = _setting(
+        "TEST.EXPECTED_RESULTS", "train.expected_results", (), added=(LAZY,)
+    )
+
+    num_workers: Optional[int] = _setting(
+        "DATALOADER.NUM_WORKERS", "dataloader.train.num_workers", None, _whole(0)
+    )
+    # None: a loader of the user's own, in a LazyConfig.
+    train_sets: Optional[List[str]] = _setting(
+        "DATASETS.TRAIN", "dataloader.train.dataset.names", None, _dataset, (), True, _names
+    )
+    test_sets: Optional[List[str]] = _setting(
+        "DATASETS.TEST", "dataloader.test.dataset.names", None, convert=_names
+    )
+
+
+@lru_cache(maxsize=None)
+def settings() -> Tuple[Setting, ...]:
+    """All of them, with their names."""
+    declared = [(f.name, f.metadata["setting"]) for f in fields(RunSettings)]
+    return tuple(replace(setting, name=name) for name, setting in declared)
+
+
+def keys_of(form: str) -> Dict[str, str]:
+    """From a setting's name to its key in ``YAML`` or its path in ``LAZY``."""
+    return {s.name: s.key(form) for s in settings() if s.key(form)}
+
+
+def lazy_paths() -> Dict[str, str]:
+    """From a YAML config's key to a LazyConfig's path."""
+    return {s.yaml: s.lazy for s in settings() if s.yaml and s.lazy}
+
+
+# ------------------------------------------------------------------------------------- in a config
+Config = Union[CfgNode, DictConfig]
+
+
+def _form(cfg: Config) -> str:
+    return YAML if isinstance(cfg, CfgNode) else LAZY
+
+
+def _select(cfg: Config, key: str) -> Any:
+    """What a config has under a dotted key; None for nothing."""
+    if isinstance(cfg, DictConfig):
+        return OmegaConf.select(cfg, key)
+    for part in key.split("."):
+        cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
+    return cfg
+
+
+def read(cfg: Config) -> Dict[str, Any]:
+    """
+    Every setting's value in a config of either form, by name.
+
+    Raises:
+        ValueError: one that must be there is not.
+    """
+    return {setting.name: _read(cfg, setting) for setting in settings()}
+
+
+def _read(cfg: Config, setting: Setting) -> Any:
+    key = setting.key(_form(cfg))
+    value = _select(cfg, key) if key else None
+    if value is not None:
+        return setting.convert(value)
+    if setting.default is MISSING:
+        raise ValueError(f"{key} is missing; the config of a run must say it.")
+    return _default(setting)
+
+
+def _default(setting: Setting) -> Any:
+    return _plain(setting.default)
+
+
+def declare(cfg: CfgNode) -> None:
+    """Add the settings that Detectron2's YAML configs have not, in place."""
+    for setting in settings():
+        if YAML in setting.added:
+            node, name = setting.yaml.rsplit(".", 1)
+            _select(cfg, node)[name] = setting.default
+
+
+def remove_added(cfg: Config, keep: bool = False) -> None:
+    """
+    Take out what stock Detectron2 does not know, in place.
+
+    Args:
+        keep: leave what is not as by default.
+    """
+    form = _form(cfg)
+    for setting in settings():
+        node, _, name = setting.key(form).rpartition(".")
+        parent = _select(cfg, node) if form in setting.added else None
+        if parent and name in parent and not (keep and _read(cfg, setting) != _default(setting)):
+            parent.pop(name)
+
+
+# Keys of either form, by how they begin, that change nothing of what is learnt, beside the
+# settings above.
+_NOT_LEARNT = (
+    "VERSION", "CUDNN_BENCHMARK", "TEST.", "DATASETS.PROPOSAL_FILES_TEST",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST",
+    "train.checkpointer", "dataloader.test", "dataloader.evaluator", "optimizer.params.model",
+)  # fmt: skip
+_LEARNT = ("TEST.PRECISE_BN",)  # all the same: it takes new running statistics
+
+
+def is_learnt(key: str) -> bool:
+    """Whether another value of a key, of either form, changes what is learnt."""
+    if key.startswith(_LEARNT):
+        return True
+    unlearnt = [k for s in settings() if not s.learnt for k in (s.yaml, s.lazy) if k]
+    return not key.startswith((*_NOT_LEARNT, *unlearnt))
