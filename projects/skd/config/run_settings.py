@@ -227,6 +227,11 @@ def read(cfg: Config) -> Dict[str, Any]:
     return {setting.name: _read(cfg, setting) for setting in settings()}
 
 
+def value_of(cfg: Config, name: str) -> Any:
+    """One setting's value, see :func:`read`."""
+    return next(_read(cfg, setting) for setting in settings() if setting.name == name)
+
+
 def _read(cfg: Config, setting: Setting) -> Any:
     key = setting.key(_form(cfg))
     value = _select(cfg, key) if key else None

@@ -4,10 +4,9 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
-from omegaconf import OmegaConf
 from torch import nn
 
-from ..config import Config, is_lazy_file, lazy, projects, student_config, yaml
+from ..config import Config, is_lazy_file, lazy, projects, run_settings, student_config, yaml
 from .load import check_exists, load_in_full
 from .model_zoo import find_config, zoo_weights
 
@@ -44,14 +43,9 @@ def build_detector(
     if not random_weights:
         load_in_full(args["model"], args["weights"])
     cfg = _load_config(config_file, find_config(config_file), list(opts), from_yaml, further)
-    return Detector(args["model"].eval(), args["input_format"], _train_sets(cfg))
-
-
-def _train_sets(cfg: Config) -> List[str]:
-    if isinstance(cfg, CfgNode):
-        return list(cfg.DATASETS.TRAIN)
-    names = OmegaConf.select(cfg, "dataloader.train.dataset.names") or []
-    return [names] if isinstance(names, str) else list(names)
+    return Detector(
+        args["model"].eval(), args["input_format"], run_settings.value_of(cfg, "train_sets") or []
+    )
 
 
 def detector_args(
