@@ -47,6 +47,7 @@ def test_links_and_paths_exist():
         ("docs", "docs/detectors.md"),
         ("docs", "docs/plugging_in.md"),
         ("docs", "docs/your_project.md"),
+        ("docs", "docs/distil_your_own.md"),
         ("docs", "docs/performance.md"),
     ):
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", read(name)):
