@@ -142,7 +142,7 @@ def test_a_lazy_checkpoint_is_as_detectron2_s_script_writes_it(shapes, tmp_path)
     del cfg.dataloader["evaluator"]
     SKDTrainer(cfg).train()
     state = torch.load(tmp_path / "lazy" / "model_final.pth")["trainer"]
-    assert {"iteration", "hooks", "optimizer"} == set(state) and state["iteration"] == 1
+    assert {"iteration", "hooks", "optimizer"} <= set(state) and state["iteration"] == 1
     cfg.train.max_iter = 3
     again = SKDTrainer(cfg)
     again.resume_or_load(resume=True)

@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 
 from skd import student_config
 from skd.engine import SKDTrainer
+from skd.runtime.checkpoint import CheckpointError
 from skd.runtime.step import build_trainer
 from tests.helpers import DEVICES, batch, distilling, patched, run_script, tiny_config
 
@@ -240,6 +241,124 @@ def test_a_batch_left_out_leaves_nothing_behind():
         trainer.run_step()
     assert model.calls == 1 and model.last == 7.0  # plain numbers too
     assert model.statistic == 1 and model.weight.item() == weight
+
+
+class _Ruined(torch.autograd.Function):
+    """A finite value whose gradient is not."""
+
+    @staticmethod
+    def forward(ctx, x, gradient):
+        ctx.gradient = gradient
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.gradient, None
+
+
+class BadGradient(Losses):
+    def __init__(self, bad, gradient=math.nan):
+        super().__init__(loss_a=1.0)
+        self.bad, self.gradient = bad, gradient
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        gradient = self.gradient if self.calls in self.bad else 1.0
+        return {k: _Ruined.apply(v, gradient) for k, v in losses.items()}
+
+
+@pytest.mark.parametrize("gradient", [math.nan, math.inf])
+def test_a_finite_loss_with_a_gradient_that_is_not_ruins_no_weights(gradient):
+    model = BadGradient({1}, gradient)
+    with pytest.raises(FloatingPointError, match="The gradient is not finite at iteration 0, im"):
+        steps(losses_trainer(model), 1)
+    assert model.weight == 1
+    model = BadGradient({2}, gradient)
+    trainer = losses_trainer(model, skip_non_finite=1)
+    steps(trainer, 1)
+    weight = model.weight.item()
+    with EventStorage():
+        trainer.iter = 1
+        trainer.run_step()
+    assert model.weight.item() == weight and model.statistic == 1  # put back, as for a loss
+    assert trainer.state_dict()["left_out"] == 1
+    model.bad = {3}  # calls too are put back
+    with EventStorage():
+        trainer.run_step()
+    assert model.weight.item() != weight
+
+
+def test_batches_left_out_before_a_resume_count():
+    trainer = losses_trainer(Losses(loss_a=lambda call: math.nan), skip_non_finite=2)
+    steps(trainer, 2)
+    again = losses_trainer(Losses(loss_a=lambda call: math.nan), skip_non_finite=2)
+    again.load_state_dict(trainer.state_dict())
+    with pytest.raises(FloatingPointError, match="2 such batches were left out before"):
+        steps(again, 1)
+
+
+def amp_trainer(model, **kwargs):
+    """In mixed precision, as far as a CPU has it: with a scaler, in fp32."""
+    trainer = losses_trainer(model, amp=True, **kwargs)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
+    trainer.precision = torch.float32
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_the_scaler_leaves_out_is_none_of_skip_non_finites():
+    model = BadGradient({1}, math.inf)
+    trainer = amp_trainer(model, skip_non_finite=1)
+    steps(trainer, 1)
+    assert model.weight == 1 and trainer.grad_scaler.get_scale() == 2.0
+    assert trainer.state_dict()["left_out"] == 0
+    model.values["loss_a"] = math.nan  # this one is; and the scale is no reason for it
+    steps(trainer, 1)
+    assert trainer.state_dict()["left_out"] == 1 and trainer.grad_scaler.get_scale() == 2.0
+
+
+CLASSES = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=0.1),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1),
+}
+
+
+@pytest.mark.parametrize(
+    "old,new,named",
+    [
+        ("SGD", "AdamW", True), ("SGD", "AdamW", False), ("AdamW", "SGD", True),
+        ("AdamW", "SGD", False), ("Adamax", "Adam", True),
+    ],
+)  # fmt: skip
+def test_a_state_of_another_optimizer_is_refused_before_it_is_touched(old, new, named):
+    trainers = [losses_trainer(Losses(loss_a=1.0)) for _ in range(2)]
+    for trainer, name in zip(trainers, (old, new)):
+        trainer.optimizer = CLASSES[name](trainer.model.parameters())
+    steps(trainers[0], 1)
+    state = trainers[0].state_dict()
+    if not named:  # Detectron2's, and those before
+        state.pop("optimizer_class")
+    before = trainers[1].optimizer.state_dict()
+    with pytest.raises(CheckpointError) as error:
+        trainers[1].load_state_dict(state)
+    expected = old if named else "another one, without "
+    assert f"optimizer is {expected}" in str(error.value) and f"with is {new}." in str(error.value)
+    assert trainers[1].optimizer.state_dict() == before
+
+
+def test_clipping_makes_no_other_optimizer():
+    from detectron2.solver import build_optimizer
+
+    model = Losses(loss_a=1.0)
+    cfg = tiny_config()
+    plain = build_trainer(model, iter([]), build_optimizer(cfg, model))
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+    other = build_trainer(model, iter([]), build_optimizer(cfg, model))
+    assert type(plain.optimizer) is not type(other.optimizer)
+    other.load_state_dict(plain.state_dict())
+    plain.load_state_dict(other.state_dict())
 
 
 SYNCHRONISED = """

@@ -1,6 +1,6 @@
 """
 The training step: Detectron2's, with the batch in parts for GPUs that do not hold all of it, with
-batches left out whose loss is not finite, and with a helpful error when memory runs out.
+batches left out whose loss or gradient is not finite, and a helpful error when memory runs out.
 """
 
 import logging
@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import distributed as dist
 from torch import nn
 
-from .checkpoint import CheckpointError
+from .optimizer_state import check_optimizer, class_name
 from .plain_numbers import read_numbers, write_numbers
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,10 @@ class _Step:
     mean over processes in data-parallel training; these reduce it once, after the last part.
 
     All losses are copied from the device at once, after the backward, and the optimizer steps only
-    if they are finite. A model with a method ``pop_metrics()`` has the scalar tensors it returns,
-    by name, copied along: they are checked like losses, and written to the event storage.
+    if they and the gradient are finite: one step with a gradient that is not ruins all weights,
+    which may go into a checkpoint before a loss shows it. (In mixed precision the scaler leaves
+    such steps out itself.) A model with a method ``pop_metrics()`` has the scalar tensors it
+    returns, by name, copied along: they are checked like losses, and written to the event storage.
     """
 
     parts = 1
@@ -80,7 +82,7 @@ class _Step:
             if not _is_out_of_memory(error):
                 raise
             raise BatchTooLargeError(_memory_advice(data, self.parts)) from error
-        if total is None:
+        if total is None or self._is_left_out(data):
             self._put_back(before)
             return
         self.after_backward()
@@ -146,6 +148,29 @@ class _Step:
         self._leave_out(error or "Loss is not finite in another process.")
         return None
 
+    def _is_left_out(self, data: Batch) -> bool:
+        """Whether it is for its gradient, the losses being finite."""
+        if not self.skip_non_finite:
+            return False
+        error = _not_finite(_copy(self._largest_gradient()), data, self.iter)
+        if _anywhere(error is not None):
+            self.optimizer.zero_grad()
+            self._leave_out(error or "The gradient is not finite in another process.")
+            return True
+        return False
+
+    def _largest_gradient(self) -> Scalars:
+        """By a name for errors; nothing in mixed precision, where the scaler sees to it."""
+        if getattr(self, "grad_scaler", None) is not None:
+            return {}
+        groups = self.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        gradients = [g for g in gradients if g.layout is torch.strided and g.numel()]
+        if not gradients:
+            return {}
+        largest = torch._foreach_norm(gradients, math.inf)
+        return {GRADIENT: torch.stack([x.float() for x in largest]).max()}
+
     def _leave_out(self, reason: Any) -> None:
         self._skipped += 1
         if self._skipped > self.skip_non_finite:
@@ -156,6 +181,15 @@ class _Step:
         logger.warning(
             f"Batch left out, {self._skipped} of at most {self.skip_non_finite}: {reason}"
         )
+
+    def state_dict(self) -> Dict[str, Any]:
+        own = {"optimizer_class": class_name(self.optimizer), "left_out": self._skipped}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        check_optimizer(state["optimizer"], self.optimizer, state.get("optimizer_class"))
+        self._skipped = state.get("left_out", 0)
+        super().load_state_dict(state)
 
     def _changeable(self) -> Tuple[List[Tuple[torch.Tensor, torch.Tensor]], Dict[str, Any]]:
         """What a forward changes, and a copy of it: running statistics, and plain numbers."""
@@ -172,7 +206,7 @@ class _Step:
         self, losses: Scalars, metrics: Scalars, data: Batch, data_time: float
     ) -> None:
         """In place of Detectron2's ``write_metrics``, which copies the losses one by one."""
-        values = _copy({**losses, **metrics})
+        values = _copy({**losses, **metrics, **self._largest_gradient()})
         error = _not_finite(values, data, self.iter)
         names = [*losses]
         if (self.iter + 1) % self.gather_metric_period == 0:
@@ -213,6 +247,9 @@ def _copy(scalars: Scalars) -> Dict[str, float]:
     return dict(zip(scalars, values.tolist()))
 
 
+GRADIENT = "the largest gradient"
+
+
 def _not_finite(
     values: Dict[str, float], data: Batch, iteration: int, images: str = "images"
 ) -> Optional[FloatingPointError]:
@@ -220,8 +257,9 @@ def _not_finite(
     if not bad:
         return None
     names = ", ".join(str(x.get("image_id", x.get("file_name", "?"))) for x in data)
+    what = "The gradient" if bad[0].startswith(GRADIENT) else "Loss"
     return FloatingPointError(
-        f"Loss is not finite at iteration {iteration}, {images} {names}: {'; '.join(bad)}. "
+        f"{what} is not finite at iteration {iteration}, {images} {names}: {'; '.join(bad)}. "
         "The optimizer has not stepped. Lower SOLVER.BASE_LR or the losses' weights, enable "
         "SOLVER.CLIP_GRADIENTS, or let SOLVER.SKIP_NON_FINITE batches be left out."
     )
@@ -243,41 +281,14 @@ def _refuse_synchronised(model: nn.Module, error: FloatingPointError) -> None:
 
 
 class _Trainer(_Step, SimpleTrainer):
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        _check_optimizer(state["optimizer"], self.optimizer)
-        super().load_state_dict(state)
+    pass
 
 
 class _AMPTrainer(_Step, AMPTrainer):
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        _check_optimizer(state["optimizer"], self.optimizer)
         # a run that was without mixed precision before has none; begin with a new one
-        state.setdefault("grad_scaler", self.grad_scaler.state_dict())
-        super().load_state_dict(state)
-
-
-def _check_optimizer(state: Dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """
-    Raises:
-        CheckpointError: the state is of an optimizer with other parameters. (torch tells other
-            numbers of them, and takes momenta of other shapes.)
-    """
-    old = [i for group in state["param_groups"] for i in group["params"]]
-    new = [p for group in optimizer.param_groups for p in group["params"]]
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    fits = sizes == [len(group["params"]) for group in state["param_groups"]]
-    if fits:
-        for i, parameter in zip(old, new):
-            tensors = [v for v in state["state"].get(i, {}).values() if torch.is_tensor(v)]
-            fits &= all(v.ndim == 0 or v.shape == parameter.shape for v in tensors)
-    if not fits:
-        raise CheckpointError(
-            f"The checkpoint's optimizer has {len(old)} parameters in "
-            f"{len(state['param_groups'])} groups, and the one to train with {len(new)} in "
-            f"{len(sizes)}, or of other shapes. Resume with the configuration the run was started "
-            "with, or start a new run from its weights: MODEL.WEIGHTS, another OUTPUT_DIR, no "
-            "--resume."
-        )
+        scaler = state.get("grad_scaler") or self.grad_scaler.state_dict()
+        super().load_state_dict({**state, "grad_scaler": scaler})
 
 
 def _anywhere(here: bool) -> bool:

@@ -1,0 +1,73 @@
+"""Whether an optimizer can take up what a checkpoint says of one."""
+
+from typing import Any, Dict, Optional
+
+import torch
+
+from .safe_files import CheckpointError
+
+# what torch's releases have added, and fill in where a state has none
+_ADDED = {
+    "amsgrad", "capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused",
+    "maximize",
+}  # fmt: skip
+_ADVICE = (
+    "Resume with the configuration the run was started with, or start a new run from its weights: "
+    "MODEL.WEIGHTS, another OUTPUT_DIR, no --resume."
+)
+
+
+def class_name(optimizer: torch.optim.Optimizer) -> str:
+    """The same whether its steps clip gradients or not, which Detectron2 does by a subclass."""
+    names = [kind.__name__ for kind in type(optimizer).__mro__]
+    return next(name for name in names if "GradientClip" not in name)
+
+
+def check_optimizer(
+    state: Dict[str, Any], optimizer: torch.optim.Optimizer, name: Optional[str] = None
+) -> None:
+    """
+    To be called before ``optimizer.load_state_dict(state)``, which takes whatever has as many
+    parameters; the first step then stops at a missing setting.
+
+    Args:
+        state: of an optimizer.
+        name: :func:`class_name` of that one. Detectron2's checkpoints do not have it; then the
+            settings have to be the same.
+
+    Raises:
+        CheckpointError: the state is of an optimizer of another class or with other parameters.
+    """
+    _check_class(name, state, optimizer)
+    _check_parameters(state, optimizer)
+
+
+def _check_class(
+    before: Optional[str], state: Dict[str, Any], optimizer: torch.optim.Optimizer
+) -> None:
+    now = class_name(optimizer)
+    has = {key for group in state["param_groups"] for key in group}
+    lacks = sorted(set(optimizer.defaults) - _ADDED - has)
+    if before is None and lacks and has:
+        before = f"another one, without {', '.join(lacks)}"
+    if before not in (None, now):
+        raise CheckpointError(
+            f"The checkpoint's optimizer is {before}, and the one to train with is {now}. {_ADVICE}"
+        )
+
+
+def _check_parameters(state: Dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    old = [i for group in state["param_groups"] for i in group["params"]]
+    new = [p for group in optimizer.param_groups for p in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    fits = sizes == [len(group["params"]) for group in state["param_groups"]]
+    if fits:
+        for i, parameter in zip(old, new):
+            tensors = [v for v in state["state"].get(i, {}).values() if torch.is_tensor(v)]
+            fits &= all(v.ndim == 0 or v.shape == parameter.shape for v in tensors)
+    if not fits:
+        raise CheckpointError(
+            f"The checkpoint's optimizer has {len(old)} parameters in "
+            f"{len(state['param_groups'])} groups, and the one to train with {len(new)} in "
+            f"{len(sizes)}, or of other shapes. {_ADVICE}"
+        )
