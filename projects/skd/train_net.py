@@ -27,6 +27,7 @@ from .config import (
     lazy,
     projects,
     read_config,
+    run_settings,
     use_project,
 )
 from .data import check_datasets, coco, register_coco, register_shapes
@@ -47,6 +48,13 @@ def argument_parser() -> argparse.ArgumentParser:
         default="",
         metavar="FILE",
         help="the teacher's checkpoint, path or URL (default: the model zoo's)",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="distil on the images in this folder too, which need no labels (again for another)",
     )
     parser.add_argument(
         "--trust-lazy",
@@ -73,6 +81,8 @@ def setup(args: argparse.Namespace) -> Config:
     form = form_of(cfg)
     if args.teacher:
         distill(cfg, args.teacher, args.teacher_weights)
+    if args.unlabelled:
+        run_settings.extend(cfg, "unlabelled", args.unlabelled)
     cfg = form.override(cfg, args.opts)
     if args.trust_lazy and isinstance(cfg, CfgNode):
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)

@@ -10,7 +10,7 @@ is up to who reads ``run.NAME``, see ``skd/engine``.
 import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -181,6 +181,22 @@ class RunSettings:
     test_sets: Optional[List[str]] = _setting(
         "DATASETS.TEST", "dataloader.test.dataset.names", None, convert=_names
     )
+    # Learn from images without labels too: folders, or names of registered datasets, whose labels
+    # are not read (--register-coco takes a file without annotations). In each step the distiller,
+    # not the detector, sees some of them. Done by SKDTrainer; docs/unlabelled.md.
+    unlabelled: List[str] = _setting(
+        "DATASETS.UNLABELLED", "dataloader.unlabelled", (), added=(YAML, LAZY), learnt=True,
+        convert=_names,
+    )  # fmt: skip
+    # How many in a step, over all processes; 0 for as many as labelled ones.
+    unlabelled_per_batch: int = _setting(
+        "DATASETS.UNLABELLED_PER_BATCH", "dataloader.unlabelled_per_batch", 0, _whole(0),
+        added=(YAML, LAZY), learnt=True,
+    )  # fmt: skip
+    # How many that cannot be read are left out, each with a warning, in each process.
+    unlabelled_skip: int = _setting(
+        "DATASETS.UNLABELLED_SKIP", "dataloader.unlabelled_skip", 10, _whole(0), added=(YAML, LAZY)
+    )
 
 
 @lru_cache(maxsize=None)
@@ -244,6 +260,17 @@ def _read(cfg: Config, setting: Setting) -> Any:
 
 def _default(setting: Setting) -> Any:
     return _plain(setting.default)
+
+
+def extend(cfg: Config, name: str, values: Sequence[str]) -> None:
+    """Add to a setting that is a list, in place."""
+    key = next(s.key(_form(cfg)) for s in settings() if s.name == name)
+    longer = [*value_of(cfg, name), *values]
+    if isinstance(cfg, DictConfig):
+        OmegaConf.update(cfg, key, longer, force_add=True)
+    else:
+        node, _, last = key.rpartition(".")
+        _select(cfg, node)[last] = tuple(longer)
 
 
 def declare(cfg: CfgNode) -> None:

@@ -123,7 +123,11 @@ class GradientBalance(nn.Module):
             iteration = int(self.iteration) if self._iteration is None else self._iteration + 1
         self._iteration, self._every = iteration, every
         self.iteration.fill_(iteration + 1)
-        if iteration >= self.settings.warmup:
+        return self.shown(maps)
+
+    def shown(self, maps: Maps) -> Maps:
+        """Maps as the distiller gets to see them in the present iteration; see :meth:`begin`."""
+        if self._iteration >= self.settings.warmup:
             return maps
         return {name: x.detach().requires_grad_() for name, x in maps.items()}
 
@@ -153,6 +157,10 @@ class GradientBalance(nn.Module):
             totals = {_short(name): sum(levels.values()) for name, levels in terms.items()}
             self.measure(detector, list(maps.values()), totals, list(seen.values()))
         self._own_parts = {_short(name): part for name, part in parts.items()}
+        return self.weigh(terms)
+
+    def weigh(self, terms: Terms) -> Terms:
+        """Other values of the terms, by the weights of the present iteration."""
         weights = self.weights()
         return {
             name: {k: weights[_short(name)] * v for k, v in levels.items()}

@@ -34,6 +34,7 @@ from .pictures import AttentionPictures
 from .readout import DistillationLog
 from .run import Run, check
 from .teacher_quality import TeacherQuality
+from .unlabelled import find_unlabelled
 from .weights import RunCheckpointer
 from .yaml_run import yaml_run
 
@@ -65,8 +66,13 @@ class SKDTrainer(DefaultTrainer):
         self.run = run = describe(cfg, weakref.proxy(self))
         self.cfg, self.start_iter, self.max_iter = run.cfg, 0, run.max_iter
         check(run)
+        unlabelled = find_unlabelled(run)
         model = run.build_model()
+        if unlabelled is not None:
+            unlabelled.check_model(model)
         optimizer, loader = run.build_optimizer(model), run.build_train_loader()
+        if unlabelled is not None:
+            loader = unlabelled.join(loader)
         steps = ReproducibleSteps(loader, shared_seed(run.seed))
         model = wrap_data_parallel(model, **run.ddp)
         self._trainer = _build_steps(run, model, loader, optimizer)

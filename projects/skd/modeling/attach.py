@@ -1,6 +1,7 @@
 """Let a student distil: what it needs, what is checked, what is made."""
 
 import inspect
+from math import inf
 from typing import Any, List, Optional, Sequence, Type, Union
 
 import torch
@@ -30,6 +31,7 @@ def attach(
     levels: Sequence[str] = (),
     inherit: bool = False,
     every: int = 1,
+    unlabelled_weight: float = 1.0,
 ) -> nn.Module:
     """
     Let a student distil, in place; :func:`detach` undoes it. ``DistillRCNN(student=..., ...)``.
@@ -49,6 +51,8 @@ def attach(
         inherit: copy the teacher's FPN and heads into the student where they agree.
         every: distil in the iterations that it divides only, with so many times the weight; see
             ``MODEL.DISTILLER.EVERY``.
+        unlabelled_weight: of the terms on images without labels, see
+            ``MODEL.DISTILLER.UNLABELLED_WEIGHT``.
 
     Returns:
         The student.
@@ -59,6 +63,7 @@ def attach(
             that has an attribute of a name that is needed.
     """
     check_every(every)
+    _check_weight(unlabelled_weight)
     _check_student(student, base)
     balance = _choose_balance(balance, distiller)
     input_format = input_format or getattr(student, "input_format", None)
@@ -78,6 +83,7 @@ def attach(
         distiller.bind_once(shapes, balance)
     every_key = called("MODEL.DISTILLER.EVERY")
     state = Distillation(input_format, features, every, pairs, features_key, every_key)
+    state.unlabelled_weight = unlabelled_weight
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
 
 
@@ -85,6 +91,14 @@ def check_every(every: Any) -> None:
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(
             f"{called('MODEL.DISTILLER.EVERY')} is {every!r}; it must be a whole number above 0."
+        )
+
+
+def _check_weight(weight: Any) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < inf:
+        raise ValueError(
+            f"{called('MODEL.DISTILLER.UNLABELLED_WEIGHT')} is {weight!r}; it must be a number, 0 "
+            "or above."
         )
 
 

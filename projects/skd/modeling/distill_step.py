@@ -24,6 +24,17 @@ from .losses import (
     with_zero_gradients,
     write_losses,
 )
+from .run_to import tap_and_stop
+from .unlabelled import (
+    TERM,
+    Call,
+    check_needs_no_boxes,
+    is_batch,
+    own_random_numbers,
+    scale,
+    split_call,
+    without_statistics,
+)
 
 # Iterations between those whose metrics are written by the model itself; see pop_metrics.
 METRICS_PERIOD = 20
@@ -43,10 +54,11 @@ def run_step(
     Raises:
         TypeError, ValueError: what the student or the teacher did cannot be distilled; says why.
     """
-    call = partial(_call_student, model, forward, *args, **kwargs)
+    labelled, unlabelled = split_call(Call(args, kwargs))
+    call = partial(_call_student, model, forward, *labelled.args, **labelled.kwargs)
     if not _distils_now(model):
         return _run_between(model, call)
-    batch = _read_batch(model.distiller, (*args, *kwargs.values()))
+    batch = _read_batch(model.distiller, labelled.values)
     wait_for_teacher = model.teacher.start(batch.inputs, model._skd.input_format)
     try:
         output, ours = _tap_student(model, call)
@@ -66,7 +78,10 @@ def run_step(
     terms = _balance_terms(model, own, maps, terms, seen)
     _keep_metrics(model, own, terms)
     _show_maps(model, batch, student, teacher)
-    return write_losses(output, add_terms(losses, terms))
+    losses = add_terms(losses, terms)
+    if unlabelled is not None:
+        losses = add_terms(losses, _distil_unlabelled(model, forward, unlabelled))
+    return write_losses(output, losses)
 
 
 def _distils_now(model: nn.Module) -> bool:
@@ -108,7 +123,7 @@ class _Batch(NamedTuple):
 
 def _read_batch(distiller: Distiller, values: Iterable[Any]) -> _Batch:
     """What distillation needs of the batch, before the student may change it."""
-    inputs = next(filter(_is_batch, values), None)
+    inputs = next(filter(is_batch, values), None)
     if inputs is None:
         raise TypeError(
             "DistillRCNN's forward needs Detectron2's batched inputs in training: a list of "
@@ -117,14 +132,6 @@ def _read_batch(distiller: Distiller, values: Iterable[Any]) -> _Batch:
     boxes = _object_boxes(distiller, inputs) if distiller.needs_boxes else None
     images = [x["image"] for x in inputs]
     return _Batch(inputs, images[0], [tuple(x.shape[-2:]) for x in images], boxes)
-
-
-def _is_batch(x: Any) -> bool:
-    return (
-        isinstance(x, (list, tuple))
-        and bool(x)
-        and all(isinstance(y, dict) and "image" in y for y in x)
-    )
 
 
 def _object_boxes(distiller: Distiller, inputs: List[Dict[str, Any]]) -> List[torch.Tensor]:
@@ -220,6 +227,28 @@ def _balance_terms(
     if every == 1:
         return terms
     return {t: {k: every * value for k, value in terms[t].items()} for t in terms}
+
+
+def _distil_unlabelled(model: nn.Module, forward: Callable, call: Call) -> Terms:
+    """
+    All terms on images without labels, as one loss, with the weights that the terms on the labelled
+    ones have. The step's random numbers remain those of a step without such images.
+    """
+    check_needs_no_boxes(model.distiller, "marked as such in the batch")
+    batch = _read_batch(model.distiller, call.values)
+    run = partial(_call_student, model, forward, *call.args, **call.kwargs)
+    module, key = model.get_submodule(model._skd.features), model._skd.features_key
+    with own_random_numbers(next(model.parameters()).device), without_statistics(model):
+        wait_for_teacher = model.teacher.start(batch.inputs, model._skd.input_format)
+        ours = tap_and_stop(module, key, run).read()
+        theirs = wait_for_teacher()
+        _check_pairs(model, ours, theirs, batch)
+        maps = {name: ours.maps[name] for name in pairs_of(model)}
+        balance = model.distiller.balance
+        seen = maps if balance is None else balance.shown(maps)
+        terms = _distil(model.distiller, *_align(model, seen, theirs.maps), batch)
+    terms = terms if balance is None else balance.weigh(terms)
+    return {TERM: {"all": scale(terms, model._skd.unlabelled_weight * model._skd.every)}}
 
 
 def _abstain(model: nn.Module) -> None:

@@ -36,7 +36,8 @@ class Distillation:
 
     input_format: color order of the model's images; features: the student's module that is tapped;
     every: see ``MODEL.DISTILLER.EVERY``; pairs: of maps, by the student's name; features_key,
-    every_key: what the user calls these two; watcher: see :func:`watch_maps`; running: whether the
+    every_key: what the user calls these two; unlabelled_weight: see
+    ``MODEL.DISTILLER.UNLABELLED_WEIGHT``; watcher: see :func:`watch_maps`; running: whether the
     student's forward is under way.
     """
 
@@ -46,6 +47,7 @@ class Distillation:
     pairs: Dict[str, LevelPair]
     features_key: str
     every_key: str
+    unlabelled_weight: float = 1.0
     watcher: Optional[Callable[[AlignedMaps], None]] = None
     running: bool = False
 

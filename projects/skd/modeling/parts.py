@@ -37,4 +37,5 @@ def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[
         "levels": cfg.MODEL.DISTILLER.LEVELS,
         "inherit": cfg.MODEL.STUDENT.INHERIT,
         "every": cfg.MODEL.DISTILLER.EVERY,
+        "unlabelled_weight": cfg.MODEL.DISTILLER.UNLABELLED_WEIGHT,
     }

@@ -5,7 +5,7 @@ So a detector's images are prepared by its own code, wherever that is, and a mod
 that says nothing of its maps' strides and channels.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -61,12 +61,24 @@ def run_to(
 
 def _run(detector: nn.Module, name: str, images: List[torch.Tensor], key: str) -> FeatureTap:
     inputs = [{"image": x, "height": x.shape[1], "width": x.shape[2]} for x in images]
-    module = detector.get_submodule(name)
+    return tap_and_stop(detector.get_submodule(name), key, lambda: detector(inputs))
+
+
+def tap_and_stop(module: nn.Module, key: str, call: Callable[[], Any]) -> FeatureTap:
+    """
+    Args:
+        module: at which to stop.
+        key: what names it, for errors.
+        call: runs the detector that it is a part of.
+
+    Returns:
+        The tap with the module's maps. What comes behind the module has not run.
+    """
     with FeatureTap(module, key) as tap:
         # after the tap's own hook
         handle = module.register_forward_hook(_stop)
         try:
-            detector(inputs)
+            call()
         except _Reached:
             pass
         finally:

@@ -255,7 +255,7 @@ def build_train_loader(
             f"processes, {world}."
         )
     seed = comm.shared_random_seed() if seed is None else seed
-    groups = _groups(dataset) if aspect_ratio_grouping else None
+    groups = aspect_groups(dataset) if aspect_ratio_grouping else None
     if isinstance(dataset, list):
         dataset = DatasetFromList(dataset, copy=False)
     if sampler is None:
@@ -272,7 +272,7 @@ def build_train_loader(
     )
 
 
-def _groups(dataset) -> Optional[List[int]]:
+def aspect_groups(dataset) -> Optional[List[int]]:
     """For each record 0 if it is wider than high, else 1."""
     try:
         return [0 if record["width"] > record["height"] else 1 for record in dataset]

@@ -20,6 +20,7 @@ from torch import nn
 
 from .optimizer_state import check_optimizer, class_name
 from .plain_numbers import read_numbers, write_numbers
+from .unlabelled import share_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,6 @@ class _Step:
         is left out.
         """
         scaler = getattr(self, "grad_scaler", None)
-        size = len(data) // self.parts
         total: Scalars = {}
         metrics: Scalars = {}
         self._pop_metrics()  # of a step that failed
@@ -109,7 +109,7 @@ class _Step:
             last = i == self.parts - 1
             wait = hasattr(self.model, "no_sync") and not last
             with self.model.no_sync() if wait else nullcontext():
-                part = data[i * size : (i + 1) * size]
+                part = share_of(data, i, self.parts)
                 losses = self._losses(part, scaler is not None)
                 if losses is None:
                     self.optimizer.zero_grad()

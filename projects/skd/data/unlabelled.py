@@ -1,0 +1,93 @@
+"""Images without labels: in folders, or of registered datasets, whose labels are not read."""
+
+import json
+import os
+from typing import Any, Dict, Iterator, List, Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from .coco import is_own
+
+Record = Dict[str, Any]
+ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LOOKED_AT = 50  # files, of a dataset's, to see whether any is there
+
+
+def find_images(sources: Sequence[str], key: str) -> List[Record]:
+    """
+    Args:
+        sources: folders, looked through with the folders in them; or names of registered datasets,
+            of which a COCO file need not have annotations nor categories.
+        key: that names them, for errors.
+
+    Returns:
+        Records with ``file_name``, and ``image_id``, ``width`` and ``height`` where they are known,
+        in the same order on every machine.
+
+    Raises:
+        ValueError: one is neither, or has no image; names it.
+    """
+    found: List[Record] = []
+    for source in sources:
+        records = _records(source, key)
+        if not records:
+            raise ValueError(f"{key} names '{source}', which has no images ({', '.join(ENDINGS)}).")
+        found += records
+    return found
+
+
+def _records(source: str, key: str) -> List[Record]:
+    if source in DatasetCatalog:
+        records = _of_coco_file(source, key) if is_own(source) else _of_dataset(source)
+        _check_there(records, source, key)
+        return records
+    if not os.path.isdir(source):
+        raise ValueError(
+            f"{key} names '{source}', which is neither a folder nor a registered dataset; give a "
+            "folder of images, or --register-coco NAME JSON IMAGES and that name."
+        )
+    return [{"file_name": path, "image_id": path} for path in _walk(source)]
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for path, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(ENDINGS) and not name.startswith("."):
+                yield os.path.join(path, name)
+
+
+def _of_dataset(name: str) -> List[Record]:
+    wanted = ("file_name", "image_id", "width", "height")
+    return [{k: r[k] for k in wanted if k in r} for r in DatasetCatalog.get(name)]
+
+
+def _of_coco_file(name: str, key: str) -> List[Record]:
+    metadata = MetadataCatalog.get(name)
+    path = metadata.source_json_file
+    try:
+        with PathManager.open(path, "r") as f:
+            images = json.load(f)["images"]
+        return [_image(image, metadata.image_root) for image in images]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{key} names '{name}', whose file '{path}' has no list of images in COCO's format: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _image(image: Record, root: str) -> Record:
+    name = image["file_name"]
+    sides = {k: image[k] for k in ("width", "height") if isinstance(image.get(k), int)}
+    return {"file_name": os.path.join(root, name), "image_id": image.get("id", name), **sides}
+
+
+def _check_there(records: List[Record], source: str, key: str) -> None:
+    """A wrong folder, not a file or two that are missing: those are left out in training."""
+    some = records[:: max(1, len(records) // LOOKED_AT)]
+    if records and not any(PathManager.isfile(r["file_name"]) for r in some):
+        raise ValueError(
+            f"{key} names '{source}', whose images are not there: '{some[0]['file_name']}' is no "
+            "file. Is the folder of its images the right one?"
+        )

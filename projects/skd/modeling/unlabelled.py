@@ -1,0 +1,109 @@
+"""
+Images without labels in a training step: told apart from the others, and run through the student
+only as far as its features, so that none of them reaches the detector's own losses.
+"""
+
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..distillers import CombinedDistiller, Distiller
+from ..runtime.unlabelled import is_unlabelled
+
+TERM = "loss_distill_unlabelled"  # all terms on images without labels together
+
+
+class Call(NamedTuple):
+    """What a model's forward is called with."""
+
+    args: Tuple[Any, ...]
+    kwargs: Dict[str, Any]
+
+    @property
+    def values(self) -> Tuple[Any, ...]:
+        return (*self.args, *self.kwargs.values())
+
+
+def is_batch(x: Any) -> bool:
+    return (
+        isinstance(x, (list, tuple))
+        and bool(x)
+        and all(isinstance(y, dict) and "image" in y for y in x)
+    )
+
+
+def split_call(call: Call) -> Tuple[Call, Optional[Call]]:
+    """
+    Returns:
+        The call with the labelled images of its batch, and the same with the others; None in place
+        of this one where all have labels.
+
+    Raises:
+        ValueError: none has labels.
+    """
+    batch: List[Any] = next(filter(is_batch, call.values), [])
+    others = [x for x in batch if is_unlabelled(x)]
+    if not others:
+        return call, None
+    labelled = [x for x in batch if not is_unlabelled(x)]
+    if not labelled:
+        raise ValueError(
+            f"None of the batch's {len(batch)} images has labels: in each step the detector needs "
+            "some in every process, and in every part of a batch that is taken in parts."
+        )
+    return _with(call, batch, labelled), _with(call, batch, others)
+
+
+def _with(call: Call, old: Any, new: Any) -> Call:
+    args = tuple(new if x is old else x for x in call.args)
+    return Call(args, {k: new if x is old else x for k, x in call.kwargs.items()})
+
+
+def check_needs_no_boxes(distiller: Distiller, key: str) -> None:
+    """
+    Args:
+        key: what brought the images without labels, for the error.
+
+    Raises:
+        ValueError: a method that needs the objects' boxes; names it.
+    """
+    methods = [m for m in distiller.modules() if isinstance(m, Distiller) and m.needs_boxes]
+    names = [type(m).__name__ for m in methods if not isinstance(m, CombinedDistiller)]
+    if names:
+        raise ValueError(
+            f"{', '.join(names)} cannot learn from images without labels ({key}), because it needs "
+            "the objects' boxes: choose a method that does without, like StructuredDistiller or "
+            "PKD."
+        )
+
+
+@contextmanager
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """What is drawn within is drawn again after it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def without_statistics(model: nn.Module) -> Iterator[None]:
+    """
+    Batch norms leave their running statistics as they are: those are of the images that the heads
+    learn from. (They cannot be put back afterwards: the backward pass asks for them unchanged.)
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    before = [(m, m.momentum, m.track_running_stats) for m in norms]
+    for m in norms:  # Detectron2's synchronised norm looks at the former, torch's at the latter
+        m.momentum, m.track_running_stats = 0.0, False
+    try:
+        yield
+    finally:
+        for m, momentum, track in before:
+            m.momentum, m.track_running_stats = momentum, track
+
+
+def scale(terms: Dict[str, Dict[str, torch.Tensor]], weight: float) -> torch.Tensor:
+    """The sum of the terms over their levels, times a weight."""
+    return weight * sum(value for levels in terms.values() for value in levels.values())

@@ -1,0 +1,154 @@
+"""
+Images without labels: in every batch behind those with labels, and marked.
+
+They have a loader of their own, so the labelled ones are those of a training without them, in the
+same order and with the same augmentation.
+"""
+
+import logging
+import random
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+
+from .loader import (
+    DataError,
+    GroupedBatches,
+    MappedDataset,
+    Place,
+    TrainLoader,
+    aspect_groups,
+    seeded,
+)
+
+logger = logging.getLogger(__name__)
+
+# In an image without labels, with what could not be read in its place: (file name, why) pairs.
+MARK = "unlabelled"
+KEPT = ("image", "height", "width", "file_name", "image_id")  # of what a mapper makes
+
+
+def is_unlabelled(x: Any) -> bool:
+    return isinstance(x, dict) and MARK in x
+
+
+def share_of(batch: Sequence[Any], i: int, parts: int) -> List[Any]:
+    """The i-th of equal parts of a batch, with as many images of either kind in each."""
+    kinds = [[x for x in batch if is_unlabelled(x) == which] for which in (False, True)]
+    sizes = [len(kind) // parts for kind in kinds]
+    return [x for kind, n in zip(kinds, sizes) for x in kind[i * n : (i + 1) * n]]
+
+
+class _Unlabelled(MappedDataset):
+    """An image that cannot be read is replaced by another at random, which says so."""
+
+    def __init__(self, records: Any, mapper: Callable, seed: int, most: int):
+        super().__init__(records, mapper, seed)
+        self.most = most
+
+    def __getitem__(self, place: Place) -> Dict[str, Any]:
+        position, index = place
+        broken: List[Any] = []
+        with seeded(self.seed, position):
+            while True:
+                sample, why = self._try(self.records[index])
+                if sample is not None:
+                    return {**{k: sample[k] for k in KEPT if k in sample}, MARK: broken}
+                broken.append((self.records[index]["file_name"], why))
+                if len(broken) > self.most:  # all are, perhaps
+                    raise DataError(
+                        f"No image without labels can be used. The last, '{broken[-1][0]}': {why}"
+                    )
+                index = random.randrange(len(self.records))
+
+    def _try(self, record: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
+        try:
+            return self.mapper(record), "the mapper gave nothing for it"
+        except DataError as error:
+            return None, f"{type(error.__cause__).__name__}: {error.__cause__}"
+
+
+class JoinedLoader(TrainLoader):
+    """
+    The batches of a loader, with images of a second one behind each.
+
+    Attributes:
+        unlabelled: the second.
+        broken: images that could not be read up to now in this process, and why.
+    """
+
+    def __init__(self, labelled: TrainLoader, unlabelled: TrainLoader, most: int, key: str):
+        """
+        Args:
+            labelled: its batches are lists.
+            unlabelled: of :func:`unlabelled_loader`.
+            most: images to leave out because they cannot be read.
+            key: that says how many, for the error.
+        """
+        super().__init__(
+            labelled.dataset, labelled.batches, labelled.images_per_batch, labelled.collate,
+            **labelled.kwargs,
+        )  # fmt: skip
+        self.unlabelled, self.most, self.key = unlabelled, most, key
+        self.broken: Dict[str, str] = {}
+
+    def resume(self, seed: int, images: int) -> None:
+        super().resume(seed, images)
+        batches = images // self.images_per_batch
+        self.unlabelled.resume(_other(seed), batches * self.unlabelled.images_per_batch)
+
+    def __iter__(self) -> Iterator[List[Any]]:
+        for labelled, unlabelled in zip(super().__iter__(), self.unlabelled):
+            for x in unlabelled:
+                self._leave_out(x[MARK])
+            yield [*labelled, *unlabelled]
+
+    def _leave_out(self, broken: Sequence[Any]) -> None:
+        for name, why in broken:
+            if name in self.broken:
+                continue
+            self.broken[name] = why
+            if len(self.broken) > self.most:
+                raise DataError(
+                    f"{len(self.broken)} images without labels cannot be read, and {self.key} is "
+                    f"{self.most}: {', '.join(map(repr, self.broken))}. The last: {why}"
+                )
+            logger.warning(
+                f"Image '{name}' cannot be read and is left out, {len(self.broken)} of at most "
+                f"{self.most} ({self.key}): {why}"
+            )
+
+
+def unlabelled_loader(
+    labelled: TrainLoader, records: List[Dict[str, Any]], images: int, most: int
+) -> TrainLoader:
+    """
+    Args:
+        labelled: whose mapper, workers and seed it takes.
+        records: with ``file_name``; batches are grouped by aspect ratio if all have ``width`` and
+            ``height``.
+        images: a batch, over all processes.
+        most: see :class:`JoinedLoader`.
+    """
+    seed = _other(labelled.seed)
+    sized = all("width" in r and "height" in r for r in records)
+    dataset = DatasetFromList(records, copy=False)
+    return TrainLoader(
+        _Unlabelled(dataset, labelled.dataset.mapper.mapper, seed, most),
+        GroupedBatches(
+            TrainingSampler(len(records), seed=seed),
+            images // comm.get_world_size(),
+            aspect_groups(records) if sized else None,
+        ),
+        images,
+        list,
+        **labelled.kwargs,
+    )
+
+
+def _other(seed: int) -> int:
+    """A seed of its own, so that the two orders and augmentations have nothing in common."""
+    return int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])

@@ -1,0 +1,136 @@
+"""Runs with images without labels: from either form of config, resumed, in parts, and refused."""
+
+import json
+import logging
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from skd import distill, student_config
+from skd.config import form_of, run_settings
+from skd.engine import SKDTrainer, describe
+from skd.engine.unlabelled import find_unlabelled
+from skd.modeling.unlabelled import TERM
+from skd.train_net import argument_parser
+from tests.engine.test_run import lazy_config
+from tests.helpers import distilling, tiny_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four images, one of them broken."""
+    folder = tmp_path / "unlabelled"
+    folder.mkdir()
+    for i in range(3):
+        Image.effect_noise((96, 64 + 64 * i), 60).convert("RGB").save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return str(folder)
+
+
+@pytest.fixture
+def config(teacher_files, shapes, folder):
+    cfg = distilling(tiny_config(SOLVER__CHECKPOINT_PERIOD=2), teacher_files, balance=True)
+    cfg.DATASETS.TEST, cfg.DATASETS.UNLABELLED, cfg.SEED = (), (folder,), 3
+    return cfg
+
+
+def train(cfg, out, until=None, resume=False, **changes):
+    """The trained state, and the batches' images."""
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(out)
+    for key, value in changes.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    torch.manual_seed(0)  # of the first weights
+    trainer = SKDTrainer(cfg)
+    trainer.resume_or_load(resume)
+    trainer.max_iter = until or trainer.max_iter
+    trainer.train()
+    return trainer.model.state_dict()
+
+
+def written(out):
+    with open(f"{out}/metrics.json") as f:
+        return [json.loads(line) for line in f]
+
+
+def test_a_run_resumes_bit_by_bit_and_leaves_broken_images_out(config, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        expected = train(config, tmp_path / "whole")
+    said = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert len(said) == 1 and "broken.jpg" in said[0] and "DATASETS.UNLABELLED_SKIP" in said[0]
+    assert written(tmp_path / "whole")[-1][TERM] > 0
+    train(config, tmp_path / "parts", until=2)
+    resumed = train(config, tmp_path / "parts", resume=True, DATALOADER__NUM_WORKERS=1)
+    assert all(torch.equal(resumed[k], v) for k, v in expected.items())
+
+
+def test_with_weight_zero_it_is_the_training_without_them(config, tmp_path):
+    """In parts, as memory asks for: order, augmentation and random numbers are the same."""
+    parts = {"SOLVER__ACCUMULATE": 2, "SOLVER__IMS_PER_BATCH": 4}
+    none = train(config, tmp_path / "0", MODEL__DISTILLER__UNLABELLED_WEIGHT=0.0, **parts)
+    baseline = train(config, tmp_path / "1", DATASETS__UNLABELLED=(), **parts)
+    own = {k: v for k, v in baseline.items() if not k.startswith("distiller.levels")}
+    assert own and all(torch.equal(none[k], v) for k, v in own.items())
+
+
+def test_from_a_lazy_config(teacher_files, shapes, folder, tmp_path):
+    cfg = lazy_config(tmp_path, "train.max_iter=1")
+    distill(cfg, *teacher_files)
+    del cfg.dataloader["evaluator"]
+    cfg.dataloader.unlabelled, cfg.dataloader.unlabelled_per_batch = [folder], 3
+    cfg.model.unlabelled_weight = 2.0
+    trainer = SKDTrainer(cfg)
+    assert trainer.data_loader.unlabelled.images_per_batch == 3
+    assert trainer.model._skd.unlabelled_weight == 2
+    trainer.train()
+    assert TERM in trainer.storage.latest()
+    assert not [k for k in student_config(cfg).dataloader if "unlabelled" in k]
+
+
+def test_the_command_line_names_folders_besides_the_configs(config, folder):
+    args = argument_parser().parse_args(["--unlabelled", "a", "--unlabelled", "b"])
+    run_settings.extend(config, "unlabelled", args.unlabelled)
+    assert config.DATASETS.UNLABELLED == (folder, "a", "b")
+    cfg = OmegaConf.create({"dataloader": {"train": 1}})
+    run_settings.extend(cfg, "unlabelled", args.unlabelled)
+    assert cfg.dataloader.unlabelled == ["a", "b"]
+    assert "UNLABELLED" not in student_config(config).dump()
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("DATASETS.UNLABELLED", ("nowhere",), "names 'nowhere', which is neither a folder nor"),
+        ("DATASETS.UNLABELLED_PER_BATCH", -1, "is -1; it must be a whole number, 0 or above"),
+        ("DATASETS.UNLABELLED_SKIP", -2, "is -2; it must be a whole number"),
+        ("SOLVER.ACCUMULATE", 2, r"UNLABELLED_PER_BATCH is 3; it must be a multiple of 2"),
+        ("MODEL.DISTILLER.NAME", "FGD", "^FGD cannot learn .*DATASETS.UNLABELLED"),
+    ],
+)
+def test_what_cannot_be_is_said_before_training(config, tmp_path, key, value, message):
+    config.DATASETS.UNLABELLED_PER_BATCH, config.OUTPUT_DIR = 3, str(tmp_path / "out")
+    config.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=message):
+        SKDTrainer(config)
+
+
+def test_fewer_images_than_processes(config, monkeypatch):
+    run = describe(config)
+    monkeypatch.setattr("skd.engine.unlabelled.comm.get_world_size", lambda: 5)
+    with pytest.raises(ValueError, match="has 4 images, fewer than there are processes, 5"):
+        find_unlabelled(run)
+
+
+def test_without_a_teacher_nobody_learns_from_them(shapes, folder, tmp_path):
+    cfg = lazy_config(tmp_path)
+    cfg.dataloader.unlabelled = [folder]
+    for form in (tiny_config(DATASETS__UNLABELLED=(folder,), OUTPUT_DIR=str(tmp_path)), cfg):
+        with pytest.raises(ValueError, match="(?i)unlabelled is .*, and the model does not distil"):
+            SKDTrainer(form)
+
+
+def test_an_evaluation_does_not_ask_for_them(config):
+    config.DATASETS.UNLABELLED, config.DATASETS.TEST = ("nowhere",), ("tiny_val",)
+    describe(form_of(config).student_of(config, solver=True))

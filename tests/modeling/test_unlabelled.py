@@ -1,0 +1,161 @@
+"""A step with images without labels: the detector's own losses know nothing of them."""
+
+import os
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from skd.engine import wrap_data_parallel
+from skd.modeling.unlabelled import TERM
+from skd.runtime.unlabelled import MARK
+from tests.helpers import DEVICES, batch, distilling, tiny_config
+
+
+def unlabelled(n=1, seed=9, height=64, width=96):
+    return [
+        {"image": x["image"], "height": height, "width": width, MARK: []}
+        for x in batch(n, height, width, seed=seed)
+    ]
+
+
+def build(teacher_files, kind="mask_rcnn", balance=True, **changes):
+    torch.manual_seed(0)
+    return build_model(distilling(tiny_config(kind), teacher_files, balance=balance, **changes))
+
+
+def step(model, inputs, iteration=0):
+    """Losses, gradients by name, and the next random number."""
+    model.zero_grad()
+    with EventStorage(iteration):
+        torch.manual_seed(3)
+        losses = model(inputs)
+    sum(losses.values()).backward()
+    module = getattr(model, "module", model)
+    grads = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    return {k: v.detach() for k, v in losses.items()}, grads, torch.rand(1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
+def test_all_other_losses_are_those_without_them_to_the_bit(teacher_files, kind, device):
+    model, baseline = (build(teacher_files, kind).to(device) for _ in range(2))
+    dropout = nn.Dropout2d(0.5)  # a backbone that draws
+    for m in (model, baseline):
+        m.backbone.register_forward_pre_hook(lambda _, inputs: (dropout(inputs[0]),))
+    for iteration in range(2):
+        losses, grads, after = step(model, batch() + unlabelled(), iteration)
+        expected, of_baseline, after_baseline = step(baseline, batch(), iteration)
+        assert losses.pop(TERM) > 0
+        assert losses.keys() == expected.keys()
+        assert all(torch.equal(losses[k], v) for k, v in expected.items())
+        assert torch.equal(after, after_baseline)
+    assert any(not torch.equal(grads[k], of_baseline[k]) for k in grads if "backbone" in k)
+    heads = [k for k in grads if k.split(".")[0] not in ("backbone", "distiller")]
+    assert heads and all(torch.equal(grads[k], of_baseline[k]) for k in heads)
+    # running means, and the balance; the distiller's own statistics nobody uses
+    state, expected = model.state_dict(), baseline.state_dict()
+    expected = {k: v for k, v in expected.items() if not k.startswith("distiller.levels")}
+    assert [k for k, v in expected.items() if not torch.equal(state[k], v)] == []
+
+
+def test_the_term_is_the_distillers_at_the_weights_of_the_labelled_images(teacher_files):
+    model = build(teacher_files, MODEL__DISTILLER__UNLABELLED_WEIGHT=0.5)
+    losses, _, _ = step(model, batch() + unlabelled())
+    with torch.no_grad():
+        x = unlabelled()
+        maps = model.backbone(model.preprocess_image(x).tensor)
+        theirs = model.teacher(x, "BGR")
+        terms = model.distiller(maps, {k: theirs[k] for k in maps})
+    weights = model.distiller.balance.weights()
+    sums = {k: sum(v.values()) for k, v in terms.items()}
+    expected = 0.5 * sum(weights[k[len("loss_distill_") :]] * v for k, v in sums.items())
+    torch.testing.assert_close(losses[TERM], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_weight_and_every(teacher_files):
+    whole, _, _ = step(build(teacher_files), batch() + unlabelled())
+    none, grads, _ = step(
+        build(teacher_files, MODEL__DISTILLER__UNLABELLED_WEIGHT=0.0), batch() + unlabelled()
+    )
+    _, expected, _ = step(build(teacher_files), batch())
+    assert none[TERM] == 0 and all(torch.equal(grads[k], v) for k, v in expected.items())
+    model = build(teacher_files, MODEL__DISTILLER__EVERY=2)
+    every, _, _ = step(model, batch() + unlabelled())
+    torch.testing.assert_close(every[TERM], 2 * whole[TERM])
+    between, _, _ = step(model, batch() + unlabelled(), iteration=1)
+    assert not [k for k in between if "distill" in k]
+
+
+@pytest.mark.parametrize("name", ["PKD", "CWD", "MGD", "AT", "SP", "OFD", "FitNets", "ReviewKD"])
+def test_methods_without_boxes_learn_from_them(teacher_files, name):
+    model = build(teacher_files, MODEL__DISTILLER__NAME=name)
+    losses, _, _ = step(model, batch() + unlabelled(2))
+    assert losses[TERM].isfinite() and losses[TERM] > 0
+
+
+def test_methods_that_need_boxes_are_refused_by_name(teacher_files):
+    combined = [["PKD", 1.0], ["FGD", 1.0], ["FGFI", 1.0]]
+    model = build(teacher_files, MODEL__DISTILLER__COMBINE=combined)
+    with pytest.raises(ValueError, match="^FGD, FGFI cannot learn from images without labels"):
+        step(model, batch() + unlabelled())
+
+
+def test_a_batch_needs_labelled_images(teacher_files):
+    with pytest.raises(ValueError, match="None of the batch's 2 images has labels"):
+        step(build(teacher_files), unlabelled(2))
+
+
+def test_in_the_warm_up_the_student_is_left_alone(teacher_files):
+    changes = {"MODEL__DISTILLER__BALANCE__WARMUP": 5}
+    _, grads, _ = step(build(teacher_files, **changes), batch() + unlabelled())
+    _, expected, _ = step(build(teacher_files, **changes), batch())
+    student = [k for k in grads if not k.startswith("distiller.")]
+    assert all(torch.equal(grads[k], expected[k]) for k in student)
+    assert any(not torch.equal(grads[k], expected[k]) for k in grads.keys() - set(student))
+
+
+def test_under_autocast(teacher_files):
+    model = build(teacher_files)
+    with EventStorage(0), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch() + unlabelled())
+    assert losses[TERM].dtype == torch.float32 and losses[TERM].isfinite()
+    sum(losses.values()).backward()
+
+
+@pytest.mark.parametrize("weight", [-1, "1", True, float("inf"), None])
+def test_a_wrong_weight_is_named(teacher_files, weight):
+    from skd import DistillRCNN
+
+    model = build(teacher_files)
+    with pytest.raises(ValueError, match="DistillRCNN's unlabelled_weight is .*; it must be a num"):
+        DistillRCNN(
+            student=nn.Module(), teacher=model.teacher, distiller=model.distiller,
+            unlabelled_weight=weight,
+        )  # fmt: skip
+
+
+def worker(teacher_files, out):
+    torch.set_num_threads(1)
+    model = build(teacher_files, MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="")
+    model = wrap_data_parallel(model, broadcast_buffers=False)
+    assert not model.find_unused_parameters
+    rank = comm.get_rank()
+    inputs = batch(4)[2 * rank :][:2] + unlabelled(2)[rank:][:1]
+    for iteration in range(2):
+        losses, grads, _ = step(model, inputs, iteration)
+    torch.save((losses, grads), f"{out}/{rank}")
+
+
+@pytest.mark.slow
+def test_two_processes_agree(teacher_files, tmp_path):
+    port = 20000 + os.getpid() % 20000
+    launch(worker, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(teacher_files, str(tmp_path)))
+    (first, grads), (second, others) = (torch.load(tmp_path / str(i)) for i in range(2))
+    assert first[TERM] != second[TERM]
+    assert grads.keys() == others.keys()
+    assert all(torch.equal(grads[k], v) for k, v in others.items())

@@ -1,0 +1,69 @@
+"""Images without labels behind the labelled ones in every batch: which, and where they go on."""
+
+import logging
+
+import pytest
+
+from skd.runtime.loader import DataError, build_train_loader
+from skd.runtime.reproducible import ReproducibleSteps
+from skd.runtime.unlabelled import JoinedLoader, is_unlabelled, share_of, unlabelled_loader
+from tests.runtime.test_reproducible import RECORDS, At, noisy, take
+
+OTHERS = [{"file_name": f"{i}.png", "image_id": 100 + i} for i in range(9)]
+
+
+def mapper(record):
+    if record.get("image_id") in (103, 104):
+        raise OSError("truncated")
+    sample = noisy(record)
+    return {**sample, "image": sample["numbers"]}
+
+
+def joined(workers=0, seed=5, most=2, images=2, records=OTHERS):
+    labelled = build_train_loader(
+        RECORDS, mapper=mapper, total_batch_size=4, num_workers=workers, seed=seed
+    )
+    unlabelled = unlabelled_loader(labelled, records, images, most)
+    return JoinedLoader(labelled, unlabelled, most, "SKIP")
+
+
+def test_the_labelled_images_are_those_of_a_training_without_the_others():
+    baseline = build_train_loader(RECORDS, mapper=mapper, total_batch_size=4, seed=5)
+    batches = take(joined(), 12)
+    assert [[x for x in b if not is_unlabelled(x)] for b in batches] == take(baseline, 12)
+    others = [[x for x in b if is_unlabelled(x)] for b in batches]
+    assert all(len(b) == 2 for b in others)
+    assert {x["image_id"] for b in others for x in b} == {*range(100, 109)} - {103, 104}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_both_go_on_where_they_were(workers):
+    whole = take(joined(), 10)
+    hook = ReproducibleSteps(joined(), 5)
+    hook.trainer = At(5)
+    rest = joined(workers, seed=77)
+    ReproducibleSteps(rest, 1).load_state_dict(hook.state_dict())
+    assert take(rest, 4) == whole[6:]
+
+
+def test_broken_images_are_left_out_by_name_up_to_a_limit(caplog):
+    with caplog.at_level(logging.WARNING):
+        loader = joined(most=2)
+        take(loader, 20)
+    said = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert sorted(loader.broken) == ["3.png", "4.png"] and len(said) == 2  # once each
+    assert any("'3.png'" in x and "OSError: truncated" in x for x in said)
+    with pytest.raises(DataError, match="2 images .* SKIP is 1: '[34].png', '[34].png'"):
+        take(joined(most=1), 20)
+
+
+def test_where_all_are_broken_it_ends():
+    with pytest.raises(DataError, match="No image without labels can be used.*OSError: truncated"):
+        take(joined(records=OTHERS[3:5]), 1)
+
+
+def test_parts_of_a_batch_have_as_many_of_either_kind():
+    batch = [*range(4), *({"unlabelled": [], "i": i} for i in range(2))]
+    assert share_of(batch, 0, 2) == [0, 1, {"unlabelled": [], "i": 0}]
+    assert share_of(batch, 1, 2) == [2, 3, {"unlabelled": [], "i": 1}]
+    assert share_of(batch, 0, 1) == batch
