@@ -79,6 +79,26 @@ def test_markup_in_names_is_harmless(name, capsys, tmp_path):
         display.update(run, True)
 
 
+def test_a_later_report_knows_what_failed(tmp_path):
+    """--report-only is another process, which has run nothing."""
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    folder = str(tmp_path / "run")
+
+    def run():
+        return StudyRun("r", str(tmp_path / "c.yaml"), folder, 3, method="AT", seed=7)
+
+    failed, later = run(), run()
+    failed.error = "ended with 1:\nout of paper"
+    failed.note_failure()
+    study = SimpleNamespace(comparisons=[], runs=lambda: [later])
+    write_results(study, str(tmp_path), "compare.py")
+    row = json.loads((tmp_path / "results.jsonl").read_text())
+    assert row["status"] == "failed" and row["error"] == failed.error
+    assert "## Failed" in (tmp_path / "README.md").read_text()
+    write_rows(folder, {"iteration": 2, "bbox/AP": 1.0})  # tried again, and done
+    assert run().result()["status"] == "done"
+
+
 def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("VERSION: 2\n")
     terms = {"distill/weight_at": 0.5, "distill/norm_at": 3.0, "distill/cosine_at": -0.02}
@@ -98,7 +118,8 @@ def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
     study = SimpleNamespace(comparisons=[comparison], runs=lambda: [run])
     write_results(study, str(tmp_path), "compare.py")
     assert " 62.5% |" in (tmp_path / "README.md").read_text()
-    monkeypatch.setattr(report, "_pictures", lambda study, images: {"models": [], "images": []})
+    none = {"models": [], "maps": [], "images": []}
+    monkeypatch.setattr(report, "_pictures", lambda study, images: none)
     report.write_report(study, str(tmp_path), "compare.py", 0)
     assert "<td>62.5%</td>" in (tmp_path / "report.html").read_text()
 
@@ -112,7 +133,8 @@ ATTACK = "<img src=x onerror=alert(1)>"
 
 @pytest.mark.parametrize("name", [ATTACK, "{{ 7 * 7 }}", "</script>" + ATTACK, "@PICTURES@"])
 def test_the_report_shows_names_as_text(name, tmp_path, monkeypatch):
-    shown = {"models": ["ground truth", ATTACK, name], "images": []}
+    maps = ["image", "P3", name]
+    shown = {"models": ["ground truth", ATTACK, name], "maps": maps, "images": [[["a", "b"]] * 3]}
     monkeypatch.setattr(report, "_pictures", lambda study, images: shown)
     (tmp_path / "c.yaml").write_text("VERSION: 2\n")
     write_rows(tmp_path, {"iteration": 0, "bbox/AP": 1.0})

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Dict, List
+from typing import Dict, List, Optional, Tuple
 
 import cv2
 import matplotlib
@@ -10,24 +10,26 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.visualizer import Visualizer
 from torch import nn
 
 from ...config import read_config, student_config
 from ...config.keys import has_timm
-from ...modeling.features import FeatureTap
+from ...modeling.features import FeatureTap, feature_modules
 from ...visualization.attention import attention_over_image
-from .metrics import read_metrics
+from .metrics import TASKS, read_metrics
 from .models import load_predictor
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 IMAGES = 4  # of the validation set
-LEVEL = "p3"
+STRIDE = 8  # of the map whose attention is shown, where there is one: P3
 SCALE = 3  # enlargement of the small images
 MIN_SCORE = 0.4  # of predictions shown
+PROPOSALS = 20  # shown, of a network that has nothing else
 TITLES = {
     "teacher": "teacher",
     "baseline": "baseline",
@@ -89,20 +91,59 @@ def ground_truth(record: Dict, rgb: np.ndarray, metadata) -> np.ndarray:
 
 
 def predictions(predictor: DefaultPredictor, bgr: np.ndarray, metadata) -> np.ndarray:
-    """What a model finds in an image, drawn over it, RGB, ``SCALE`` times as large."""
-    found = predictor(bgr)["instances"].to("cpu")
-    found = found[found.scores > MIN_SCORE]
+    """
+    What a model finds in an image, drawn over it, RGB, ``SCALE`` times as large: a panoptic
+    segmentation, objects, proposals or a semantic segmentation, the first of these that it has.
+    """
+    found = predictor(bgr)
     visualizer = Visualizer(to_rgb(bgr), metadata, scale=SCALE)
-    return visualizer.draw_instance_predictions(found).get_image()
+    if "panoptic_seg" in found:
+        segments, info = found["panoptic_seg"]
+        drawn = visualizer.draw_panoptic_seg(segments.to("cpu"), info)
+    elif "instances" in found:
+        instances = found["instances"].to("cpu")
+        drawn = visualizer.draw_instance_predictions(instances[instances.scores > MIN_SCORE])
+    elif "proposals" in found:
+        boxes = found["proposals"].to("cpu").proposal_boxes[:PROPOSALS]
+        drawn = visualizer.overlay_instances(boxes=boxes)
+    elif "sem_seg" in found:
+        drawn = visualizer.draw_sem_seg(found["sem_seg"].argmax(0).to("cpu"))
+    else:
+        drawn = visualizer.output
+    return drawn.get_image()
+
+
+def shown_map(model: nn.Module) -> Optional[Tuple[nn.Module, str, int]]:
+    """
+    The map whose attention is shown: the module that returns it, its name and stride. Of the
+    backbone, if that has maps: the finest of ``STRIDE`` or above, or else the coarsest. None for a
+    model without any.
+    """
+    modules = feature_modules(model)
+    if not modules:
+        return None
+    module = modules.get("backbone") or next(iter(modules.values()))
+    strides = {name: shape.stride for name, shape in module.output_shape().items() if shape.stride}
+    if not strides:
+        return None
+    coarse = {name: stride for name, stride in strides.items() if stride >= STRIDE}
+    name = min(coarse, key=coarse.get) if coarse else max(strides, key=strides.get)
+    return module, name, strides[name]
 
 
 def attention(model: nn.Module, bgr: np.ndarray) -> np.ndarray:
-    """Spatial attention at ``LEVEL`` over an image, RGB, ``SCALE`` times as large."""
-    image = torch.as_tensor(np.ascontiguousarray(bgr.transpose(2, 0, 1)))
-    with torch.no_grad(), FeatureTap(model.backbone) as tap:
-        model([{"image": image}])
-    stride = model.backbone.output_shape()[LEVEL].stride
-    over = attention_over_image(tap.features[LEVEL], stride, to_rgb(bgr))
+    """
+    Spatial attention of :func:`shown_map` over an image, RGB, ``SCALE`` times as large. The image
+    alone where there is none.
+    """
+    over, shown = to_rgb(bgr), shown_map(model)
+    if shown is not None:
+        module, name, stride = shown
+        image = torch.as_tensor(np.ascontiguousarray(bgr.transpose(2, 0, 1)))
+        size = {"height": bgr.shape[0], "width": bgr.shape[1]}
+        with torch.no_grad(), FeatureTap(module) as tap:
+            model([{"image": image, **size}])
+        over = attention_over_image(tap.features[name], stride, over)
     return cv2.resize(over, None, fx=SCALE, fy=SCALE)
 
 
@@ -116,7 +157,7 @@ def draw_predictions(
     metadata = MetadataCatalog.get(dataset)
     rows = []
     for record in records:
-        bgr = cv2.imread(record["file_name"])
+        bgr = read_image(record["file_name"], "BGR")
         row = [ground_truth(record, to_rgb(bgr), metadata)]
         rows.append(row + [predictions(p, bgr, metadata) for p in predictors.values()])
     _grid(path, ["ground truth", *(TITLES[name] for name in predictors)], rows)
@@ -125,31 +166,37 @@ def draw_predictions(
 def draw_attention(path: str, models: Dict[str, nn.Module], records) -> None:
     rows = []
     for record in records:
-        bgr = cv2.imread(record["file_name"])
+        bgr = read_image(record["file_name"], "BGR")
         row = [cv2.resize(to_rgb(bgr), None, fx=SCALE, fy=SCALE)]
         rows.append(row + [attention(model, bgr) for model in models.values()])
-    _grid(path, ["input", *(f"{TITLES[n]}, {LEVEL.upper()}" for n in models)], rows)
+    _grid(
+        path, ["input", *(f"{TITLES[n]}, {map_name(model)}" for n, model in models.items())], rows
+    )
+
+
+def map_name(model: nn.Module) -> str:
+    """For a title: the name of :func:`shown_map`, "no map" where there is none."""
+    shown = shown_map(model)
+    return shown[1].upper() if shown else "no map"
 
 
 def draw_curves(path: str, folders: Dict[str, str]) -> None:
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for name, folder in folders.items():
         rows = read_metrics(folder)
-        steps = [row for row in rows if "loss_mask" in row]
+        steps = [row for row in rows if "total_loss" in row]
         detection = [
             sum(v for k, v in row.items() if k.startswith("loss_") and "distill" not in k)
             for row in steps
         ]
         left.plot([row["iteration"] + 1 for row in steps], detection, label=name)
-        evaluated = [row for row in rows if "bbox/AP" in row]
-        iterations = [row["iteration"] + 1 for row in evaluated]
-        (line,) = right.plot(
-            iterations, [row["bbox/AP"] for row in evaluated], "o-", label=f"{name}, boxes"
-        )
-        right.plot(
-            iterations, [row["segm/AP"] for row in evaluated], "s--",
-            color=line.get_color(), label=f"{name}, masks",
-        )  # fmt: skip
+        color = left.lines[-1].get_color()
+        for (task, title), style in zip(TASKS.items(), ("o-", "s--")):
+            points = [
+                (row["iteration"] + 1, row[f"{task}/AP"]) for row in rows if f"{task}/AP" in row
+            ]
+            if points:
+                right.plot(*zip(*points), style, color=color, label=f"{name}, {title}")
     left.set(xlabel="iteration", ylabel="detector's own loss", yscale="log")
     right.set(xlabel="iteration", ylabel="AP on the validation split", ylim=(0, None))
     for ax in (left, right):

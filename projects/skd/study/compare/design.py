@@ -10,6 +10,7 @@ from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
 from ...config.safe_yaml import read_yaml
 from ...distillers import build_distiller
 from ...runtime.safe_files import is_url
+from ...runtime.whole_files import write_whole
 from ..common.metrics import distillation, evaluations, main_metrics, scores
 from ..common.paths import find_file
 from ..common.runs import Run
@@ -17,6 +18,7 @@ from .schema import check_options, check_study
 
 BASELINE = "baseline"
 TEACHERS = "teachers"  # the folder of their runs
+ERROR = "error.txt"  # in a run's folder: why it failed, until it is started again
 
 
 @dataclass
@@ -30,21 +32,40 @@ class StudyRun(Run):
 
     def result(self) -> Dict[str, Any]:
         """A line of results.jsonl; ``curve`` is [iteration, the main metric] pairs."""
-        done = self.finished()
+        done, failure = self.finished(), self.failure()
         row = {
             "detector": self.detector,
             "method": self.method,
             "teacher": self.teacher,
             "seed": self.seed,
             "iterations": self.iterations,
-            "status": "done" if done else "failed" if self.error else "not run",
+            "status": "done" if done else "failed" if failure else "not run",
             "command": shlex.join(["python", *self.command()[1:]]),
         }
         if done:
             row.update(self.measured())
-        elif self.error:
-            row["error"] = self.error
+        elif failure:
+            row["error"] = failure
         return row
+
+    def failure(self) -> str:
+        """Why it failed, in this call of the command or an earlier one; "" if it did not."""
+        path = os.path.join(self.folder, ERROR)
+        if self.error or not os.path.isfile(path):
+            return self.error
+        with open(path, errors="replace") as f:
+            return f.read()
+
+    def note_failure(self) -> None:
+        """For later calls, which do not run it."""
+        os.makedirs(self.folder, exist_ok=True)
+        path = os.path.join(self.folder, ERROR)
+        write_whole(path, lambda f: f.write(self.error.encode(errors="replace")))
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        if os.path.exists(os.path.join(self.folder, ERROR)):
+            os.remove(os.path.join(self.folder, ERROR))
+        super().start(*args, **kwargs)
 
     def measured(self) -> Dict[str, Any]:
         """The last evaluation up to now, and the curve; empty if there is none."""

@@ -31,7 +31,7 @@ seed.</p>
 {% endfor %}<h3>AP over the iterations</h3>
 {{ comparison.curves }}
 {% endfor %}
-<h2>Image by image</h2>
+{% if pictures.images %}<h2>Image by image</h2>
 <p>
 <label>image <input id="image" type="range" min="0" value="0"></label> <output id="number"></output>
 &nbsp; <label><input type="radio" name="show" value="0" checked> predictions</label>
@@ -39,10 +39,10 @@ seed.</p>
 </p>
 <div id="grid"></div>
 <p>The first seed of each method. Predictions with a score above 0.4; attention is the mean of
-absolute features over the channels, from blue (least) to red (most).</p>
-<h2>Made by</h2>
+absolute features over the channels of the map that is named, from blue (least) to red (most).</p>
+{% endif %}<h2>Made by</h2>
 <pre>{{ command }}</pre>
-<script>
+{% if pictures.images %}<script>
 const pictures = {{ pictures | tojson }};
 const slider = document.getElementById("image");
 const radios = [...document.getElementsByName("show")];
@@ -55,10 +55,14 @@ for (const model of pictures.models) {
   figure.appendChild(document.createElement("figcaption")).textContent = model;
   grid.appendChild(figure);
 }
+const captions = [...grid.querySelectorAll("figcaption")];
 function render() {
   const models = pictures.images[slider.value] || [];
   const show = radios.findIndex((radio) => radio.checked);
   grid.querySelectorAll("img").forEach((img, i) => { if (models[i]) img.src = models[i][show]; });
+  captions.forEach((caption, i) => {
+    caption.textContent = pictures.models[i] + (show ? `: ${pictures.maps[i]}` : "");
+  });
   document.getElementById("number").textContent =
     `${Number(slider.value) + 1} of ${pictures.images.length}`;
 }
@@ -70,6 +74,6 @@ slider.addEventListener("input", render);
 radios.forEach((radio) => radio.addEventListener("change", render));
 render();
 </script>
-</body>
+{% endif %}</body>
 </html>
 """

@@ -8,11 +8,14 @@ from typing import Dict, List, Tuple
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ...config import is_lazy_file
+from ...runtime.whole_files import write_whole
 from ..common import pictures
 from ..common.models import load_predictor
 from ..common.pictures import as_label, plt
@@ -39,16 +42,15 @@ def write_report(study: Study, output: str, command: str, images: int) -> None:
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE)
     shown = _pictures(study, images)
     text = page.render(comparisons=comparisons, command=command, pictures=shown)
-    with open(os.path.join(output, "report.html"), "w") as f:
-        f.write(text)
+    write_whole(os.path.join(output, "report.html"), lambda f: f.write(text.encode()))
 
 
 def _tables(comparison: Comparison) -> List[Tuple[str, List[str], List[List[str]]]]:
     """Title, header and rows of each."""
-    tables = [
-        ("", header(comparison), table(comparison)),
-        ("Box AP by object size", ["method", *SIZES.values()], _by_size(comparison)),
-    ]
+    tables = [("", header(comparison), table(comparison))]
+    by_size = _by_size(comparison)
+    if any(cell != "-" for row in by_size for cell in row[1:]):  # else detectors without boxes
+        tables.append(("Box AP by object size", ["method", *SIZES.values()], by_size))
     terms = terms_table(comparison)
     if terms:
         tables.append(
@@ -90,37 +92,48 @@ def _curves(comparison: Comparison) -> str:
 
 
 def _pictures(study: Study, images: int) -> Dict:
-    """Titles of the models, and for each image a picture of each model's boxes and attention."""
+    """
+    Titles of the models, the names of the maps whose attention is shown, and for each image of the
+    first student's test set a picture of each model's predictions and attention.
+    """
+    shown = {"models": ["ground truth"], "maps": ["image"], "images": []}
+    runs = _runs_to_show(study) if images else []
+    configs = {run.folder: _config(run) for run in runs}
+    if not runs:
+        return shown
+    first = next((run for run in runs if run.method != "teacher"), runs[0])
+    dataset = configs[first.folder].DATASETS.TEST[0]
+    records, metadata = DatasetCatalog.get(dataset)[:images], MetadataCatalog.get(dataset)
+    pixels = [read_image(record["file_name"], "BGR") for record in records]
+    for record, bgr in zip(records, pixels):
+        rgb = pictures.to_rgb(bgr)
+        shown["images"].append(
+            [[_encode(pictures.ground_truth(record, rgb, metadata)), _encode(rgb)]]
+        )
+    for run in runs:
+        predictor = load_predictor(configs[run.folder])
+        shown["models"].append(run.name)
+        shown["maps"].append(pictures.map_name(predictor.model))
+        for row, bgr in zip(shown["images"], pixels):
+            found = pictures.predictions(predictor, bgr, metadata)
+            row.append([_encode(found), _encode(pictures.attention(predictor.model, bgr))])
+    return shown
+
+
+def _runs_to_show(study: Study) -> List[StudyRun]:
+    """Teachers and the first seed of each method, each once; of YAML configs, as yet."""
     runs = list(study.teachers.values())
     for comparison in study.comparisons:
         runs += [group[0] for group in _finished(comparison).values()]
-    unique = {
-        run.folder: run
-        for run in runs
-        if images and run.finished() and not is_lazy_file(os.path.join(run.folder, "config.yaml"))
-    }
-    shown = {"models": ["ground truth"], "images": []}
-    for run in unique.values():
-        cfg = pictures.load_config(run.folder)
-        if not run.iterations and "MODEL.WEIGHTS" in run.opts:
-            cfg.MODEL.WEIGHTS = run.opts[run.opts.index("MODEL.WEIGHTS") + 1]
-        predictor = load_predictor(cfg)
-        records = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:images]
-        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        shown["models"].append(run.name)
-        for i, record in enumerate(records):
-            bgr = cv2.imread(record["file_name"])
-            if len(shown["images"]) <= i:
-                rgb = pictures.to_rgb(bgr)
-                truth = pictures.ground_truth(record, rgb, metadata)
-                shown["images"].append([[_encode(truth), _encode(rgb)]])
-            shown["images"][i].append(
-                [
-                    _encode(pictures.predictions(predictor, bgr, metadata)),
-                    _encode(pictures.attention(predictor.model, bgr)),
-                ]
-            )
-    return shown
+    finished = {run.folder: run for run in runs if run.finished()}.values()
+    return [r for r in finished if not is_lazy_file(os.path.join(r.folder, "config.yaml"))]
+
+
+def _config(run: StudyRun) -> CfgNode:
+    cfg = pictures.load_config(run.folder)
+    if not run.iterations and "MODEL.WEIGHTS" in run.opts:  # evaluated only
+        cfg.MODEL.WEIGHTS = run.opts[run.opts.index("MODEL.WEIGHTS") + 1]
+    return cfg
 
 
 def _encode(rgb: np.ndarray) -> str:

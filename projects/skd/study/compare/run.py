@@ -31,7 +31,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
         command: how to make it again, for the report.
 
     Returns:
-        The exit code: 1 if a run failed.
+        The exit code: 1 if a run failed in this call.
     """
     set_up(args)
     flags = setup_flags(args, args.register_coco)
@@ -51,7 +51,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
         threads = same_threads(args.work, args.threads, default_threads(jobs, len(runs)))
         run_all(
             waiting, jobs, resume=True, keep_going=True, threads=threads,
-            on_end=lambda run: write_results(study, output, command),
+            on_end=lambda run: _note_end(run, study, output, command),
         )  # fmt: skip
     write_results(study, output, command)
     for comparison in study.comparisons:
@@ -60,10 +60,16 @@ def compare(args: argparse.Namespace, command: str) -> int:
 
     write_report(study, output, command, args.images)
     print(f"{output}/report.html holds all of it.")
-    failed = [run for run in waiting if run.error]
+    failed = [run for run in waiting if run.failure()]
     for run in failed:
-        print(f"'{run.name}' {run.error}", file=sys.stderr)
-    return 1 if failed else 0
+        print(f"'{run.name}' {run.failure()}", file=sys.stderr)
+    return 1 if failed and not args.report_only else 0
+
+
+def _note_end(run: StudyRun, study: Study, output: str, command: str) -> None:
+    if run.error:
+        run.note_failure()
+    write_results(study, output, command)
 
 
 def spec_of(args: argparse.Namespace) -> Dict[str, Any]:

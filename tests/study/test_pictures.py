@@ -1,0 +1,84 @@
+"""Pictures of reports, of every kind of detector."""
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+
+from skd.study.common import pictures
+from tests.helpers import tiny_config
+
+C5 = {
+    "MODEL__RESNETS__OUT_FEATURES": ["res5"],
+    "MODEL__RPN__IN_FEATURES": ["res5"],
+    "MODEL__ROI_HEADS__IN_FEATURES": ["res5"],
+    "MODEL__ANCHOR_GENERATOR__SIZES": [[16, 32, 64]],
+}
+SEMANTIC = {
+    "MODEL__SEM_SEG_HEAD__NUM_CLASSES": 6,
+    "MODEL__SEM_SEG_HEAD__CONVS_DIM": 16,
+    "MODEL__SEM_SEG_HEAD__NORM": "",
+}
+KINDS = {
+    "Mask R-CNN": ({}, "P3"),
+    "C4": (
+        {
+            "MODEL__BACKBONE__NAME": "build_resnet_backbone",
+            "MODEL__RESNETS__OUT_FEATURES": ["res4"],
+            "MODEL__RPN__IN_FEATURES": ["res4"],
+            "MODEL__ANCHOR_GENERATOR__SIZES": [[16, 32, 64]],
+            "MODEL__ROI_HEADS__NAME": "Res5ROIHeads",
+            "MODEL__ROI_HEADS__IN_FEATURES": ["res4"],
+            "MODEL__MASK_ON": False,
+        },
+        "RES4",
+    ),
+    "DC5": (
+        {
+            "MODEL__BACKBONE__NAME": "build_resnet_backbone",
+            **C5,
+            "MODEL__RESNETS__RES5_DILATION": 2,
+        },
+        "RES5",
+    ),
+    "semantic": ({"MODEL__META_ARCHITECTURE": "SemanticSegmentor", **SEMANTIC}, "P3"),
+    "panoptic": ({"MODEL__META_ARCHITECTURE": "PanopticFPN", **SEMANTIC}, "P3"),
+    "proposals": ({"MODEL__META_ARCHITECTURE": "ProposalNetwork"}, "P3"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_and_attention_of_every_kind(kind, shapes, monkeypatch):
+    changes, name = KINDS[kind]
+    cfg = tiny_config(**changes)
+    cfg.MODEL.DEVICE = "cpu"
+    monkeypatch.setattr(pictures, "MIN_SCORE", 0.0)  # it is untrained
+    metadata = MetadataCatalog.get("tiny_val")
+    metadata.set(stuff_classes=[*"abcdef"])
+    record = DatasetCatalog.get("tiny_val")[0]
+    bgr = pictures.read_image(record["file_name"], "BGR")
+    predictor = DefaultPredictor(cfg)
+    found = pictures.predictions(predictor, bgr, metadata)
+    over = pictures.attention(predictor.model, bgr)
+    plain = pictures.cv2.resize(pictures.to_rgb(bgr), None, fx=3, fy=3)
+    for picture in (found, over):
+        assert picture.shape == plain.shape and picture.dtype == np.uint8
+        assert np.abs(picture.astype(int) - plain).mean() > 1  # something is drawn
+    assert pictures.map_name(predictor.model) == name
+
+
+def test_a_model_without_maps_shows_its_image():
+    bgr = np.full((20, 30, 3), (9, 8, 7), np.uint8)
+    model = pictures.nn.Conv2d(1, 1, 1)
+    assert (pictures.attention(model, bgr) == (7, 8, 9)).all()
+    assert pictures.map_name(model) == "no map"
+
+
+def test_curves_of_a_detector_without_masks(tmp_path):
+    rows = '{"iteration": 0, "total_loss": 2.0, "loss_cls": 2.0}\n{"iteration": 0, "bbox/AP": 3.0}'
+    for name in ("baseline", "distilled"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(rows)
+    folders = {name: str(tmp_path / name) for name in ("baseline", "distilled")}
+    pictures.draw_curves(str(tmp_path / "curves.png"), folders)
+    assert pictures.cv2.imread(str(tmp_path / "curves.png")).std() > 10
