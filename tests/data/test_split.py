@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from skd.data.split import fold_of, take_folds
+from skd.data.split import fold_of, take_folds, take_names
 from tests.helpers import run_script
 
 CONTENT = {
@@ -44,3 +44,18 @@ def test_command(tmp_path):
     part = json.loads((tmp_path / "part.json").read_text())
     assert part == take_folds(CONTENT, 2, {1})
     assert f"{len(part['images'])} of 40 images" in out
+
+
+def test_a_list_and_what_is_not_in_it(tmp_path):
+    names = [image["file_name"] for image in CONTENT["images"]]
+    some, rest = take_names(CONTENT, names[:3]), take_names(CONTENT, names[:3], without=True)
+    assert [x["file_name"] for x in some["images"]] == names[:3]
+    assert [x["file_name"] for x in rest["images"]] == names[3:]
+    for part in (some, rest):
+        kept = {x["id"] for x in part["images"]}
+        assert {a["image_id"] for a in part["annotations"]} <= kept
+    assert len(some["annotations"]) + len(rest["annotations"]) == len(CONTENT["annotations"])
+    with pytest.raises(ValueError, match="None of the .* images is in the list of 1 names"):
+        take_names(CONTENT, ["x.jpg"])
+    with pytest.raises(ValueError, match="Each of the .* images is in the list"):
+        take_names(CONTENT, names, without=True)

@@ -1,7 +1,7 @@
 """Parts of a dataset in COCO's format, by its images' names."""
 
 import hashlib
-from typing import Any, Collection, Dict
+from typing import Any, Collection, Dict, List
 
 
 def fold_of(file_name: str, folds: int) -> int:
@@ -27,6 +27,34 @@ def take_folds(content: Dict[str, Any], folds: int, take: Collection[int]) -> Di
     images = [x for x in content["images"] if fold_of(x["file_name"], folds) in take]
     if not images:
         raise ValueError(f"None of the {len(content['images'])} images is in the folds {take}.")
+    return _only(content, images)
+
+
+def take_names(
+    content: Dict[str, Any], names: Collection[str], without: bool = False
+) -> Dict[str, Any]:
+    """
+    The images of a list and their annotations.
+
+    Args:
+        content: of a JSON file in COCO's format; stays as it is.
+        names: their ``file_name``.
+        without: the others instead.
+
+    Raises:
+        ValueError: no image is left.
+    """
+    names = set(names)
+    images = [x for x in content["images"] if (x["file_name"] in names) != without]
+    if not images:
+        raise ValueError(
+            f"{'Each' if without else 'None'} of the {len(content['images'])} images is in the "
+            f"list of {len(names)} names."
+        )
+    return _only(content, images)
+
+
+def _only(content: Dict[str, Any], images: List[Dict[str, Any]]) -> Dict[str, Any]:
     kept = {x["id"] for x in images}
     annotations = [x for x in content.get("annotations", []) if x["image_id"] in kept]
     return {**content, "images": images, "annotations": annotations}

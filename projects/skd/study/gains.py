@@ -16,7 +16,7 @@ BASELINE, FLAG = "baseline", "SKD"
 # Below docs/results: the folder of a study, and what its pairs are called.
 STUDIES = {
     "real/carparts": "car parts",
-    "real/carparts_retinanet": "car parts",
+    "real/labels": "car parts",
     "real/voc": "VOC photographs",
     "real/nuclei": "nuclei",
     "flag": "shapes, from scratch",
