@@ -16,6 +16,7 @@ from detectron2.engine.defaults import default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
 
 from skd import distill, student_config
+from skd.config import form_of
 from skd.config.naming import LAZY as LAZY_FORM
 from skd.config.run_settings import keys_of
 from skd.engine import SKDTrainer, describe, evaluate
@@ -352,3 +353,10 @@ def test_errors_of_a_lazy_evaluation_name_the_image():
     )
     with pytest.raises(DataError, match="Image '/gone.png' .id 7. cannot be used: FileNotFound"):
         next(iter(_build_test_loader(cfg)))
+
+
+@pytest.mark.parametrize("option", ["train.max_iter", "train.max_iter=[1", "train.max_iter 5"])
+def test_options_that_are_none_are_one_line(tmp_path, option):
+    with pytest.raises(ValueError, match="for a LazyConfig each must be key=value[.]$") as error:
+        form_of(lazy_config(tmp_path)).override(lazy_config(tmp_path), [option])
+    assert option in str(error.value) and "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 import copy
 import logging
+import math
 import os
 import pickle
 from functools import partial
@@ -17,6 +18,8 @@ from torch import nn
 from skd import FrozenTeacher, build_teacher, student_config
 from skd.modeling.model_zoo import find_config, zoo_names
 from skd.modeling.teacher_speed import PRECISIONS
+from skd.runtime.checkpoint import CheckpointError
+from skd.runtime.record import describe_run, file_sha256
 from tests.helpers import DEVICES, ROOT, batch, distilling, read_config, tiny_config
 
 # how far features may be from fp32, as a fraction of the largest at their level
@@ -331,6 +334,49 @@ def test_opts_change_the_teacher(teacher_files):
         build_teacher(
             teacher_files[0], weights=teacher_files[1], opts=["MODEL.FPN.OUT_CHANNELS", 32]
         )
+
+
+@pytest.mark.parametrize("key", [5, ["MODEL.FPN.OUT_CHANNELS"]])
+def test_opts_with_something_else_than_a_key_are_named(teacher_files, key):
+    for config, opts, form in (
+        (teacher_files[0], [key, 32], "KEY, VALUE"),
+        ("COCO-Detection/retinanet_R_50_FPN_1x.py", ["train.seed=1", key], "'key=value'"),
+    ):
+        with pytest.raises(ValueError) as error:
+            build_teacher(config, opts=opts, random_weights=True)
+        assert f"the teacher's opts is {opts}, with {key!r} in the place" in str(error.value)
+        assert f"must be [{form}, ...]." in str(error.value)
+
+
+def test_a_query_for_matching_heuristics_is_no_part_of_the_files_name(teacher_files, tmp_path):
+    state = torch.load(teacher_files[1])["model"]
+    name = "backbone.bottom_up.stem.conv1.weight"
+    state["stem.conv1.weight"] = state.pop(name)  # what the heuristics are for
+    torch.save({"model": state}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="does not match"):
+        build_teacher(teacher_files[0], weights=str(tmp_path / "w.pth"))
+    weights = f"{tmp_path}/w.pth?matching_heuristics=True"
+    teacher = build_teacher(teacher_files[0], weights=weights)
+    assert teacher.weights == weights
+    record = describe_run(Distilled(teacher), [], 0)
+    assert record["teacher"]["sha256"] == file_sha256(str(tmp_path / "w.pth"))
+
+
+class Distilled(torch.nn.Module):
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_teach_nothing(teacher_files, tmp_path, value):
+    state = torch.load(teacher_files[1])["model"]
+    state["backbone.fpn_lateral3.weight"][0] = value
+    torch.save({"model": state}, tmp_path / "w.pth")
+    with pytest.raises(
+        CheckpointError, match="w.pth' has NaN or infinite numbers in backbone.fpn_"
+    ):
+        build_teacher(teacher_files[0], weights=str(tmp_path / "w.pth"))
 
 
 def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):

@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional, Sequence, Set
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ..runtime.safe_files import TRUST_VARIABLE, is_trusted
@@ -62,8 +63,19 @@ def read(path: str) -> DictConfig:
 
 
 def override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
-    """A copy of the config with ``key=value ...`` of the command line."""
-    return LazyConfig.apply_overrides(cfg, list(options))
+    """
+    A copy of the config with ``key=value ...`` of the command line.
+
+    Raises:
+        ValueError: something else among them.
+    """
+    try:
+        return LazyConfig.apply_overrides(cfg, list(options))
+    except HydraException as error:
+        raise ValueError(
+            f"The options {list(options)} cannot be read ({str(error).splitlines()[0]}); for a "
+            "LazyConfig each must be key=value."
+        ) from error
 
 
 def output_dir(cfg: DictConfig) -> str:

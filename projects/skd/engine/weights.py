@@ -22,14 +22,6 @@ class RunCheckpointer(SafeCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self._key = key
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
-        self._path = path
-        return super().load(path, *args, **kwargs)
-
-    def resume_from(self, path: str, data: Dict[str, Any]) -> Dict[str, Any]:
-        self._path = path
-        return super().resume_from(path, data)
-
     def _load_model(self, checkpoint: Dict[str, Any]):
         names = list(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)

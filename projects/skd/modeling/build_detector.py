@@ -7,6 +7,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ..config import Config, is_lazy_file, lazy, projects, run_settings, student_config, yaml
+from ..config.naming import called
 from .load import check_exists, load_in_full
 from .model_zoo import find_config, zoo_weights
 
@@ -92,10 +93,12 @@ def _load_config(
     if is_lazy_file(path):
         for project in further:
             projects.load_project(project)
+        _check_opts(opts, opts, "'key=value'")
         if not from_yaml:
             return student_config(lazy.override(lazy.read(path), opts))
         lazy.check_allowed(name, path, "MODEL.TEACHER.CONFIG_FILE")
         return student_config(lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS"))
+    _check_opts(opts, opts[::2], "KEY, VALUE")
     try:
         cfg = yaml.read(path, further)
         cfg.merge_from_list(opts)
@@ -104,3 +107,12 @@ def _load_config(
             f"The teacher's config '{path}' with OPTS {opts} cannot be read: {error.args[0]}"
         ) from error
     return student_config(cfg)
+
+
+def _check_opts(opts: List[Any], keys: List[Any], form: str) -> None:
+    wrong = [key for key in keys if not isinstance(key, str)]
+    if wrong:
+        raise ValueError(
+            f"{called('MODEL.TEACHER.OPTS')} is {opts}, with {wrong[0]!r} in the place of a key; "
+            f"for this teacher's config it must be [{form}, ...]."
+        )

@@ -19,6 +19,7 @@ from .safe_files import (
     load_pickle,
     load_tensors,
 )
+from .weights_file import check_finite, with_model
 from .whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,13 @@ class SafeCheckpointer(DetectionCheckpointer):
     - a checkpoint appears in one step (write, fsync, rename), so that a crash or a full disk leaves
       the one before it and ``last_checkpoint`` as they were;
     - resuming goes back to the newest checkpoint that can be read;
-    - a file that wants to run code when it is loaded is refused.
+    - a file that wants to run code when it is loaded is refused, and one that holds something else
+      than tensors by name, or numbers that are not finite, is an error of one line.
     """
 
     # Names the run in its checkpoints, so that resuming takes no other run's. None: not told.
     run_id: Optional[str] = None
+    _path = ""  # of what is being loaded, for errors
 
     def save(self, name: str, **kwargs: Any) -> None:
         """
@@ -141,12 +144,12 @@ class SafeCheckpointer(DetectionCheckpointer):
         return comm.all_gather(data if comm.is_main_process() else None)[0]
 
     def _read(self, file: str) -> Dict[str, Any]:
+        self._path = file
         path = self.path_manager.get_local_path(file)
         try:
-            data = self._torch_load(path)
+            return self._torch_load(path)
         except DamagedCheckpointError as error:
             raise _reason_outside(path, error) or error
-        return data if "model" in data else {"model": data}
 
     def resume_from(self, path: str, data: Dict[str, Any]) -> Dict[str, Any]:
         """
@@ -158,6 +161,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: it does not fit the model; nothing has been changed then.
         """
+        self._path = path
         if self.checkpointables:
             self._check_fits(path, data)
         self.logger.info(f"Resuming from {path}")
@@ -169,7 +173,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return data
 
     def _check_fits(self, path: str, data: Dict[str, Any]) -> None:
-        gone = [key for key in self.checkpointables if key not in data]
+        gone = [key for key in self.checkpointables if data.get(key) is None]
         if gone:
             raise CheckpointError(
                 f"'{path}' has weights only, and no state of {', '.join(gone)} to resume from. "
@@ -194,6 +198,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        self._path = path
         try:
             return super().load(path, *args, **kwargs)
         finally:
@@ -212,6 +217,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         return first + sorted(others, key=_age, reverse=True), tagged
 
     def _load_file(self, f: str) -> Dict[str, Any]:
+        return with_model(self._path, self._load_kind(f))
+
+    def _load_kind(self, f: str) -> Dict[str, Any]:
+        """What is in a file, of any of the kinds that Detectron2 knows."""
         if is_trusted(f):
             return super()._load_file(f)
         if f.endswith(".pkl"):
@@ -229,9 +238,11 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _convert_ndarray_to_tensor(self, state_dict: Dict[str, Any]) -> None:
         super()._convert_ndarray_to_tensor(state_dict)
         check_kinds(state_dict, self.model.state_dict())
+        check_finite(self._path, state_dict, self.model)
 
     def _torch_load(self, f: str) -> Dict[str, Any]:
-        return super()._torch_load(f) if is_trusted(f) else load_tensors(f)
+        data = super()._torch_load(f) if is_trusted(f) else load_tensors(f)
+        return with_model(self._path, data)  # Detectron2 takes what has no "model" for one
 
 
 def _is_remote(folder: str) -> bool:

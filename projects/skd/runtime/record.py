@@ -18,6 +18,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from .weights_file import without_query
+
 logger = logging.getLogger(__name__)
 
 FILE = "runs.jsonl"
@@ -86,7 +88,7 @@ def _or_why(describe: Callable[[str], Dict[str, str]], what: str) -> Dict[str, s
 
 
 def _weights_hash(path: str) -> Dict[str, str]:
-    return {"sha256": file_sha256(path)}
+    return {"sha256": file_sha256(without_query(path))}
 
 
 def write_record(output_dir: str, model: nn.Module, datasets: Sequence[str], seed: int) -> None:

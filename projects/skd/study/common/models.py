@@ -13,6 +13,7 @@ from torch import nn
 
 from ...config import is_lazy_file, read_config, student_config
 from ...modeling.load import load_in_full
+from ...runtime.weights_file import without_query
 from .command import add_setup_arguments, set_up
 from .paths import find_file
 
@@ -54,7 +55,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
     for name, config, weights in args.model:
         config, weights = find_file(config), find_file(weights)
         for path in (config, weights):
-            if "://" not in path and not os.path.exists(path):
+            if "://" not in path and not os.path.exists(without_query(path)):
                 raise ValueError(f"--model {name}: no file '{path}'.")
         if is_lazy_file(config):
             raise ValueError(f"--model {name}: '{config}' is a LazyConfig; give a YAML config.")
@@ -63,7 +64,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         cfg = student_config(cfg)
         model = build_model(cfg).eval()
         load_in_full(model, weights, f"--model {name}", f"--model {name}")
-        models.append(Model(name, cfg, model, weights))
+        models.append(Model(name, cfg, model, without_query(weights)))
     return models
 
 

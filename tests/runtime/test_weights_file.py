@@ -1,0 +1,95 @@
+"""Files of weights that hold something else, or numbers that are none."""
+
+import logging
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
+from skd.runtime.weights_file import NON_FINITE_VARIABLE
+
+
+def model():
+    made = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    made.register_buffer("mask", torch.zeros(2))
+    return made
+
+
+def saved(tmp_path, data):
+    path = tmp_path / "w.pth"
+    torch.save(data, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "data,expected",
+    [
+        ({"model": None}, "has None under 'model'; there must be tensors by name"),
+        ({"model": [1]}, "has a list under 'model'"),
+        ({"model": torch.ones(2)}, "has a Tensor under 'model'"),
+        ({"model": {0: torch.ones(2)}}, "has the name 0 .of type int. under 'model'"),
+        ({"model": {"a": {"b": torch.ones(2)}}}, "has 'a' .of type dict. under 'model'"),
+        ({"model": {"a": 3.5}}, "has 'a' .of type float. under 'model'"),
+        ({"epoch": 3, "net": {}}, "has 'epoch' .of type int. in it, and no 'model'"),
+        ({"state_dict": None}, "has 'state_dict' .of type NoneType. in it, and no 'model'"),
+    ],
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_no_weights_is_one_line_that_names_the_file(data, expected, resume, tmp_path):
+    path = saved(tmp_path, data)
+    (tmp_path / "last_checkpoint").write_text("w.pth")
+    reader = SafeCheckpointer(model(), str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"w.pth' {expected}") as error:
+        reader.resume_or_load("" if resume else path, resume=resume)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400 + len(path)
+
+
+def test_pickles_too(tmp_path):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps({"model": None, "__author__": "me"}))
+    with pytest.raises(CheckpointError, match="w.pkl' has None under 'model'"):
+        SafeCheckpointer(model()).load(str(path))
+
+
+def test_other_projects_state_dict_is_taken_with_a_warning(tmp_path, caplog):
+    state = model().state_dict()
+    path = saved(tmp_path, {"state_dict": state, "meta": {"epoch": 1}})
+    target = model()
+    with caplog.at_level(logging.WARNING):
+        rest = SafeCheckpointer(target).load(path)
+    assert torch.equal(target[0].weight, state["0.weight"]) and rest["meta"] == {"epoch": 1}
+    assert "w.pth' has no 'model'; its 'state_dict' is taken." in caplog.text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_numbers_that_are_not_finite_are_named(value, name, prefix, tmp_path, monkeypatch):
+    state = {prefix + k: v for k, v in model().state_dict().items()}
+    state[prefix + name].view(-1)[0] = value
+    path = saved(tmp_path, {"model": state})
+    target = model()
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=f"w.pth' has NaN or infinite numbers in {prefix}{name};"
+    ):
+        SafeCheckpointer(target).load(path)
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+    monkeypatch.setenv(NON_FINITE_VARIABLE, "1")  # as stock Detectron2
+    SafeCheckpointer(target).load(path)
+    assert not target.state_dict()[name].isfinite().all()
+
+
+def test_what_the_model_does_not_take_may_be_anything(tmp_path):
+    state = model().state_dict()
+    state["mask"][0] = -math.inf
+    state["other"] = np.full(2, math.nan)
+    path = tmp_path / "w.pkl"
+    arrays = {k: np.asarray(v) for k, v in state.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "me"}))
+    target = model()
+    SafeCheckpointer(target).load(str(path))
+    assert target.mask[0] == -math.inf
