@@ -1,25 +1,42 @@
 """What tools/calibrate.py does."""
 
 import argparse
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
-from detectron2.data import build_detection_train_loader
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import Config, distill, form_of, read_config
 from ..config.lazy import allow
+from ..data import check_datasets
 from ..distillers import DISTILLER_REGISTRY
-from ..runtime.checkpoint import SafeCheckpointer
+from ..engine.lazy_run import lazy_run
+from ..engine.weights import RunCheckpointer
+from ..runtime.loader import build_train_loader
 from .common.command import set_up
 from .common.paths import find_file
 from .common.tables import print_table
+
+
+class Strength(NamedTuple):
+    """
+    Attributes:
+        own: the detector's loss.
+        distillation: the distillation loss.
+        ratio: the norm of its gradient over that of the detector's own.
+        idle: terms without any gradient.
+    """
+
+    own: float
+    distillation: float
+    ratio: float
+    idle: List[str]
 
 
 def calibrate(args: argparse.Namespace) -> None:
@@ -27,8 +44,10 @@ def calibrate(args: argparse.Namespace) -> None:
     Print a line for each method as soon as it is measured, and a table of all.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method, weights of another model, or a student without a gradient.
+        DataError: an image that cannot be used; names it.
     """
+    setup_logger(name="skd")
     set_up(args)
     known = sorted(name for name, _ in DISTILLER_REGISTRY)
     methods = known if args.methods == ["all"] else args.methods
@@ -42,12 +61,15 @@ def calibrate(args: argparse.Namespace) -> None:
         cfg = config_of(args, method)
         seed = max(cfg.SEED if isinstance(cfg, CfgNode) else cfg.train.get("seed", -1) or 0, 0)
         if inputs is None:
+            check_datasets(cfg)
             seed_all_rng(seed)
             inputs = next(iter(_loader(cfg)))
         seed_all_rng(seed)
-        own, distillation, ratio = gradient_ratio(_model(cfg), inputs)
-        rows.append([method, f"{own:.4g}", f"{distillation:.4g}", f"{ratio:.3g}"])
-        print(f"{method}: gradient {ratio:.3g} times the detector's own", flush=True)
+        found = strength(_model(cfg), inputs)
+        rows.append([method, *(f"{v:.4g}" for v in found[:2]), f"{found.ratio:.3g}"])
+        print(f"{method}: gradient {found.ratio:.3g} times the detector's own", flush=True)
+        for name in found.idle:
+            print(f"{method}: the term {name} has no gradient there: it teaches nothing.")
     print_table("at the first weights", ["method", "own loss", "distillation", "gradient"], rows)
 
 
@@ -59,6 +81,7 @@ def config_of(args: argparse.Namespace, method: str) -> Config:
         cfg.MODEL.DISTILLER.NAME = method
         cfg.MODEL.DISTILLER.BALANCE.ENABLED = False
         cfg.DATALOADER.NUM_WORKERS = 0
+        cfg.DATASETS.TEST = ()  # nothing is evaluated, so nothing of it is checked
     else:
         cfg.model.distiller = L(DISTILLER_REGISTRY.get(method))()
         cfg.model.balance = None
@@ -66,31 +89,60 @@ def config_of(args: argparse.Namespace, method: str) -> Config:
     return form_of(cfg).override(cfg, args.opts)
 
 
-def _loader(cfg: Config) -> Any:
+def _loader(cfg: Config) -> Iterable[List[Dict[str, Any]]]:
     if isinstance(cfg, CfgNode):
-        return build_detection_train_loader(cfg)
-    return instantiate(cfg.dataloader.train)
+        return build_train_loader(cfg)
+    return lazy_run(cfg).build_train_loader()
 
 
 def _model(cfg: Config) -> nn.Module:
     if isinstance(cfg, CfgNode):
-        model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
+        model, key, weights = build_model(cfg), "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS
     else:
-        model, weights = instantiate(cfg.model).to(cfg.train.device), cfg.train.init_checkpoint
-    SafeCheckpointer(model).load(weights)
+        model, key = lazy_run(cfg).build_model(), "train.init_checkpoint"
+        weights = cfg.train.init_checkpoint
+    if weights:
+        RunCheckpointer(model, key=key).load(weights)
     return model.train()
 
 
-def gradient_ratio(model: nn.Module, inputs: List[Dict]) -> Tuple[float, float, float]:
-    """The detector's loss, the distillation loss, and the ratio of their gradients' norms."""
-    parameters = [p for p in model.backbone.parameters() if p.requires_grad]
+def strength(model: nn.Module, inputs: List[Dict[str, Any]]) -> Strength:
+    """
+    Of the gradients at the backbone's parameters, or at all of the student's where it has none.
+
+    Raises:
+        ValueError: there are none to be trained, or the detector's loss has no gradient at them.
+    """
+    where = "the backbone's" if hasattr(model, "backbone") else "the student's"
+    part = getattr(model, "backbone", model)
+    named = [(k, p) for k, p in part.named_parameters() if not k.startswith("distiller.")]
+    parameters = [p for _, p in named if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            f"None of {where} {len(named)} parameters is trained (MODEL.BACKBONE.FREEZE_AT): a "
+            "gradient there cannot be measured, and distillation has nothing to teach."
+        )
     with EventStorage():
         losses = model(inputs)
-    own = sum(v for k, v in losses.items() if not k.startswith("loss_distill_"))
-    distillation = sum(v for k, v in losses.items() if k.startswith("loss_distill_"))
-    norms = []
-    for loss in (own, distillation):
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        squares = [g.square().sum() for g in gradients if g is not None]
-        norms.append(torch.stack(squares).sum().sqrt().item())
-    return own.item(), distillation.item(), norms[1] / norms[0]
+    terms = {k: v for k, v in losses.items() if k.startswith("loss_distill_")}
+    own = sum(v for k, v in losses.items() if k not in terms)
+    norm = _gradient([own], parameters)
+    if norm == 0:
+        raise ValueError(
+            f"The detector's own losses have no gradient at {where} parameters, so nothing can be "
+            "compared with it. Is any object in the first batch?"
+        )
+    distillation = list(terms.values())
+    idle = [k for k, v in terms.items() if _gradient([v], parameters) == 0]
+    ratio = _gradient(distillation, parameters) / norm
+    return Strength(float(own), float(sum(distillation)), ratio, idle)
+
+
+def _gradient(losses: List[torch.Tensor], parameters: List[nn.Parameter]) -> float:
+    """The norm of the gradient of their sum; 0 where it does not depend on the parameters."""
+    losses = [loss for loss in losses if loss.requires_grad]
+    if not losses:
+        return 0.0
+    found = torch.autograd.grad(sum(losses), parameters, retain_graph=True, allow_unused=True)
+    squares = [g.float().square().sum() for g in found if g is not None]
+    return float(sum(squares)) ** 0.5

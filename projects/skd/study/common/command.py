@@ -10,6 +10,7 @@ import yaml
 from ...config import projects
 from ...config.safe_yaml import UnsafeConfigError
 from ...data import coco, register_coco, register_shapes
+from ...runtime.loader import DataError
 from ...runtime.lock import FolderInUseError
 from ...runtime.safe_files import CheckpointError
 
@@ -21,6 +22,7 @@ USER_ERRORS = (
     NotImplementedError,
     ImportError,
     CheckpointError,
+    DataError,
     FolderInUseError,
     UnsafeConfigError,
     yaml.YAMLError,

@@ -1,0 +1,68 @@
+"""tools/calibrate.py: what it measures, and what it refuses."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
+
+from skd.runtime.loader import DataError
+from skd.study.calibrate import calibrate, strength
+from tests.helpers import batch, distilling, tiny_config
+from tests.tools.test_commands import parser_of
+
+
+def run(cfg, teacher_files, folder, *opts):
+    path = folder / "student.yaml"
+    path.write_text(cfg.dump())
+    names = ["--config-file", path, "--teacher", teacher_files[0], "--methods", "AT", "PKD"]
+    command = [*names, "--teacher-weights", teacher_files[1], "--", "MODEL.DEVICE", "cpu", *opts]
+    calibrate(parser_of("tools/calibrate.py").parse_args([*map(str, command)]))
+
+
+def test_methods_are_compared(teacher_files, shapes, tmp_path, capsys):
+    run(tiny_config(), teacher_files, tmp_path)
+    printed = capsys.readouterr().out
+    assert "AT: gradient" in printed and "PKD: gradient" in printed and "teaches" not in printed
+
+
+def test_weights_of_which_nothing_matches_are_an_error(teacher_files, shapes, tmp_path):
+    torch.save({"model": {"other.weight": torch.ones(3)}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is '.*w.pth', and the model takes none"):
+        run(tiny_config(), teacher_files, tmp_path, "MODEL.WEIGHTS", str(tmp_path / "w.pth"))
+
+
+def test_a_frozen_backbone_is_named(teacher_files):
+    model = build_model(distilling(tiny_config(), teacher_files)).train()
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"None of the backbone's \d+ parameters is trained"):
+        strength(model, batch())
+
+
+def test_a_term_without_a_gradient_is_named(teacher_files):
+    model = build_model(distilling(tiny_config(), teacher_files, MODEL__DISTILLER__NAME="AT"))
+    idle = {"loss_distill_idle": {"p3": torch.ones(())}}
+    model.distiller.register_forward_hook(lambda module, args, terms: {**terms, **idle})
+    found = strength(model.train(), batch())
+    assert found.idle == ["loss_distill_idle"] and found.ratio > 0
+    model.distiller.register_forward_hook(lambda module, args, terms: idle)
+    found = strength(model, batch())
+    assert found.ratio == 0 and found.distillation == 1
+
+
+def test_an_image_that_cannot_be_read_is_named(teacher_files, shapes, tmp_path):
+    folder = os.path.join(tmp_path, "set")
+    source = os.path.join(shapes, "skd_shapes", os.listdir(shapes / "skd_shapes")[0])
+    shutil.copytree(os.path.join(source, "skd_shapes_val"), folder)
+    content = json.load(open(os.path.join(folder, "annotations.json")))
+    for image in content["images"]:
+        path = os.path.join(folder, "images", image["file_name"])
+        with open(path, "wb") as f:
+            f.write(b"no image")
+    name = f"broken_{os.path.basename(tmp_path)}"
+    register_coco_instances(name, {}, f"{folder}/annotations.json", f"{folder}/images")
+    with pytest.raises(DataError, match=f"Image '{folder}/images/.*cannot be used"):
+        run(tiny_config(), teacher_files, tmp_path, "DATASETS.TRAIN", f"('{name}',)")
