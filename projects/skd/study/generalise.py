@@ -5,14 +5,17 @@ import json
 import os
 from typing import Dict, List
 
-from detectron2.data import build_detection_test_loader
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation.testing import flatten_results_dict
 
 from ..config.safe_yaml import read_yaml
 from ..data import thing_classes
+from ..data.fit import yaml_model
 from ..evaluation import match_classes, register_as
-from .common.metrics import TASKS
-from .common.models import Model, load_models
+from ..runtime.loader import NamedErrors
+from .common.metrics import TASKS, scores
+from .common.models import Model, check_registered, load_models
 from .common.tables import markdown_table, print_table
 
 
@@ -21,18 +24,22 @@ def generalise(args: argparse.Namespace) -> None:
     Evaluate all models on all datasets; write results.json and README.md.
 
     Raises:
-        ValueError: a dataset or a class that is not known.
+        ValueError: a dataset or a class that is not known, or no class in common; before anything
+            is evaluated.
     """
-    mapping = {}
-    if args.classes:
-        mapping = {str(k): str(v or "") for k, v in (read_yaml(args.classes) or {}).items()}
+    mapping = read_mapping(args.classes) if args.classes else {}
     models = load_models(args)
+    for dataset in args.dataset:
+        check_registered(dataset, "--dataset")
     classes = {name for dataset in args.dataset for name in classes_of(dataset)}
     if set(mapping) - classes:
         raise ValueError(
             f"{args.classes} maps {sorted(set(mapping) - classes)}, which no dataset has; on the "
             f"left must be one of {', '.join(sorted(classes))}."
         )
+    for dataset in args.dataset:
+        for model in models:
+            matched_classes(model, dataset, mapping)
     os.makedirs(args.output, exist_ok=True)
     rows = []
     for dataset in args.dataset:
@@ -61,18 +68,74 @@ def classes_of(dataset: str) -> List[str]:
     return list(classes)
 
 
+def read_mapping(path: str) -> Dict[str, str]:
+    """
+    The model's class by the dataset's, "" to leave one out.
+
+    Raises:
+        ValueError: it is no file of names.
+    """
+    content = read_yaml(path)
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ValueError(f"--classes {path}: its lines must be like 'dataset class: model class'.")
+    mapping = {key: "" if value is None else value for key, value in content.items()}
+    strange = [name for pair in mapping.items() for name in pair if not isinstance(name, str)]
+    if strange:
+        raise ValueError(
+            f"--classes {path} has {strange[0]!r} for a class; it must be text, in quotes where "
+            "YAML takes it for something else."
+        )
+    return mapping
+
+
+def matched_classes(model: Model, dataset: str, mapping: Dict[str, str]) -> Dict[int, int]:
+    """See :func:`skd.evaluation.match_classes`; errors say of which model and dataset."""
+    target = classes_of(dataset)
+    own = {k: v for k, v in mapping.items() if k in target}
+    try:
+        return match_classes(model_classes(model), target, own)
+    except ValueError as error:
+        raise ValueError(f"--model {model.name}, --dataset {dataset}: {error}") from None
+
+
+def model_classes(model: Model) -> List[str]:
+    """
+    Names of the classes a model was trained on.
+
+    Raises:
+        ValueError: they are not known, or not as many as the model has.
+    """
+    named = model.cfg.DATASETS.TRAIN
+    if not named:
+        raise ValueError(
+            f"--model {model.name}: DATASETS.TRAIN of its config is empty; it must name the "
+            "dataset whose classes the model knows."
+        )
+    classes = classes_of(named[0])
+    for key, number in yaml_model(model.cfg).heads:
+        if number != len(classes):
+            raise ValueError(
+                f"--model {model.name} has {key} {number}, but DATASETS.TRAIN of its config is "
+                f"'{named[0]}' with {len(classes)} classes; it must be what the model was trained "
+                "on."
+            )
+    return classes
+
+
 def evaluate(model: Model, dataset: str, mapping: Dict[str, str], output: str) -> Dict:
     """AP by task of one model on one dataset, and the classes that were matched."""
-    source, target = classes_of(model.cfg.DATASETS.TRAIN[0]), classes_of(dataset)
-    matched = match_classes(source, target, {k: v for k, v in mapping.items() if k in target})
+    source, target = model_classes(model), classes_of(dataset)
+    matched = matched_classes(model, dataset, mapping)
     name, tasks = register_as(dataset, source, matched)
     # a cached file could be of another mapping
     evaluator = COCOEvaluator(name, tasks, output_dir=output, allow_cached_coco=False)
-    loader = build_detection_test_loader(model.cfg, name)
-    results = inference_on_dataset(model.model, loader, evaluator)
+    mapper = NamedErrors(DatasetMapper(model.cfg, False))
+    loader = build_detection_test_loader(model.cfg, name, mapper=mapper)
+    found = scores(flatten_results_dict(inference_on_dataset(model.model, loader, evaluator)))
     return {
         "dataset": dataset,
         "model": model.name,
         "classes": {target[j]: source[i] for j, i in matched.items()},
-        "ap": {task: results[task]["AP"] for task in TASKS if task in results},
+        "ap": {task: found[f"{task}/AP"] for task in TASKS if f"{task}/AP" in found},
     }

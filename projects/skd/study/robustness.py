@@ -7,23 +7,38 @@ import os
 from importlib import metadata
 from typing import Any, Dict, List, Optional
 
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.file_io import PathManager
 from rich.progress import track
 
+from ..data.fit import check_fit, yaml_model
 from ..evaluation import CorruptedMapper, build_evaluator, mean_performance
-from .common.metrics import TASKS
-from .common.models import Model, load_models
+from ..runtime.loader import NamedErrors
+from .common.metrics import METRICS, main_metrics, scores
+from .common.models import Model, check_registered, load_models
 from .common.pictures import as_label, plt
 from .common.tables import markdown_table, print_table
 
 Row = Dict[str, Any]
+TITLES = {key.split("/")[0]: title for key, title in METRICS.items()}  # of tasks
 
 
 def robustness(args: argparse.Namespace) -> None:
-    """Evaluate what results.jsonl does not hold yet; write README.md and pictures."""
+    """
+    Evaluate what results.jsonl does not hold yet; write README.md and pictures.
+
+    Raises:
+        ValueError: no dataset to evaluate on, or one that does not fit a model.
+    """
     models = load_models(args)
+    for model in models:
+        name = dataset_of(model, args)
+        if not args.dataset and len(model.cfg.DATASETS.TEST) > 1:
+            print(f"{model.name}: of DATASETS.TEST only '{name}' is used; see --dataset.")
+        check_registered(name, "--dataset" if args.dataset else "DATASETS.TEST")
+        check_fit([], [name], yaml_model(model.cfg), eval_only=True)
     os.makedirs(args.output, exist_ok=True)
     path = os.path.join(args.output, "results.jsonl")
     known = read_rows(path)
@@ -45,12 +60,25 @@ def robustness(args: argparse.Namespace) -> None:
     report(rows, list(by_name), args)
 
 
+def dataset_of(model: Model, args: argparse.Namespace) -> str:
+    """The one dataset a model is evaluated on."""
+    if args.dataset:
+        return args.dataset
+    named = model.cfg.DATASETS.TEST
+    if not named:
+        raise ValueError(
+            f"--model {model.name}: DATASETS.TEST of its config is empty; say by --dataset what to "
+            "evaluate on."
+        )
+    return named[0]
+
+
 def content_of(model: Model, args: argparse.Namespace) -> Row:
     """
     What a result depends on, by content: a file that was written anew or a name that was
     registered for other data does not get numbers that are kept of another.
     """
-    dataset = args.dataset or model.cfg.DATASETS.TEST[0]
+    dataset = dataset_of(model, args)
     cfg = model.cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""  # that file is not the one that was loaded
@@ -113,21 +141,24 @@ def read_rows(path: str) -> List[Row]:
 
 
 def evaluate(model: Model, key: Row, args: argparse.Namespace, dataset: str) -> Dict[str, float]:
-    """AP by task, 0 to 100."""
-    mapper = None
+    """The main metric by task, 0 to 100; 0 where the model finds nothing."""
+    mapper = DatasetMapper(model.cfg, False)
     if key["corruption"]:
         mapper = CorruptedMapper(model.cfg, key["corruption"], key["severity"], args.seed)
     loader = build_detection_test_loader(
-        model.cfg, dataset, mapper=mapper, num_workers=args.workers
+        model.cfg, dataset, mapper=NamedErrors(mapper), num_workers=args.workers
     )
-    results = inference_on_dataset(model.model, loader, build_evaluator(dataset, args.output))
-    return {task: results[task]["AP"] for task in TASKS if task in results}
+    sigmas = model.cfg.TEST.KEYPOINT_OKS_SIGMAS
+    evaluator = build_evaluator(dataset, args.output, sigmas)
+    results = flatten_results_dict(inference_on_dataset(model.model, loader, evaluator))
+    found = scores(results)
+    return {metric.split("/")[0]: found[metric] for metric in main_metrics(results)}
 
 
 def summary(rows: List[Row], names: List[str]) -> List[List[str]]:
     """For each task and model: clean AP, mPC, rPC."""
     table = []
-    for task, title in TASKS.items():
+    for task, title in TITLES.items():
         for name in names:
             clean, corrupted = _select(rows, name, task)
             if clean is None or not corrupted:
@@ -153,7 +184,7 @@ def report(rows: List[Row], names: List[str], args: argparse.Namespace) -> None:
     header = ["model", "clean AP", "mPC", "rPC"]
     table = summary(rows, names)
     lines = ["# Robustness against image corruptions\n", markdown_table(header, table)]
-    for task, title in TASKS.items():
+    for task, title in TITLES.items():
         selected = {name: _select(rows, name, task)[1] for name in names}
         if not all(selected.values()):
             continue
@@ -192,7 +223,7 @@ def draw(path: str, selected: Dict[str, Dict], rows: List[Row], task: str) -> No
         ax.grid(alpha=0.3)
     axes.flat[0].legend(fontsize=7)
     fig.supxlabel("severity", fontsize=9)
-    fig.supylabel(TASKS[task], fontsize=9)
+    fig.supylabel(TITLES[task], fontsize=9)
     fig.tight_layout()
     fig.savefig(path, dpi=90)
     plt.close(fig)

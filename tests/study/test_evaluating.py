@@ -1,0 +1,165 @@
+"""robustness.py and generalise.py: every task, and what does not fit told first."""
+
+import json
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from skd import register_coco
+from skd.runtime.loader import DataError
+from skd.study import generalise, robustness
+from skd.study.common.models import Model
+from tests.helpers import tiny_config
+
+CLEAN = {"corruption": None, "severity": 0}
+
+
+@pytest.fixture
+def points(tmp_path):
+    """The name of a set of two images, each with an object of five keypoints."""
+    (tmp_path / "images").mkdir()
+    content = {"images": [], "annotations": []}
+    names = ["left", "right", "top", "bottom", "middle"]
+    content["categories"] = [{"id": 1, "name": "part", "keypoints": names}]
+    for i in (1, 2):
+        Image.new("RGB", (64, 48)).save(tmp_path / "images" / f"{i}.png")
+        size = {"width": 64, "height": 48}
+        content["images"].append({"id": i, "file_name": f"{i}.png", **size})
+        spots = [v for k in range(5) for v in (12 + 4 * k, 12 + 3 * k, 2)]
+        content["annotations"].append(
+            {"id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "area": 600,
+             "bbox": [10, 10, 30, 20], "keypoints": spots, "num_keypoints": 5}
+        )  # fmt: skip
+    (tmp_path / "points.json").write_text(json.dumps(content))
+    name = f"points_{tmp_path.name}"
+    register_coco(name, str(tmp_path / "points.json"), str(tmp_path / "images"))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+class Perfect(torch.nn.Module):
+    """Finds what the annotations of ``points`` say."""
+
+    def forward(self, inputs):
+        found = Instances((48, 64))
+        found.pred_boxes = Boxes(torch.tensor([[10.0, 10, 40, 30]]))
+        found.scores, found.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.long)
+        spots = [[12.5 + 4 * k, 12.5 + 3 * k, 2.0] for k in range(5)]
+        found.pred_keypoints = torch.tensor([spots])
+        return [{"instances": found}]
+
+
+def model_of(cfg, name="m", net=None):
+    return Model(name, cfg, (net or Perfect()).eval(), "w.pth")
+
+
+def test_keypoints_are_evaluated_with_the_models_sigmas(points, tmp_path):
+    cfg = tiny_config("faster_rcnn", TEST__KEYPOINT_OKS_SIGMAS=[0.1] * 5)
+    args = Namespace(output=str(tmp_path / "out"), workers=0, seed=0)
+    found = robustness.evaluate(model_of(cfg), CLEAN, args, points)
+    assert found == {"bbox": 100.0, "keypoints": 100.0}
+    row = {**CLEAN, "model": "m", "ap": found}
+    bad = {**row, "corruption": "fog", "severity": 1, "ap": {"bbox": 50.0, "keypoints": 40.0}}
+    assert robustness.summary([row, bad], ["m"]) == [
+        ["m, box AP", "100.0", "50.0", "50.0"], ["m, keypoint AP", "100.0", "40.0", "40.0"]
+    ]  # fmt: skip
+
+
+def test_a_model_that_finds_nothing_has_0_and_no_nan(points, tmp_path):
+    class Nothing(Perfect):
+        def forward(self, inputs):
+            return [{"instances": super().forward(inputs)[0]["instances"][:0]}]
+
+    args = Namespace(output=str(tmp_path / "out"), workers=0, seed=0)
+    cfg = tiny_config("faster_rcnn", TEST__KEYPOINT_OKS_SIGMAS=[0.1] * 5)
+    assert robustness.evaluate(model_of(cfg, net=Nothing()), CLEAN, args, points)["bbox"] == 0
+
+
+def test_semantic_segmentation_is_evaluated(tmp_path):
+    labels = np.repeat(np.arange(2, dtype=np.uint8), 24 * 64).reshape(48, 64)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    Image.new("RGB", (64, 48)).save(tmp_path / "image.png")
+    record = {"file_name": str(tmp_path / "image.png"), "height": 48, "width": 64, "image_id": 1}
+    record["sem_seg_file_name"] = str(tmp_path / "labels.png")
+    name = f"stuff_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: [record])
+    MetadataCatalog.get(name).set(
+        evaluator_type="sem_seg", stuff_classes=["sky", "sea"], ignore_label=255
+    )
+
+    class Segments(torch.nn.Module):
+        def forward(self, inputs):
+            return [
+                {
+                    "sem_seg": torch.nn.functional.one_hot(torch.tensor(labels).long()).permute(
+                        2, 0, 1
+                    )
+                }
+            ]
+
+    args = Namespace(output=str(tmp_path / "out"), workers=0, seed=0)
+    net = model_of(tiny_config(), net=Segments())
+    assert robustness.evaluate(net, CLEAN, args, name) == {"sem_seg": 100.0}
+
+
+def test_an_image_that_cannot_be_read_is_named(points, tmp_path):
+    (tmp_path / "images" / "2.png").write_bytes(b"no image")
+    args = Namespace(output=str(tmp_path / "out"), workers=0, seed=0)
+    cfg = tiny_config("faster_rcnn", TEST__KEYPOINT_OKS_SIGMAS=[0.1] * 5)
+    with pytest.raises(DataError, match="Image '.*2.png'"):
+        robustness.evaluate(model_of(cfg), CLEAN, args, points)
+
+
+@pytest.mark.parametrize(
+    "changes,dataset,words",
+    [
+        ({"DATASETS__TEST": ()}, None, "--model m: DATASETS.TEST of its config is empty"),
+        ({}, "nowhere", "--dataset is 'nowhere', and no dataset has that name"),
+        ({"DATASETS__TEST": ("nowhere",)}, None, "DATASETS.TEST is 'nowhere', and no dataset"),
+        ({"MODEL__ROI_HEADS__NUM_CLASSES": 5}, "tiny_val", "has 6 classes .*NUM_CLASSES 5"),
+    ],
+)
+def test_robustness_tells_first_what_does_not_fit(changes, dataset, words, shapes, monkeypatch):
+    model = model_of(tiny_config(**changes))
+    monkeypatch.setattr(robustness, "load_models", lambda args: [model])
+    DatasetCatalog.get("tiny_val")  # Detectron2 knows its classes from then on
+    with pytest.raises(ValueError, match=words):
+        robustness.robustness(Namespace(dataset=dataset, output="never written"))
+
+
+@pytest.mark.parametrize(
+    "text,changes,words",
+    [
+        ("- circle", {}, "its lines must be like 'dataset class: model class'"),
+        ("yes: disk", {}, "has True for a class; it must be text"),
+        ("disk: no", {}, "has False for a class; it must be text"),
+        (
+            "disk: rhombus",
+            {},
+            r"--model m, --dataset tiny_val: .*\['rhombus'\], none of the model",
+        ),
+        ("", {"DATASETS__TRAIN": ()}, "--model m: DATASETS.TRAIN of its config is empty"),
+        ("", {"MODEL__ROI_HEADS__NUM_CLASSES": 80}, "has MODEL.ROI_HEADS.NUM_CLASSES 80, but"),
+    ],
+)
+def test_generalise_tells_first_what_does_not_fit(
+    text, changes, words, shapes, tmp_path, monkeypatch
+):
+    (tmp_path / "classes.yaml").write_text(text)
+    model = model_of(tiny_config(**changes))
+    monkeypatch.setattr(generalise, "load_models", lambda args: [model])
+    monkeypatch.setattr(generalise, "evaluate", lambda *args: pytest.fail("evaluated"))
+    for name in ("tiny_train", "tiny_val"):
+        DatasetCatalog.get(name)
+    args = SimpleNamespace(
+        classes=str(tmp_path / "classes.yaml"), dataset=["tiny_val"], output=str(tmp_path / "out")
+    )
+    with pytest.raises(ValueError, match=words):
+        generalise.generalise(args)
