@@ -1,5 +1,7 @@
 """The best checkpoint: kept, overwritten by a better one only, and remembered by a resume."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from skd.engine import SKDTrainer
 from skd.engine.best import BestCheckpointer
 from tests.helpers import tiny_config
 
-RESULTS = {1: 10.0, 2: 30.0, 3: 20.0, 4: 25.0, 5: float("nan")}
+RESULTS = {1: 10.0, 2: 30.0, 3: 20.0, 4: 25.0, 5: float("nan"), 6: 1.0}
 
 
 class Scripted(SKDTrainer):
@@ -47,3 +49,47 @@ def test_none_without_the_key_and_errors_name_it(shapes, tmp_path):
     with pytest.raises(ValueError, match="SOLVER.BEST_METRIC is 'AP'; it must be TASK/RESULT"):
         trained(tmp_path, 1, metric="AP")
     assert "BEST_METRIC" not in student_config(tiny_config()).dump()
+
+
+def waiting(folder, iterations=6, resume=False, patience=2, **changes):
+    cfg = tiny_config(
+        "faster_rcnn", SOLVER__MAX_ITER=iterations, SOLVER__BEST_METRIC="segm/AP",
+        SOLVER__PATIENCE=patience, OUTPUT_DIR=str(folder), TEST__EVAL_PERIOD=1, **changes,
+    )  # fmt: skip
+    trainer = Scripted(cfg)
+    trainer.resume_or_load(resume)
+    return trainer, trainer.train()
+
+
+def test_patience_ends_the_training_as_its_last_iteration_does(shapes, tmp_path):
+    trainer, results = waiting(tmp_path)  # the second is the best
+    assert trainer.iter == 3 and results == {"segm": {"AP": 25.0}}
+    final = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert final["iteration"] == 3
+    rows = [json.loads(line) for line in open(tmp_path / "metrics.json")]
+    assert [row["segm/AP"] for row in rows][-1] == 25.0
+
+
+def test_a_resume_after_an_early_end_waits_as_long_as_it_is_told(shapes, tmp_path, caplog):
+    waiting(tmp_path)
+    trainer, results = waiting(tmp_path, resume=True)
+    assert trainer.iter == 4 and results == {} and "raise SOLVER.PATIENCE" in caplog.text
+    trainer, _ = waiting(tmp_path, resume=True, patience=9)
+    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 5
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"SOLVER__PATIENCE": -1}, "SOLVER.PATIENCE is -1; it must be a whole number, 0 or above"),
+        ({"SOLVER__PATIENCE": 2}, "SOLVER.PATIENCE is 2, and SOLVER.BEST_METRIC is ''"),
+        (
+            {"SOLVER__PATIENCE": 2, "SOLVER__BEST_METRIC": "bbox/AP", "TEST__EVAL_PERIOD": 0},
+            "SOLVER.PATIENCE is 2, and TEST.EVAL_PERIOD is 0",
+        ),
+        ({"SOLVER__EMA_DECAY": 1.0}, "SOLVER.EMA_DECAY is 1.0; it must be a number from 0"),
+    ],
+)
+def test_patience_and_decay_that_cannot_be_followed_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SKDTrainer(tiny_config(**{"TEST__EVAL_PERIOD": 1, **changes}))

@@ -37,7 +37,7 @@ TREATED = {
     "CUDNN_BENCHMARK": "honoured, by default_setup",
     "DATASETS.TEST": "honoured; of several, each has a folder of results",
     "DATALOADER.NUM_WORKERS": "honoured",
-    "SOLVER.AMP.ENABLED": "honoured on GPUs; refused without one",
+    "SOLVER.AMP.ENABLED": "honoured; on CPUs in bf16 only",
     "SOLVER.REFERENCE_WORLD_SIZE": "honoured",
     "SOLVER.BASE_LR": "honoured",
     "SOLVER.CHECKPOINT_PERIOD": "honoured",
@@ -277,7 +277,7 @@ def test_a_missing_gpu_is_named_in_the_words_of_the_form(training, shapes, tmp_p
         ("accumulate", "3", "is 3, and each process gets 2 images"),
         ("train_sets", "typo", "names 'typo', which nobody has registered"),
         ("test_sets", "typo", "names 'typo', which nobody has registered"),
-        pytest.param("amp", "True", "needs a GPU", marks=CPU_ONLY),
+        ("amp", "True", "is True, and train.amp.precision fp16 needs a GPU: set it bf16"),
     ],
 )
 def test_lazy_values_out_of_range_are_named_by_their_path(name, option, message, shapes, tmp_path):

@@ -197,10 +197,9 @@ def test_another_number_of_classes_only_skips_the_predictors(teacher_files, tmp_
     assert torch.equal(model.state_dict()[key], state[key])
 
 
-def test_amp_without_a_gpu_is_refused(teacher_files, shapes):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    with pytest.raises(ValueError, match="SOLVER.AMP.ENABLED needs a GPU"):
+def test_half_precision_that_needs_a_gpu_is_refused_on_a_cpu(teacher_files, shapes):
+    message = "^SOLVER.AMP.ENABLED is True, and SOLVER.AMP.PRECISION fp16 needs a GPU: set it bf16"
+    with pytest.raises(ValueError, match=message):
         SKDTrainer(distilling(tiny_config(SOLVER__AMP__ENABLED=True), teacher_files))
 
 
@@ -218,18 +217,13 @@ def test_amp_trains_and_resumes_on_a_gpu(teacher_files, shapes, tmp_path):
     assert "grad_scaler" in torch.load(tmp_path / "model_final.pth")["trainer"]["_trainer"]
 
 
-def test_autocast_trains(teacher_files):
-    """What AMPTrainer does in its step, on the CPU's half precision."""
-    from detectron2.utils.events import EventStorage
-
-    model = build_model(distilling(tiny_config(), teacher_files))
-    seen = []
-    model.backbone.fpn_output2.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
-    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
-        features = model.backbone(torch.randn(2, 3, 96, 128))
-        targets = model.teacher(batch(), "BGR")
-        terms = model.distiller(features, {k: targets[k] for k in features})
-    total = sum(sum(levels.values()) for levels in terms.values())
-    total.backward()
-    assert seen == [torch.bfloat16] and total.dtype == torch.float32
-    assert all(p.grad.isfinite().all() for p in model.distiller.parameters())
+def test_bf16_trains_on_a_cpu(teacher_files, shapes, tmp_path):
+    mixed = {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__PRECISION": "bf16"}
+    cfg = distilling(tiny_config(SOLVER__MAX_ITER=2, **mixed), teacher_files)
+    cfg.DATASETS.TEST = ()
+    trainer, seen = SKDTrainer(cfg), []
+    trainer.model.backbone.fpn_output2.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    trainer.train()
+    assert seen == [torch.bfloat16] * 2
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.model.parameters())
+    assert "PRECISION" not in student_config(cfg).SOLVER.AMP

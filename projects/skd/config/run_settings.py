@@ -91,6 +91,11 @@ def _shared(value: Any) -> str:
     return "" if good else f"a multiple of the number of processes, {world}"
 
 
+def _decay(value: Any) -> str:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return "" if number and 0 <= value < 1 else "a number from 0 to below 1; 0 for no average"
+
+
 def _one_of(*names: str) -> Rule:
     return lambda value: "" if value in names else f"one of {', '.join(names)}"
 
@@ -136,12 +141,13 @@ class RunSettings:
     skip_non_finite: int = _setting(
         "SOLVER.SKIP_NON_FINITE", "train.skip_non_finite", 0, _whole(0), added=(YAML, LAZY)
     )
-    # Mixed precision, on GPUs.
+    # Mixed precision; on CPUs in bf16 only.
     amp: bool = _setting("SOLVER.AMP.ENABLED", "train.amp.enabled", False, learnt=True)
     # What it computes in.
     amp_precision: str = _setting(
-        "", "train.amp.precision", "fp16", _one_of("fp16", "bf16"), learnt=True
-    )
+        "SOLVER.AMP.PRECISION", "train.amp.precision", "fp16", _one_of("fp16", "bf16"),
+        added=(YAML,), learnt=True,
+    )  # fmt: skip
 
     # From one to the next, in iterations.
     checkpoint_period: int = _setting(
@@ -160,6 +166,18 @@ class RunSettings:
     # Done by SKDTrainer too.
     best_metric: str = _setting(
         "SOLVER.BEST_METRIC", "train.best_metric", "", _metric, added=(YAML, LAZY)
+    )
+    # End the training when BEST_METRIC has not become better in so many evaluations. 0: never. With
+    # a learning rate that falls in steps, give it more evaluations than there are between two.
+    # Done by SKDTrainer too.
+    patience: int = _setting(
+        "SOLVER.PATIENCE", "train.patience", 0, _whole(0, "; 0 for never"), added=(YAML, LAZY)
+    )
+    # Keep an exponential moving average of the student's weights, of this decay, e.g. 0.999 for
+    # some thousand iterations: evaluated beside the student (results "bbox_EMA/AP"), written as
+    # model_ema.pth at the end. 0: none. Done by SKDTrainer too.
+    ema_decay: float = _setting(
+        "SOLVER.EMA_DECAY", "train.ema_decay", 0.0, _decay, added=(YAML, LAZY)
     )
     # Before the training, and at each evaluation, say how well teacher and student find the objects
     # of so many images of the first test set, and warn of one that is no better. 0: do not.

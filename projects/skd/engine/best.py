@@ -1,8 +1,14 @@
-"""The best checkpoint of a run."""
+"""The best checkpoint of a run, and its end when nothing gets better."""
 
+import logging
+import math
 from typing import Any, Dict
 
-from detectron2.engine import hooks
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
+
+logger = logging.getLogger(__name__)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
@@ -13,3 +19,69 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+
+
+class Finished(BaseException):
+    """Ends a training in good order. No Exception: Detectron2's loop would log it as an error."""
+
+
+class EarlyStopping(HookBase):
+    """
+    Ends the training, with a final checkpoint and as after its last iteration, when a result has
+    not become better in so many evaluations. Register it last.
+    """
+
+    def __init__(
+        self, checkpointer: Checkpointer, eval_period: int, metric: str, patience: int, key: str
+    ):
+        """
+        Args:
+            checkpointer: of the run.
+            eval_period: iterations from one evaluation to the next.
+            metric: see ``SOLVER.BEST_METRIC``.
+            patience: evaluations.
+            key: that names the patience, for the log.
+        """
+        self._checkpointer, self._period, self._key = checkpointer, eval_period, key
+        self._metric, self._patience = metric, patience
+        self._best, self._waited = -math.inf, 0
+
+    def before_step(self) -> None:
+        if self._waited >= self._patience:  # resumed after its end
+            logger.warning(f"This run has stopped already; raise {self._key} to go on.")
+            raise Finished
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period or done >= self.trainer.max_iter:
+            return
+        self._look()
+        # of process 0, which has the results
+        self._best, self._waited = comm.all_gather((self._best, self._waited))[0]
+        if self._waited >= self._patience:
+            self._stop()
+
+    def _look(self) -> None:
+        value, _ = self.trainer.storage.latest().get(self._metric, (None, None))
+        if value is not None:  # else BestCheckpointer warns
+            better = value > self._best
+            self._waited = 0 if better else self._waited + 1
+            self._best = value if better else self._best
+
+    def _stop(self) -> None:
+        logger.info(
+            f"{self._metric} has not become better than {self._best:.2f} in {self._waited} "
+            f"evaluations ({self._key}): the training ends."
+        )
+        for hook in self.trainer._hooks:
+            getattr(hook, "before_checkpoint", lambda: None)()
+        if comm.is_main_process():
+            self._checkpointer.save("model_final", iteration=self.trainer.iter)
+        self.trainer.max_iter = self.trainer.iter + 1  # for what looks whether this is the end
+        raise Finished
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._best, self._waited = state["best"], state["waited"]

@@ -96,10 +96,10 @@ def _check_device(run: Run) -> None:
 
 
 def _check_amp(run: Run) -> None:
-    if run.amp and not torch.cuda.is_available():
+    if run.amp and run.amp_precision == "fp16" and not str(run.device).startswith("cuda"):
         raise ValueError(
-            f"{run.keys['amp']} needs a GPU: Detectron2's AMPTrainer runs on CUDA only. Set it "
-            "False on CPUs."
+            f"{run.keys['amp']} is True, and {run.keys['amp_precision']} fp16 needs a GPU: set it "
+            "bf16, or the former False."
         )
 
 
@@ -125,3 +125,10 @@ def _check_best_metric(run: Run) -> None:
     key, metric = run.keys["best_metric"], run.best_metric
     if metric and run.test_sets is not None and not run.test_sets:
         raise ValueError(f"{key} is {metric!r}, and {run.keys['test_sets']} is empty.")
+    if run.patience and not (metric and run.eval_period):
+        name = key if run.eval_period else run.keys["eval_period"]
+        value = metric if run.eval_period else 0
+        raise ValueError(
+            f"{run.keys['patience']} is {run.patience}, and {name} is {value!r}: it needs an "
+            "evaluation, and a result to look at."
+        )

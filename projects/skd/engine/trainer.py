@@ -4,7 +4,8 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional, Sequence
+from contextlib import suppress
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
@@ -28,7 +29,8 @@ from ..runtime.preemption import PreemptionHook
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
 from ..runtime.run_folder import RunFolder
 from ..runtime.step import build_trainer
-from .best import BestCheckpointer
+from .average import WeightAverage
+from .best import BestCheckpointer, EarlyStopping, Finished
 from .lazy_run import lazy_run
 from .pictures import AttentionPictures
 from .readout import DistillationLog
@@ -56,6 +58,9 @@ class SKDTrainer(DefaultTrainer):
     Distillation is the model's affair: :class:`DistillRCNN` works in any trainer. Here are only the
     hooks that show what it does.
     """
+
+    _average: Optional[WeightAverage] = None
+    _evaluated: Tuple[int, Dict[str, Any]] = (-1, {})
 
     def __init__(self, cfg: Config):
         """
@@ -88,6 +93,8 @@ class SKDTrainer(DefaultTrainer):
         self.register_hooks(
             [self.folder, steps, numbers, *self.build_hooks(), *self._readouts(), preemption]
         )
+        if run.patience:
+            self.register_hooks([self._early_stopping()])
 
     def build_hooks(self) -> List[Optional[HookBase]]:
         """DefaultTrainer's, in its order; the writer of metrics is the last."""
@@ -101,8 +108,9 @@ class SKDTrainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             run.precise_bn(self.model),
+            self._weight_average() if run.ema_decay else None,
             saving,
-            hooks.EvalHook(run.eval_period, lambda: self._keep(run.evaluate(self.model))),
+            hooks.EvalHook(run.eval_period, self._evaluate),
             augmented,
             self._best_checkpointer() if main else None,
             None if run.teacher is None else TeacherQuality(run.teacher, run.eval_period),
@@ -121,9 +129,31 @@ class SKDTrainer(DefaultTrainer):
             return None
         return BestCheckpointer(run.eval_period, self.checkpointer, run.best_metric)
 
+    def _early_stopping(self) -> HookBase:
+        run = self.run
+        return EarlyStopping(
+            self.checkpointer, run.eval_period, run.best_metric, run.patience, run.keys["patience"]
+        )
+
+    def _weight_average(self) -> HookBase:
+        self._average = WeightAverage(self.model, self.run.ema_decay, self.run.output_dir)
+        return self._average
+
     def _readouts(self) -> List[HookBase]:
         """What is shown of a distillation; nothing in other trainings."""
         return [AttentionPictures(self.run.vis_period), DistillationLog()]
+
+    def _evaluate(self) -> Dict[str, Any]:
+        """Of the student, and of the average of its weights; once for an iteration."""
+        if self._evaluated[0] == self.iter:  # an end that came early, after an evaluation
+            return self._evaluated[1]
+        results = {}
+        if self._average is not None:  # first: the files of results are the student's in the end
+            averaged = self.run.evaluate(self._average.model)
+            results = {f"{name}_EMA": values for name, values in averaged.items()}
+        results = {**self.run.evaluate(self.model), **results}
+        self._evaluated = self.iter, results
+        return self._keep(results)
 
     def _keep(self, results: Dict[str, Any]) -> Dict[str, Any]:
         self._last_eval_results = {**getattr(self, "_last_eval_results", {}), **(results or {})}
@@ -140,7 +170,8 @@ class SKDTrainer(DefaultTrainer):
         Returns:
             Results of the last evaluation, in the main process.
         """
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        with suppress(Finished):
+            TrainerBase.train(self, self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", {})
         self.run.verify(results)
         return results

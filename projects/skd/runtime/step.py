@@ -125,10 +125,13 @@ class _Step:
         return pop() if pop is not None else {}
 
     def _forward(self, part: Batch, amp: bool) -> Scalars:
-        precision = torch.autocast("cuda", dtype=self.precision) if amp else nullcontext()
-        with precision:
+        with self._autocast() if amp else nullcontext():
             losses = self.model(part)
         return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
+
+    def _autocast(self) -> torch.autocast:
+        device = next(self.model.parameters()).device
+        return torch.autocast(device.type, dtype=self.precision)
 
     def _losses(self, part: Batch, amp: bool) -> Optional[Scalars]:
         if not self.skip_non_finite:
@@ -285,6 +288,11 @@ class _Trainer(_Step, SimpleTrainer):
 
 
 class _AMPTrainer(_Step, AMPTrainer):
+    def __init__(self, model: nn.Module, data_loader, optimizer):
+        # on a CPU, and so in bf16, nothing is to be scaled
+        scaler = torch.amp.GradScaler("cuda", enabled=next(model.parameters()).is_cuda)
+        super().__init__(model, data_loader, optimizer, grad_scaler=scaler)
+
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         # a run that was without mixed precision before has none; begin with a new one
         scaler = state.get("grad_scaler") or self.grad_scaler.state_dict()
