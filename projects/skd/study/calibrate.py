@@ -99,8 +99,8 @@ def _model(cfg: Config) -> nn.Module:
     if isinstance(cfg, CfgNode):
         model, key, weights = build_model(cfg), "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS
     else:
-        model, key = lazy_run(cfg).build_model(), "train.init_checkpoint"
-        weights = cfg.train.init_checkpoint
+        run = lazy_run(cfg)
+        model, key, weights = run.build_model(), run.keys["weights"], run.weights
     if weights:
         RunCheckpointer(model, key=key).load(weights)
     return model.train()
