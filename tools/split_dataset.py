@@ -13,7 +13,9 @@ those of a list.
 import json
 import sys
 
+from skd.data.check import open_coco
 from skd.data.split import take_folds, take_names
+from skd.runtime.whole_files import write_whole
 from skd.study.common.command import command_parser, positive, run_command
 
 
@@ -34,15 +36,19 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.folds) != bool(args.take):
         parser.error("--folds and --take belong together")
-    with open(args.input) as f:
-        content = json.load(f)
+    content = open_coco(args.input)
     if args.folds:
         part = take_folds(content, args.folds, set(args.take))
     else:
-        with open(args.names or args.without) as f:
-            part = take_names(content, f.read().splitlines(), without=bool(args.without))
-    with open(args.output, "w") as f:
-        json.dump(part, f)
+        with open(args.names or args.without, encoding="utf-8-sig") as f:
+            names = f.read().splitlines()
+        part = take_names(content, names, without=bool(args.without))
+        unknown = sorted({*names} - {"", *(x["file_name"] for x in content["images"])})
+        if unknown:
+            print(
+                f"{len(unknown)} of {len({*names})} names are no image's, such as {unknown[0]!r}."
+            )
+    write_whole(args.output, lambda f: f.write(json.dumps(part).encode()))
     print(f"{len(part['images'])} of {len(content['images'])} images are in {args.output}.")
 
 

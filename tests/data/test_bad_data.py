@@ -493,3 +493,19 @@ def test_no_text_for_an_rle_breaks_the_check(text):
     from skd.data.check import _decodes
 
     assert _decodes({"size": [4, 4], "counts": text}) in (True, False)
+
+
+def test_a_warning_of_many_images_is_one_line(tmp_path):
+    """As of a camera that is held upright: thousands of lines would hide the others."""
+    json_file, images, content = write(tmp_path)
+    for i in range(1, 4):
+        picture = Image.open(f"{images}/{i}.png").convert("RGBA")
+        exif = picture.getexif()
+        exif[0x0112] = (3, 6, 8)[i - 1]
+        picture.save(f"{images}/{i}.png", exif=exif)
+    with open(json_file, "w") as f:
+        json.dump(content, f)
+    turned, alpha = check_coco(json_file, images)
+    where = "3 times: image 1 ('1.png'), image 2 ('2.png'), image 3 ('3.png')"
+    assert turned.where == alpha.where == where
+    assert "EXIF" in turned.what and "mode 'RGBA'" in alpha.what

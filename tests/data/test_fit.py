@@ -465,9 +465,9 @@ def test_facts_of_both_forms_of_config():
 @pytest.mark.parametrize(
     "flag,size,level,said",
     [
-        (3, (WIDTH, HEIGHT), "warning", "turns it by 180 degrees"),
-        (2, (WIDTH, HEIGHT), "warning", "mirrors it"),
-        (6, (WIDTH, WIDTH), "warning", "turns it by 90 degrees"),
+        (3, (WIDTH, HEIGHT), "warning", "turns or mirrors it"),
+        (2, (WIDTH, HEIGHT), "warning", "turns or mirrors it"),
+        (6, (WIDTH, WIDTH), "warning", "turns or mirrors it"),
         (6, (WIDTH, HEIGHT), "error", "annotations are of the 60 x 40 pixels as stored"),
         (1, (WIDTH, HEIGHT), None, None),
     ],

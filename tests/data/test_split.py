@@ -1,13 +1,15 @@
 import json
+import re
 
 import pytest
 
+from skd.data.check import open_coco
 from skd.data.split import fold_of, take_folds, take_names
 from tests.helpers import run_script
 
 CONTENT = {
     "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(40)],
-    "annotations": [{"id": 1 + i, "image_id": i % 40} for i in range(80)],
+    "annotations": [{"id": 1 + i, "image_id": i % 40, "category_id": 1} for i in range(80)],
     "categories": [{"id": 1, "name": "x"}],
 }
 
@@ -30,11 +32,42 @@ def test_literal_folds():
 
 
 @pytest.mark.parametrize(
-    "folds,take,words", [(4, {4}, r"no fold \[4\]"), (10**9, {0}, "None of the 40")]
+    "folds,take,words",
+    [
+        (4, {4}, r"--take: no fold \[4\]"),
+        (41, {0}, "--folds is 41; it must be at most the number of images, 40"),
+    ],
 )
 def test_wrong_folds_are_named(folds, take, words):
     with pytest.raises(ValueError, match=words):
         take_folds(CONTENT, folds, take)
+
+
+def test_ids_in_quotes_and_annotations_of_no_image():
+    quoted = [{"id": 1, "image_id": "7"}, {"id": 2, "image_id": 7.0}]
+    parts = [take_folds({**CONTENT, "annotations": quoted}, 4, {k}) for k in range(4)]
+    assert sorted(len(part["annotations"]) for part in parts) == [0, 0, 0, 2]
+    with pytest.raises(ValueError, match="1 annotations are of images that are not in the file"):
+        take_folds({**CONTENT, "annotations": [{"image_id": 99}]}, 2, {0})
+    hidden = {key: CONTENT[key] for key in ("images", "categories")}
+    assert "annotations" not in take_folds(hidden, 2, {0})  # none is not the same as no object
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        ('{"images": [], "annotations": [], "categories": []}', "lists no images"),
+        ("[]", "is a list; it must be an object"),
+        ('{"images": [', "cannot be read as JSON"),
+        ('{"images": [7], "annotations": [], "categories": []}', "images[0]: is no object"),
+        (None, "it is no regular file"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(text, words, tmp_path):
+    path = tmp_path / "all.json"
+    path.mkdir() if text is None else path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        open_coco(str(path))
 
 
 def test_command(tmp_path):

@@ -9,6 +9,7 @@ import cv2
 import pytest
 import torch
 
+from skd.runtime.safe_files import CheckpointError
 from skd.study.slim_checkpoint import slim
 from tests.helpers import run_script
 
@@ -109,6 +110,40 @@ def test_slim_checkpoint_keeps_versions_and_large_numbers(tmp_path):
     state = torch.load(tmp_path / "out.pth")["model"]
     assert state._metadata["1"] == {"version": 2}
     assert state["1.running_var"].item() == 1e6 and state["0.weight"].dtype == torch.float16
+
+
+def test_slim_checkpoint_names_what_half_precision_loses(tmp_path):
+    tiny = torch.full((3,), 1e-9)
+    mixed = torch.tensor([1.0, 1e-9, 0.0])
+    torch.save({"model": {"tiny": tiny, "mixed": mixed}}, tmp_path / "in.pth")
+    said = slim(str(tmp_path / "in.pth"), str(tmp_path / "out.pth"))
+    state = torch.load(tmp_path / "out.pth")["model"]
+    assert state["tiny"].equal(tiny) and state["mixed"].tolist() == [1, 0, 0]
+    assert "1 values of 1 tensors are too small" in said and said.endswith("mixed (1)")
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        (None, "It is a folder, not a file"),
+        ([torch.ones(1)], "it holds a list, not a dict"),
+        ({"model": [torch.ones(1)]}, "holds no weights"),
+        ({"model": {"a": 7}}, "holds no weights"),
+        ({}, "holds no weights"),
+        ({"distiller.a": torch.ones(1)}, "a distiller only"),
+    ],
+)
+def test_slim_checkpoint_of_no_checkpoint(content, words, tmp_path):
+    path = tmp_path / "in.pth"
+    path.mkdir() if content is None else torch.save(content, path)
+    with pytest.raises((ValueError, OSError, CheckpointError), match=words):
+        slim(str(path), str(tmp_path / "out.pth"))
+
+
+def test_slim_checkpoint_into_a_folder_that_is_not_there(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "in.pth")
+    with pytest.raises(FileNotFoundError):
+        slim(str(tmp_path / "in.pth"), str(tmp_path / "none" / "out.pth"))
 
 
 def test_slim_checkpoint_says_what_is_wrong_in_a_line(tmp_path, shapes):

@@ -96,7 +96,7 @@ def examine(json_file: str, image_root: str, read_images: bool = False) -> Repor
             problems += [Problem("warning", where, what) for where, what in notes.lines()]
         if read_images and content is not None:
             problems += _images(content, image_root, problems)
-    problems.sort(key=lambda problem: problem.level != "error")
+    problems = once(problems)
     return Report(content, problems, notes)
 
 
@@ -127,6 +127,19 @@ def read_coco(json_file: str, notes: Notes) -> Tuple[Any, List[Problem]]:
     problems = list(_structure(content))
     bad = [Problem(p.level, f"{json_file}, {p.where}", p.what) for p in problems]
     return (None if bad else content), bad
+
+
+def open_coco(json_file: str) -> Dict[str, Any]:
+    """
+    The content of an annotation file, as it is.
+
+    Raises:
+        ValueError: it is none; lists why.
+    """
+    content, problems = read_coco(json_file, Notes())
+    if problems:
+        raise ValueError(f"It must be a file in COCO's format:\n{summary(problems)}")
+    return content
 
 
 def _is_id(value: Any) -> bool:
@@ -494,7 +507,7 @@ def _pixels(image: Dict[str, Any], path: str, decode: bool = True) -> Iterator[P
         yield Problem("error", where, what)
     elif flag in TURNS and shown == stored:  # its size cannot show what the boxes are of
         what = (
-            f"its EXIF orientation {flag} {TURNS[flag]} when Detectron2 reads it: boxes that were "
+            "its EXIF orientation turns or mirrors it when Detectron2 reads it: boxes that were "
             "drawn on the pixels as stored are then in the wrong place"
         )
         yield Problem("warning", where, what)
@@ -523,6 +536,22 @@ def sample_images(content: Dict[str, Any], root: str, most: int = 64) -> List[Pr
     for image in images[::step][:most]:
         found += _pixels(image, os.path.join(root, image["file_name"]), decode=False)
     return found
+
+
+def once(problems: List[Problem]) -> List[Problem]:
+    """Errors first; a warning that is the same of many images or annotations once."""
+    places: Dict[str, List[str]] = {}
+    for problem in problems:
+        if problem.level == "warning":
+            places.setdefault(problem.what, []).append(problem.where)
+    warnings = [Problem("warning", _first(where), what) for what, where in places.items()]
+    return [p for p in problems if p.level == "error"] + warnings
+
+
+def _first(places: List[str], most: int = 3) -> str:
+    if len(places) == 1:
+        return places[0]
+    return f"{len(places)} times: " + ", ".join(places[:most]) + (", ..." * (len(places) > most))
 
 
 def summary(problems: List[Problem], most: int = 10) -> str:

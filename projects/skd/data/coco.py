@@ -24,7 +24,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
 from . import records
-from .check import Report, examine, masks_missing, sample_images, summary, without_gc
+from .check import Report, examine, masks_missing, once, sample_images, summary, without_gc
 from .mend import finish, renumber
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def check_one(
         _stop_at_errors(name, report, json_file, image_root)
         finish(report.content, report.notes, with_masks, with_keypoints)
         _map_classes(name, report, classes)
-        problems = report.problems + sample_images(report.content, image_root)
+        problems = once([*report.problems, *sample_images(report.content, image_root)])
         _stop_at_errors(name, report._replace(problems=problems), json_file, image_root)
         if problems:
             logger.warning(f"Dataset '{name}':\n{summary(problems, 8)}")
