@@ -10,9 +10,9 @@ configs/) or if --teacher is given; otherwise the model it describes is trained.
 in projects/skd/train_net.py, which an installed skd runs as `python -m skd.train_net`.
 """
 
-from skd.train_net import argument_parser, launch, main, setup
+from skd.train_net import argument_parser, command, launch, main, setup
 
-__all__ = ["argument_parser", "launch", "main", "setup"]
+__all__ = ["argument_parser", "command", "launch", "main", "setup"]
 
 if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())
+    command()

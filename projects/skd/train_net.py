@@ -11,7 +11,7 @@ CONFIG is any Detectron2 config, a .yaml or a LazyConfig .py. It distils if it s
 import argparse
 import os
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
@@ -31,8 +31,9 @@ from .config import (
     use_project,
 )
 from .data import check_datasets, coco, register_coco, register_shapes
-from .engine import SKDTrainer, describe, evaluate, launch
+from .engine import SKDTrainer, describe, launch, prepare_evaluation
 from .runtime.run_folder import open_folder
+from .runtime.user_errors import EARLY_ERRORS, UserError, told
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -125,12 +126,12 @@ def _kept(path: str, keep: bool) -> Iterator[None]:
                 f.write(content)
 
 
-def main(args: argparse.Namespace) -> Dict[str, Any]:
+def prepare(args: argparse.Namespace) -> Callable[[], Dict[str, Any]]:
     """
-    Train, or with ``--eval-only`` evaluate.
+    All that comes before the training, or with ``--eval-only`` the evaluation.
 
     Returns:
-        Results of the last evaluation, in the main process.
+        What does the work, and returns the results of the last evaluation, in the main process.
     """
     if not args.config_file:
         raise ValueError("--config-file is missing: give a .yaml or a LazyConfig .py file.")
@@ -140,11 +141,35 @@ def main(args: argparse.Namespace) -> Dict[str, Any]:
         register_coco(*dataset, check=False)
     cfg = setup(args)
     if args.eval_only:
-        return evaluate(describe(cfg), resume=args.resume)
+        return prepare_evaluation(describe(cfg), resume=args.resume)
     trainer = SKDTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    return trainer.train
+
+
+def main(args: argparse.Namespace) -> Dict[str, Any]:
+    """
+    Train, or with ``--eval-only`` evaluate.
+
+    Returns:
+        Results of the last evaluation, in the main process.
+    """
+    return prepare(args)()
+
+
+def main_told(args: argparse.Namespace) -> Dict[str, Any]:
+    """:func:`main` of a command: an error of the user's ends it with its message and 2."""
+    with told(*EARLY_ERRORS):
+        work = prepare(args)
+    with told(UserError):
+        return work()
+
+
+def command() -> None:
+    args = argument_parser().parse_args()
+    with told(UserError):
+        launch(main_told, args)
 
 
 if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())
+    command()

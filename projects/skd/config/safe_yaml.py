@@ -17,6 +17,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.file_io import PathManager
 
 from ..runtime.safe_files import TRUST_VARIABLE, is_trusted, is_url, open_bounded
+from ..runtime.user_errors import UserError
 
 BASE_KEY = "_BASE_"
 MAX_BYTES = 2**20  # of a file and all it is based on
@@ -34,7 +35,7 @@ _PYTHON = f"{_YAML}python/"
 _EVAL = f"{_PYTHON}object/apply:eval"
 
 
-class UnsafeConfigError(RuntimeError):
+class UnsafeConfigError(UserError):
     """A config file that would run code."""
 
 

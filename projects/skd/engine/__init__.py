@@ -1,7 +1,7 @@
 """A run from either form of config: described once, then trained or evaluated."""
 
 from .distilling import distilling
-from .evaluate import evaluate
+from .evaluate import evaluate, prepare_evaluation
 from .launch import launch
 from .pictures import AttentionPictures
 from .run import Run
@@ -15,5 +15,6 @@ __all__ = [
     "distilling",
     "evaluate",
     "launch",
+    "prepare_evaluation",
     "wrap_data_parallel",
 ]

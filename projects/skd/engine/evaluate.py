@@ -1,6 +1,7 @@
 """Evaluate what a run describes."""
 
-from typing import Any, Dict
+from functools import partial
+from typing import Any, Callable, Dict
 
 from torch import nn
 
@@ -18,23 +19,33 @@ def evaluate_model(run: Run, model: nn.Module) -> Dict[str, Any]:
     return results
 
 
-def evaluate(run: Run, resume: bool = False) -> Dict[str, Any]:
+def prepare_evaluation(run: Run, resume: bool = False) -> Callable[[], Dict[str, Any]]:
     """
-    Build the model, load the weights, evaluate, and write the results as training does.
+    Build the model and load the weights.
 
     Args:
         run: from :func:`skd.engine.describe`.
         resume: take the last checkpoint of the run's folder in place of its weights, if any.
 
     Returns:
-        The results, in the main process; an empty dict in others.
+        What evaluates it, and writes the results as training does. It returns them in the main
+        process, and an empty dict in others.
     """
     check(run, training=False)
     model = run.build_model()
     write_record(run.output_dir, model, run.test_sets or (), run.seed)
     checkpointer = RunCheckpointer(model, run.output_dir, key=run.keys["weights"])
     loaded = checkpointer.resume_or_load(run.weights, resume=resume)
+    return partial(_evaluate, run, model, loaded.get("iteration", 0))
+
+
+def evaluate(run: Run, resume: bool = False) -> Dict[str, Any]:
+    """:func:`prepare_evaluation`, and evaluate."""
+    return prepare_evaluation(run, resume)()
+
+
+def _evaluate(run: Run, model: nn.Module, iteration: int) -> Dict[str, Any]:
     results = evaluate_model(run, model)
-    write_results(results, run.output_dir, loaded.get("iteration", 0))
+    write_results(results, run.output_dir, iteration)
     run.verify(results)
     return results

@@ -19,6 +19,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..runtime.preemption import EXIT_REQUEUE, SIGNALS
 from ..runtime.record import LAUNCH_VARIABLE
+from ..runtime.user_errors import EXIT_USER_ERROR, UserError
+
+
+class LaunchError(UserError, ValueError):
+    """Flags that contradict how the processes were started."""
 
 
 def under_torchrun() -> bool:
@@ -42,8 +47,8 @@ def _launch_here(main: Callable[[argparse.Namespace], Any], args: argparse.Names
             args=(args,),
         )
     except multiprocessing.ProcessExitedException as error:
-        if error.exit_code == EXIT_REQUEUE:
-            sys.exit(EXIT_REQUEUE)
+        if error.exit_code in (EXIT_REQUEUE, EXIT_USER_ERROR):  # it has said why
+            sys.exit(error.exit_code)
         rank = args.machine_rank * args.num_gpus + error.error_index
         raise RuntimeError(
             f"Rank {rank} of {args.num_gpus * args.num_machines} died "
@@ -78,7 +83,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) 
     if not under_torchrun():
         return _launch_here(main, args)
     if args.num_gpus > 1 or args.num_machines > 1:
-        raise ValueError(
+        raise LaunchError(
             "torchrun starts the processes itself: leave out --num-gpus and --num-machines, and "
             "give torchrun --nproc-per-node and --nnodes."
         )

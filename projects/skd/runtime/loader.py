@@ -27,6 +27,8 @@ from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from .user_errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # how long a worker outlives a SIGTERM, for the training process to finish its iteration
@@ -56,7 +58,7 @@ def seeded(*numbers: int):
         torch.set_rng_state(before[2])
 
 
-class DataError(RuntimeError):
+class DataError(UserError):
     """An image or its annotations cannot be read."""
 
 

@@ -5,6 +5,8 @@ import socket
 import time
 from typing import Dict, Optional
 
+from .user_errors import UserError
+
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -18,7 +20,7 @@ NAME = "run.lock"
 _held: Dict[str, int] = {}
 
 
-class FolderInUseError(RuntimeError):
+class FolderInUseError(UserError):
     """Another run is using the output folder."""
 
 

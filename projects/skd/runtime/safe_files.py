@@ -25,11 +25,13 @@ from detectron2.utils.file_io import HTTPURLHandler, OneDrivePathHandler, PathMa
 from iopath.common.download import download
 from iopath.common.file_io import file_lock, get_cache_dir
 
+from .user_errors import UserError
+
 # Files, separated as in PATH, whose maker you trust with running any code on this machine.
 TRUST_VARIABLE = "SKD_TRUST_CHECKPOINTS"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A file that is no checkpoint, or is not to be trusted."""
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from .optimizer_state import check_optimizer, class_name
 from .plain_numbers import read_numbers, write_numbers
 from .unlabelled import share_of
+from .user_errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ Batch = List[Dict[str, Any]]
 Scalars = Dict[str, torch.Tensor]
 
 
-class BatchTooLargeError(RuntimeError):
+class BatchTooLargeError(UserError):
     """Memory ran out in a training step."""
 
 

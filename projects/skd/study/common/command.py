@@ -1,33 +1,17 @@
 """What every command in tools/ does the same way: help with defaults, errors of one line."""
 
 import argparse
-import os
 import sys
 from typing import Callable, List, Optional, Sequence
 
-import yaml
-
 from ...config import projects
-from ...config.safe_yaml import UnsafeConfigError
 from ...data import coco, register_coco, register_shapes
-from ...runtime.loader import DataError
-from ...runtime.lock import FolderInUseError
-from ...runtime.safe_files import CheckpointError
-
-USER_ERRORS = (
-    ValueError,
-    KeyError,
-    OSError,
-    AssertionError,  # of yacs
-    NotImplementedError,
-    ImportError,
-    CheckpointError,
-    DataError,
-    FolderInUseError,
-    UnsafeConfigError,
-    yaml.YAMLError,
+from ...runtime.user_errors import (
+    EARLY_ERRORS,
+    EXIT_USER_ERROR,
+    message_of,
+    wants_traceback,
 )
-TRACEBACK_VARIABLE = "SKD_TRACEBACK"  # set to see where an error comes from
 
 
 class RunError(RuntimeError):
@@ -103,15 +87,8 @@ def run_command(main: Callable[[], Optional[int]]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except USER_ERRORS as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+    except EARLY_ERRORS as error:
+        if wants_traceback():
             raise
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-
-
-def message_of(error: BaseException) -> str:
-    """An exception's message in one line."""
-    # str() of a KeyError is the repr of its key
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
+        print(f"error: {' '.join(message_of(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR

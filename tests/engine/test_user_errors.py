@@ -1,0 +1,51 @@
+"""How a training ends for an error of the user's: its message and 2, no traceback."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from torch.utils.data import DataLoader
+
+from skd.runtime.loader import DataError, MappedDataset
+from skd.runtime.user_errors import TRACEBACK_VARIABLE, UserError, message_of, told
+from tests.helpers import ROOT, environment, tiny_config
+
+
+@pytest.mark.slow
+def test_a_command_of_several_processes_ends_with_the_message_and_2(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(tiny_config(OUTPUT_DIR=str(tmp_path / "out")).dump())
+    done = subprocess.run(
+        [
+            sys.executable, "-W", "ignore", os.path.join(ROOT, "train_net.py"), "--num-gpus", "2",
+            "--dist-url", "auto", "--config-file", path, "SOLVER.MAX_ITER", "0",
+        ],
+        env=environment(tmp_path), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "error: SOLVER.MAX_ITER is 0; it must be a whole number above 0.\n" in done.stderr
+
+
+def test_only_the_named_kinds_are_told(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as end, told(UserError):
+        raise UserError("KEY is 1;\n  it must be 2.")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: KEY is 1;\n  it must be 2.\n(SKD_TRACEBACK=1")
+    with pytest.raises(ValueError), told(UserError):
+        raise ValueError("a bug of somebody's")
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
+    with pytest.raises(UserError), told(UserError):
+        raise UserError("seen")
+
+
+def broken(record):
+    raise OSError("truncated")
+
+
+def test_an_error_of_a_loaders_worker_is_told_without_torchs_words():
+    dataset = MappedDataset([{"file_name": "a.jpg", "image_id": 3}], broken, 0)
+    loader = DataLoader(dataset, num_workers=1, sampler=[(0, 0)])
+    with pytest.raises(DataError, match="Original Traceback") as error:
+        next(iter(loader))
+    assert message_of(error.value).startswith("Image 'a.jpg' (id 3) cannot be used: OSError: trunc")
