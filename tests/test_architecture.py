@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -141,3 +142,24 @@ def test_importing_skd_registers_no_dataset(tmp_path):
     )  # fmt: skip
     assert done.stdout.strip() == "[]", done.stderr[-2000:]
     assert os.listdir(tmp_path) == []
+
+
+# distillation, and keys of one form of config: what runtime must not know
+FOREIGN = re.compile(
+    r"(?i:teacher|student|distil)|\b(SOLVER|MODEL|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z]|OUTPUT_DIR"
+    r"|\btrain\.[a-z]|\bdataloader\."
+)
+
+
+@pytest.mark.parametrize("path", python_files(os.path.join(PROJECTS, "skd", "runtime")))
+def test_runtime_knows_of_no_distillation_and_of_no_config(path):
+    """Nor says so: whoever knows the user's config tells it the words (runtime/words.py)."""
+    with open(path) as f:
+        tree = ast.parse(f.read())
+    said = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    said += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    said += [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    said += [n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    allowed = ast.get_docstring(tree, clean=False) if path.endswith("__init__.py") else None
+    assert said
+    assert not [x for x in said if isinstance(x, str) and x != allowed and FOREIGN.search(x)]

@@ -34,6 +34,7 @@ from .data import check_datasets, coco, register_coco, register_shapes
 from .engine import SKDTrainer, describe, launch, prepare_evaluation
 from .runtime.run_folder import open_folder
 from .runtime.user_errors import EARLY_ERRORS, UserError, told
+from .runtime.words import said_as
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -97,7 +98,8 @@ def setup(args: argparse.Namespace) -> Config:
         cfg = form.student_of(cfg, solver=True)  # nothing to learn, or nobody to learn from
     folder = form.output_dir(cfg)
     if not args.eval_only:
-        open_folder(folder)
+        with said_as(run_settings.keys_of(run_settings.form_name(cfg))):
+            open_folder(folder)
     setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
     register_shapes()  # the config may name them
     check_datasets(cfg, args.eval_only)

@@ -217,9 +217,8 @@ def test_every_run_leaves_a_record(teacher_files, shapes, tmp_path):
     assert list(third["datasets"]) == ["skd_shapes_val"]
     assert "--resume" in second["command"] and "--resume" not in first["command"]
     assert first["seed"] == 7 and first["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert first["teacher"] == {
-        "weights": teacher_files[1], "sha256": file_sha256(teacher_files[1]),
-    }  # fmt: skip
+    sha256 = file_sha256(teacher_files[1])
+    assert first["files"] == {"teacher": {"path": teacher_files[1], "sha256": sha256}}
     data = first["datasets"]["skd_shapes_train"]
     assert len(data["annotations"]) == len(data["images"]) == 64 and second["datasets"] == {
         "skd_shapes_train": data

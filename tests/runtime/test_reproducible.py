@@ -145,7 +145,7 @@ def test_records_without_sizes_are_loaded_ungrouped():
 
 
 def test_a_batch_size_of_zero_is_an_error():
-    with pytest.raises(ValueError, match="SOLVER.IMS_PER_BATCH is 0; it must be a multiple"):
+    with pytest.raises(ValueError, match="^total_batch_size is 0; it must be a multiple"):
         loader(batch=0)
 
 

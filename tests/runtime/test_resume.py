@@ -51,7 +51,7 @@ def test_the_advice_costs_no_checkpoint(tmp_path):
     (tmp_path / "model_0000001.pth").write_bytes(b"")
     with pytest.raises(CheckpointError) as error:
         checkpointer(tmp_path).resume_or_load("", resume=True)
-    assert "in another OUTPUT_DIR" in str(error.value)
+    assert "in another output_dir" in str(error.value)
     assert not any(word in str(error.value).lower() for word in ("remove", "delete"))
 
 

@@ -14,6 +14,7 @@ from skd.engine import SKDTrainer
 from skd.runtime import lock, record
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
 from skd.runtime.lock import FolderInUseError
+from skd.runtime.words import said_as
 from tests.helpers import distilling, environment, save_detector, tiny_config
 
 
@@ -209,13 +210,22 @@ def test_an_evaluation_leaves_the_runs_config(base, tmp_path):
     assert config.read_text() == base.dump()
 
 
+def test_errors_say_what_the_user_calls_a_setting(tmp_path):
+    reader = SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path), trainer=torch.nn.Linear(1, 1))
+    SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).save("model_final")
+    words = {"weights": "train.init_checkpoint", "output_dir": "train.output_dir"}
+    for said, weights in ((words, words["weights"]), ({}, "weights")):
+        with said_as(said), pytest.raises(CheckpointError, match=f"its weights: {weights} "):
+            reader.resume_or_load("", resume=True)
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_distilling_goes_on_as_distilling_only(base, before):
     configs = base, yaml.student_of(base, solver=True)
     first, second = configs if before else configs[::-1]
     train(first)
     trainer = SKDTrainer(second)
-    with pytest.raises(CheckpointError, match="distilled, and" if before else "did not distil"):
+    with pytest.raises(CheckpointError, match=f"was with{'' if before else 'out'} a teacher, and"):
         trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 0
     trainer.folder.after_train()
@@ -256,7 +266,14 @@ def test_a_change_is_told_from_the_record_in_force(base, caplog):
 
 @pytest.mark.parametrize(
     "line",
-    ['{"config": 5}', '{"datasets": null}', '{"datasets": {"a": null}}', "[" * 100_000, "[]"],
+    [
+        '{"config": 5}',
+        '{"datasets": null}',
+        '{"datasets": {"a": null}}',
+        '{"files": {"a": {"sha256": 5}}}',
+        "[" * 100_000,
+        "[]",
+    ],
 )
 def test_a_line_that_is_no_record_is_ignored_with_a_warning(tmp_path, caplog, line):
     (tmp_path / "runs.jsonl").write_text(f'{{"run": "a"}}\n{line}\n{{"half')
@@ -305,7 +322,7 @@ def test_the_record_never_stops_a_run(base, shapes, tmp_path, caplog, monkeypatc
     monkeypatch.setattr(record, "SECONDS_FOR_IMAGES", 0.0)  # a network folder of minutes
     assert record.fingerprint("tiny_linked") == {}
     monkeypatch.setattr(record, "fingerprint", lambda name: 1 / 0)
-    described = record.describe_run(torch.nn.Linear(1, 1), ["tiny_linked"], 0)
+    described = record.describe_run(record.RunFacts(["tiny_linked"], seed=0))
     assert described["datasets"] == {
         "tiny_linked": {"unknown": "ZeroDivisionError: division by zero"}
     }

@@ -10,7 +10,7 @@ is up to who reads ``run.NAME``, see ``skd/engine``.
 import math
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -238,7 +238,8 @@ def lazy_paths() -> Dict[str, str]:
 Config = Union[CfgNode, DictConfig]
 
 
-def _form(cfg: Config) -> str:
+def form_name(cfg: Config) -> str:
+    """``YAML`` or ``LAZY``."""
     return YAML if isinstance(cfg, CfgNode) else LAZY
 
 
@@ -249,6 +250,11 @@ def _select(cfg: Config, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
     return cfg
+
+
+def as_mapping(cfg: Config) -> Mapping[str, Any]:
+    """A config of either form, nested."""
+    return cfg if isinstance(cfg, CfgNode) else OmegaConf.to_container(cfg)
 
 
 def read(cfg: Config) -> Dict[str, Any]:
@@ -267,7 +273,7 @@ def value_of(cfg: Config, name: str) -> Any:
 
 
 def _read(cfg: Config, setting: Setting) -> Any:
-    key = setting.key(_form(cfg))
+    key = setting.key(form_name(cfg))
     value = _select(cfg, key) if key else None
     if value is not None:
         return setting.convert(value)
@@ -282,7 +288,7 @@ def _default(setting: Setting) -> Any:
 
 def extend(cfg: Config, name: str, values: Sequence[str]) -> None:
     """Add to a setting that is a list, in place."""
-    key = next(s.key(_form(cfg)) for s in settings() if s.name == name)
+    key = next(s.key(form_name(cfg)) for s in settings() if s.name == name)
     longer = [*value_of(cfg, name), *values]
     if isinstance(cfg, DictConfig):
         OmegaConf.update(cfg, key, longer, force_add=True)
@@ -306,7 +312,7 @@ def remove_added(cfg: Config, keep: bool = False) -> None:
     Args:
         keep: leave what is not as by default.
     """
-    form = _form(cfg)
+    form = form_name(cfg)
     for setting in settings():
         node, _, name = setting.key(form).rpartition(".")
         parent = _select(cfg, node) if form in setting.added else None

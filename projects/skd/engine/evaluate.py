@@ -6,7 +6,8 @@ from typing import Any, Callable, Dict
 from torch import nn
 
 from ..evaluation import write_results
-from ..runtime.record import write_record
+from ..runtime.record import append_record, describe_run
+from ..runtime.words import said_as
 from .run import Run, check
 from .weights import RunCheckpointer
 
@@ -33,9 +34,10 @@ def prepare_evaluation(run: Run, resume: bool = False) -> Callable[[], Dict[str,
     """
     check(run, training=False)
     model = run.build_model()
-    write_record(run.output_dir, model, run.test_sets or (), run.seed)
+    append_record(run.output_dir, describe_run(run.facts(model, run.seed, training=False)))
     checkpointer = RunCheckpointer(model, run.output_dir, key=run.keys["weights"])
-    loaded = checkpointer.resume_or_load(run.weights, resume=resume)
+    with said_as(run.keys):
+        loaded = checkpointer.resume_or_load(run.weights, resume=resume)
     return partial(_evaluate, run, model, loaded.get("iteration", 0))
 
 

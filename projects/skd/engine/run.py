@@ -13,7 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..config import Config
-from ..config.run_settings import RunSettings, settings
+from ..config.naming import YAML, called, written_as
+from ..config.run_settings import RunSettings, as_mapping, form_name, settings
+from ..runtime.record import RunFacts
 from .teacher_quality import TeacherEvaluation
 
 
@@ -55,10 +57,34 @@ class Run(RunSettings):
     def datasets(self) -> List[str]:
         return [*(self.train_sets or ()), *(self.test_sets or ())]
 
+    def facts(self, model: nn.Module, seed: int, training: bool = True) -> RunFacts:
+        """For the record: of the run with a model that it has built."""
+        teacher = getattr(model, "teacher", None)
+        weights = getattr(teacher, "weights", None)
+        return RunFacts(
+            datasets=self.datasets if training else self.test_sets or (),
+            seed=seed,
+            config=as_mapping(self.cfg) if training else None,
+            kind="without a teacher" if teacher is None else "with a teacher",
+            files={"teacher": weights} if weights else {},
+        )
+
     def verify(self, results: Dict[str, Any]) -> None:
         """Compare with the expected results, as Detectron2 does: exits with 1 if they differ."""
         if comm.is_main_process() and self.expected:
             verify_results(CfgNode({"TEST": {"EXPECTED_RESULTS": self.expected}}), results)
+
+
+def memory_advice(run: Run) -> str:
+    """What needs less memory, in the user's words."""
+    form = form_name(run.cfg)
+    sizes = "INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN shrink the images"
+    with written_as(form):
+        precision, levels = called("MODEL.TEACHER.PRECISION"), called("MODEL.DISTILLER.LEVELS")
+    return (
+        f"{sizes if form == YAML else 'let dataloader.train.mapper shrink the images'}; "
+        f"{precision} halves the teacher's maps on a GPU; {levels} distils fewer levels"
+    )
 
 
 def check(run: Run, training: bool = True) -> None:

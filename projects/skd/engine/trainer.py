@@ -15,7 +15,6 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from omegaconf import OmegaConf
 from torch import nn
 
 from ..config import Config
@@ -29,12 +28,13 @@ from ..runtime.preemption import PreemptionHook
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
 from ..runtime.run_folder import RunFolder
 from ..runtime.step import build_trainer
+from ..runtime.words import said_as
 from .average import WeightAverage
 from .best import BestCheckpointer, EarlyStopping, Finished
 from .lazy_run import lazy_run
 from .pictures import AttentionPictures
 from .readout import DistillationLog
-from .run import Run, check
+from .run import Run, check, memory_advice
 from .teacher_quality import TeacherQuality
 from .unlabelled import find_unlabelled
 from .weights import RunCheckpointer
@@ -79,15 +79,14 @@ class SKDTrainer(DefaultTrainer):
         if unlabelled is not None:
             loader = unlabelled.join(loader)
         steps = ReproducibleSteps(loader, shared_seed(run.seed))
+        facts = run.facts(model, steps.seed)
         model = wrap_data_parallel(model, **run.ddp)
         self._trainer = _build_steps(run, model, loader, optimizer)
         self.scheduler = run.build_scheduler(optimizer)
         self.checkpointer = RunCheckpointer(
             model, run.output_dir, key=run.keys["weights"], trainer=weakref.proxy(self)
         )
-        self.folder = RunFolder(
-            self.checkpointer, _as_mapping(run.cfg), run.datasets, steps.seed, is_learnt
-        )
+        self.folder = RunFolder(self.checkpointer, facts, is_learnt)
         numbers = PlainNumbers(model, run.checkpoint_period)
         preemption = PreemptionHook(self.checkpointer)
         self.register_hooks(
@@ -163,14 +162,15 @@ class SKDTrainer(DefaultTrainer):
         return default_writers(self.run.output_dir, self.max_iter)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        self.start_iter = self.folder.resume_or_load(self.run.weights, resume)
+        with said_as(self.run.keys):
+            self.start_iter = self.folder.resume_or_load(self.run.weights, resume)
 
     def train(self) -> Dict[str, Any]:
         """
         Returns:
             Results of the last evaluation, in the main process.
         """
-        with suppress(Finished):
+        with suppress(Finished), said_as(self.run.keys):
             TrainerBase.train(self, self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", {})
         self.run.verify(results)
@@ -236,13 +236,10 @@ def describe(cfg: Config, trainer: Any = SKDTrainer) -> Run:
     return yaml_run(cfg, trainer) if isinstance(cfg, CfgNode) else lazy_run(cfg)
 
 
-def _as_mapping(cfg: Config) -> Dict[str, Any]:
-    return cfg if isinstance(cfg, CfgNode) else OmegaConf.to_container(cfg)
-
-
 def _build_steps(run: Run, model: nn.Module, loader: Any, optimizer: Any):
     """What takes the training steps: Detectron2's, in parts and in mixed precision."""
-    steps = build_trainer(model, loader, optimizer, run.amp, run.accumulate, run.skip_non_finite)
+    counts = run.accumulate, run.skip_non_finite
+    steps = build_trainer(model, loader, optimizer, run.amp, *counts, memory_advice(run))
     if run.amp:
         steps.precision = PRECISIONS[run.amp_precision]
     return steps

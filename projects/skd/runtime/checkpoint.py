@@ -21,6 +21,7 @@ from .safe_files import (
 )
 from .weights_file import check_finite, with_model
 from .whole_files import write_whole
+from .words import word
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             return None
         raise CheckpointError(
             f"None of the checkpoints in '{self.save_dir}' can be read: {', '.join(files)}. "
-            "Start anew without --resume, in another OUTPUT_DIR."
+            f"Start anew without --resume, in another {word('output_dir')}."
         )
 
     def _last_run(self) -> Optional[str]:
@@ -176,8 +177,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         gone = [key for key in self.checkpointables if data.get(key) is None]
         if gone:
             raise CheckpointError(
-                f"'{path}' has weights only, and no state of {', '.join(gone)} to resume from. "
-                "Start a new run from it: MODEL.WEIGHTS, another OUTPUT_DIR, no --resume."
+                f"'{path}' has weights only, and no state of {', '.join(gone)} to resume from; "
+                f"{new_run_from(path)}."
             )
         before = {k[7:] if k.startswith("module.") else k: v for k, v in data["model"].items()}
         bad = []
@@ -193,8 +194,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise CheckpointError(
                 f"'{path}' is of another model than the one to train; {len(bad)} of the model's "
                 f"tensors do not fit: {'; '.join(bad[:3])}{'; ...' * (len(bad) > 3)}. Resume with "
-                "the configuration the run was started with, or start a new run from its weights: "
-                f"MODEL.WEIGHTS {path}, another OUTPUT_DIR, no --resume."
+                f"the configuration the run was started with. Or {new_run_from(path)}."
             )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
@@ -243,6 +243,14 @@ class SafeCheckpointer(DetectionCheckpointer):
     def _torch_load(self, f: str) -> Dict[str, Any]:
         data = super()._torch_load(f) if is_trusted(f) else load_tensors(f)
         return with_model(self._path, data)  # Detectron2 takes what has no "model" for one
+
+
+def new_run_from(path: str) -> str:
+    """Advice where a checkpoint cannot be resumed from."""
+    return (
+        f"start a new run from its weights: {word('weights')} {path}, another "
+        f"{word('output_dir')}, no --resume"
+    )
 
 
 def _is_remote(folder: str) -> bool:

@@ -253,7 +253,7 @@ def build_train_loader(
     world = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {total_batch_size}; it must be a multiple of the number of "
+            f"total_batch_size is {total_batch_size}; it must be a multiple of the number of "
             f"processes, {world}."
         )
     seed = comm.shared_random_seed() if seed is None else seed

@@ -6,6 +6,7 @@ import time
 from typing import Dict, Optional
 
 from .user_errors import UserError
+from .words import word
 
 try:
     import fcntl
@@ -24,13 +25,13 @@ class FolderInUseError(UserError):
     """Another run is using the output folder."""
 
 
-def acquire(folder: str, key: str = "OUTPUT_DIR") -> Optional[str]:
+def acquire(folder: str, key: str = "") -> Optional[str]:
     """
     Keep other processes' runs out of a folder until :func:`release`, or the end of this process.
 
     Args:
         folder: that exists.
-        key: what names it, for the error.
+        key: what names it, for the error; by default what names a run's folder.
 
     Returns:
         None, or why the folder cannot be locked (some network file systems).
@@ -56,8 +57,8 @@ def acquire(folder: str, key: str = "OUTPUT_DIR") -> Optional[str]:
         if not isinstance(error, (BlockingIOError, PermissionError)):
             return str(error)
         raise FolderInUseError(
-            f"{key} is '{folder}', and another run is using it ({other or 'unknown'}); it "
-            "must be a folder of its own. Or wait for that run to end."
+            f"{key or word('output_dir')} is '{folder}', and another run is using it "
+            f"({other or 'unknown'}); it must be a folder of its own. Or wait for that run to end."
         ) from None
     _held[path] = descriptor
     os.ftruncate(descriptor, 0)

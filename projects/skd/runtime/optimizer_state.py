@@ -5,16 +5,13 @@ from typing import Any, Dict, Optional
 import torch
 
 from .safe_files import CheckpointError
+from .words import word
 
 # what torch's releases have added, and fill in where a state has none
 _ADDED = {
     "amsgrad", "capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused",
     "maximize",
 }  # fmt: skip
-_ADVICE = (
-    "Resume with the configuration the run was started with, or start a new run from its weights: "
-    "MODEL.WEIGHTS, another OUTPUT_DIR, no --resume."
-)
 
 
 def class_name(optimizer: torch.optim.Optimizer) -> str:
@@ -52,7 +49,8 @@ def _check_class(
         before = f"another one, without {', '.join(lacks)}"
     if before not in (None, now):
         raise CheckpointError(
-            f"The checkpoint's optimizer is {before}, and the one to train with is {now}. {_ADVICE}"
+            f"The checkpoint's optimizer is {before}, and the one to train with is {now}. "
+            f"{_advice()}"
         )
 
 
@@ -69,5 +67,12 @@ def _check_parameters(state: Dict[str, Any], optimizer: torch.optim.Optimizer) -
         raise CheckpointError(
             f"The checkpoint's optimizer has {len(old)} parameters in "
             f"{len(state['param_groups'])} groups, and the one to train with {len(new)} in "
-            f"{len(sizes)}, or of other shapes. {_ADVICE}"
+            f"{len(sizes)}, or of other shapes. {_advice()}"
         )
+
+
+def _advice() -> str:
+    return (
+        "Resume with the configuration the run was started with, or start a new run from its "
+        f"weights: {word('weights')}, another {word('output_dir')}, no --resume."
+    )

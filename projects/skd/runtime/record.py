@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import detectron2
@@ -16,7 +17,6 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from torch import nn
 
 from .weights_file import without_query
 
@@ -30,21 +30,30 @@ MOST_IMAGES = 500_000
 PACKAGES = ("torch", "torchvision", "numpy", "fvcore", "pycocotools", "opencv-python", "timm")
 
 
-def describe_run(
-    model: nn.Module,
-    datasets: Sequence[str],
-    seed: int,
-    config: Optional[Mapping[str, Any]] = None,
-) -> Optional[Dict[str, Any]]:
+@dataclass
+class RunFacts:
     """
-    Command, seed, versions, git commit, SHA-256 of the teacher's file, fingerprints of the
-    datasets and the config.
+    What a run is made of, as who starts it knows.
 
-    Args:
-        model: any; one with a ``teacher`` that has ``weights`` has these fingerprinted.
+    Attributes:
         datasets: names of those trained and tested on.
         seed: of the run.
         config: nested.
+        kind: of run, in a few words; one is resumed as what it was only.
+        files: further files whose content matters, by what they are.
+    """
+
+    datasets: Sequence[str]
+    seed: int
+    config: Optional[Mapping[str, Any]] = None
+    kind: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def describe_run(facts: RunFacts) -> Optional[Dict[str, Any]]:
+    """
+    Command, seed, versions, git commit, SHA-256 of files, fingerprints of the datasets and the
+    config.
 
     Returns:
         The record, in the main process; None in the others.
@@ -55,23 +64,19 @@ def describe_run(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [sys.executable, *sys.argv],
         "processes": comm.get_world_size(),
-        "seed": seed,
-        "distils": distils(model),
+        "seed": facts.seed,
+        "kind": facts.kind,
         "launch": launch_id(),
         "versions": versions(),
         "git": git_state(),
-        "datasets": {name: _or_why(fingerprint, name) for name in datasets},
+        "datasets": {name: _or_why(fingerprint, name) for name in facts.datasets},
+        "files": {
+            name: {"path": path, **_or_why(_hash, path)} for name, path in facts.files.items()
+        },
     }
-    weights = getattr(getattr(model, "teacher", None), "weights", "")
-    if weights:
-        record["teacher"] = {"weights": weights, **_or_why(_weights_hash, weights)}
-    if config is not None:
-        record["config"] = flatten(config)
+    if facts.config is not None:
+        record["config"] = flatten(facts.config)
     return record
-
-
-def distils(model: nn.Module) -> bool:
-    return getattr(model, "teacher", None) is not None
 
 
 def launch_id() -> Optional[str]:
@@ -87,13 +92,8 @@ def _or_why(describe: Callable[[str], Dict[str, str]], what: str) -> Dict[str, s
         return {"unknown": f"{type(error).__name__}: {error}"}
 
 
-def _weights_hash(path: str) -> Dict[str, str]:
+def _hash(path: str) -> Dict[str, str]:
     return {"sha256": file_sha256(without_query(path))}
-
-
-def write_record(output_dir: str, model: nn.Module, datasets: Sequence[str], seed: int) -> None:
-    """Record a run that is no training; trainings are recorded by :class:`RunFolder`."""
-    append_record(output_dir, describe_run(model, datasets, seed))
 
 
 def append_record(output_dir: str, record: Optional[Dict[str, Any]]) -> None:
@@ -147,8 +147,8 @@ def read_records(output_dir: str) -> List[Dict[str, Any]]:
 
 # What is read of a record, and what it is.
 _SHAPE = {
-    "config": dict, "datasets": dict, "teacher": dict, "processes": int, "run": str, "start": int,
-    "distils": bool, "launch": (str, type(None)),
+    "config": dict, "datasets": dict, "files": dict, "processes": int, "run": str, "start": int,
+    "kind": str, "launch": (str, type(None)),
 }  # fmt: skip
 
 
@@ -157,7 +157,8 @@ def _is_record(record: Any) -> bool:
         isinstance(record, dict)
         and all(isinstance(record[k], kind) for k, kind in _SHAPE.items() if k in record)
         and all(isinstance(x, dict) for x in record.get("datasets", {}).values())
-        and all(isinstance(x, str) for x in record.get("teacher", {}).values())
+        and all(isinstance(x, dict) for x in record.get("files", {}).values())
+        and all(isinstance(y, str) for x in record.get("files", {}).values() for y in x.values())
     )
 
 
@@ -193,12 +194,13 @@ def changes(
         matters: whether a key of the config does.
     """
     found = _changed_keys(before.get("config"), now.get("config"), matters)
-    old, new = before.get("teacher", {}), now.get("teacher", {})
-    if old.get("sha256") and new.get("sha256") and old["sha256"] != new["sha256"]:
-        found.append(
-            f"the teacher's file: '{old['weights']}' ({old['sha256'][:8]}) -> '{new['weights']}' "
-            f"({new['sha256'][:8]})"
-        )
+    for name, new in now.get("files", {}).items():
+        old = before.get("files", {}).get(name, {})
+        if old.get("sha256") and new.get("sha256") and old["sha256"] != new["sha256"]:
+            found.append(
+                f"the {name}'s file: '{old.get('path')}' ({old['sha256'][:8]}) -> '{new['path']}' "
+                f"({new['sha256'][:8]})"
+            )
     for name, new in now.get("datasets", {}).items():
         old = before.get("datasets", {}).get(name, {})
         for part in ("annotations", "images"):

@@ -4,15 +4,16 @@ import logging
 import os
 import time
 import uuid
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Optional
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from . import lock
-from .checkpoint import CheckpointError, SafeCheckpointer
-from .record import append_record, changes, describe_run, distils, launch_id, read_records
+from .checkpoint import CheckpointError, SafeCheckpointer, new_run_from
+from .record import RunFacts, append_record, changes, describe_run, launch_id, read_records
 from .whole_files import remove_leftovers
+from .words import word
 
 logger = logging.getLogger(__name__)
 
@@ -62,21 +63,16 @@ class RunFolder(HookBase):
     def __init__(
         self,
         checkpointer: SafeCheckpointer,
-        config: Mapping[str, Any],
-        datasets: Sequence[str],
-        seed: int,
+        facts: RunFacts,
         matters: Callable[[str], bool] = lambda key: True,
     ):
         """
         Args:
             checkpointer: of the run; its folder is the run's.
-            config: the whole config, nested.
-            datasets: names of those trained and tested on.
-            seed: of the run.
+            facts: for the record, and to compare with that of a run to resume.
             matters: whether another value of a key of the config changes what is learnt.
         """
-        self.checkpointer, self._matters = checkpointer, matters
-        self.config, self.datasets, self.seed = config, datasets, seed
+        self.checkpointer, self.facts, self._matters = checkpointer, facts, matters
         self._open = False
 
     @property
@@ -103,7 +99,7 @@ class RunFolder(HookBase):
         self._enter()
         resume = resume or self._is_restart()
         loaded = self.checkpointer.read_last() if resume else None
-        record = describe_run(self.checkpointer.model, self.datasets, self.seed, self.config)
+        record = describe_run(self.facts)
         if loaded is None:
             self._start_anew(resume)
             self.checkpointer.resume_or_load(weights, resume=False)
@@ -138,8 +134,8 @@ class RunFolder(HookBase):
         self.checkpointer.run_id = run_id or comm.all_gather(uuid.uuid4().hex)[0]
         before = self._record_of(run_id, data.get("iteration"))
         changed = changes(before, record, self._matters) if record is not None else []
-        changed, distilled = comm.all_gather((changed, before.get("distils")))[0]
-        self._check_distils(path, distilled)
+        changed, kind = comm.all_gather((changed, before.get("kind", "")))[0]
+        self._check_kind(path, kind)
         words = "; ".join(changed)
         try:
             self.checkpointer.resume_from(path, data)
@@ -160,16 +156,14 @@ class RunFolder(HookBase):
             lines = [r for r in lines if r.get("start", 0) <= iteration] or lines
         return lines[-1] if lines else {}
 
-    def _check_distils(self, path: str, before: Optional[bool]) -> None:
-        now = distils(self.checkpointer.model)
-        if before is None or before == now:
-            return
-        words = ("distilled", "does not") if before else ("did not distil", "does")
-        raise CheckpointError(
-            f"The run of '{path}' {words[0]}, and the one to go on with {words[1]}. Resume with "
-            "the configuration it was started with (and its --teacher), or start a new run from "
-            f"its weights: MODEL.WEIGHTS {path}, another OUTPUT_DIR, no --resume."
-        )
+    def _check_kind(self, path: str, before: str) -> None:
+        now = self.facts.kind
+        if before and now and before != now:
+            raise CheckpointError(
+                f"The run of '{path}' was {before}, and the one to go on with is {now}. Resume "
+                "with the command it was started with (runs.jsonl has it). Or "
+                f"{new_run_from(path)}."
+            )
 
     def _write(self, record: Optional[Dict[str, Any]], start: int = 0) -> None:
         if record is not None:
@@ -182,7 +176,7 @@ class RunFolder(HookBase):
             return
         self._enter()
         self._start_anew()
-        self._write(describe_run(self.checkpointer.model, self.datasets, self.seed, self.config))
+        self._write(describe_run(self.facts))
 
     def after_train(self) -> None:
         self._open = False
@@ -204,7 +198,7 @@ def _set_aside(checkpointer: SafeCheckpointer) -> None:
             os.replace(*paths)
     except Exception as error:  # a remote folder's handler may raise anything
         raise CheckpointError(
-            f"OUTPUT_DIR is '{folder}', which has another run's checkpoints, and its "
+            f"{word('output_dir')} is '{folder}', which has another run's checkpoints, and its "
             f"last_checkpoint cannot be renamed ({error}); it must be a folder of its own."
         ) from error
     logger.warning(

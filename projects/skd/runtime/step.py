@@ -22,6 +22,7 @@ from .optimizer_state import check_optimizer, class_name
 from .plain_numbers import read_numbers, write_numbers
 from .unlabelled import share_of
 from .user_errors import UserError
+from .words import word
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def build_trainer(
     amp: bool = False,
     parts: int = 1,
     skip_non_finite: int = 0,
+    memory_advice: str = "",
 ) -> SimpleTrainer:
     """
     Detectron2's SimpleTrainer or AMPTrainer with another step.
@@ -47,12 +49,13 @@ def build_trainer(
     Args:
         model, data_loader, optimizer: as there.
         amp: whether to train in mixed precision.
-        parts: of each batch, one after the other; see ``SOLVER.ACCUMULATE``.
-        skip_non_finite: batches to leave out; see ``SOLVER.SKIP_NON_FINITE``.
+        parts: of each batch, one after the other.
+        skip_non_finite: batches to leave out.
+        memory_advice: what else needs less memory, for the error when it runs out.
     """
     trainer = (_AMPTrainer if amp else _Trainer)(model, data_loader, optimizer)
     trainer.parts = parts
-    trainer.skip_non_finite = skip_non_finite
+    trainer.skip_non_finite, trainer.memory_advice = skip_non_finite, memory_advice
     return trainer
 
 
@@ -70,6 +73,7 @@ class _Step:
 
     parts = 1
     skip_non_finite = 0
+    memory_advice = ""
     _skipped = 0
 
     def run_step(self) -> None:
@@ -83,7 +87,7 @@ class _Step:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            raise BatchTooLargeError(_memory_advice(data, self.parts)) from error
+            raise BatchTooLargeError(_memory_words(data, self.parts, self.memory_advice)) from error
         if total is None or self._is_left_out(data):
             self._put_back(before)
             return
@@ -180,7 +184,7 @@ class _Step:
         if self._skipped > self.skip_non_finite:
             raise FloatingPointError(
                 f"{reason} {self.skip_non_finite} such batches were left out before, as many as "
-                "SOLVER.SKIP_NON_FINITE allows."
+                f"{word('skip_non_finite')} allows."
             )
         logger.warning(
             f"Batch left out, {self._skipped} of at most {self.skip_non_finite}: {reason}"
@@ -264,8 +268,8 @@ def _not_finite(
     what = "The gradient" if bad[0].startswith(GRADIENT) else "Loss"
     return FloatingPointError(
         f"{what} is not finite at iteration {iteration}, {images} {names}: {'; '.join(bad)}. "
-        "The optimizer has not stepped. Lower SOLVER.BASE_LR or the losses' weights, enable "
-        "SOLVER.CLIP_GRADIENTS, or let SOLVER.SKIP_NON_FINITE batches be left out."
+        f"The optimizer has not stepped. Lower {word('learning_rate')} or the losses' weights, "
+        f"clip gradients, or let {word('skip_non_finite')} batches be left out."
     )
 
 
@@ -317,14 +321,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _memory_advice(data: Batch, parts: int) -> str:
+def _memory_words(data: Batch, parts: int, advice: str) -> str:
     sizes = ", ".join("x".join(map(str, x["image"].shape[-2:])) for x in data)
     return (
         f"Memory ran out on a batch of {len(data)} images of {sizes} pixels, taken in {parts} "
-        f"part{'s' if parts > 1 else ''}. To need less: SOLVER.ACCUMULATE takes the batch in "
-        "(more) parts, with the same gradients; INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN "
-        "shrink the images; SOLVER.IMS_PER_BATCH is the size of the batch over all processes; "
-        "SOLVER.AMP.ENABLED and MODEL.TEACHER.PRECISION halve the maps on a GPU; "
-        "MODEL.DISTILLER.LEVELS distils fewer levels. The last checkpoint is unchanged; continue "
-        "with --resume."
+        f"part{'s' if parts > 1 else ''}. To need less: {word('accumulate')} takes the batch in "
+        f"(more) parts, with the same gradients; {word('images_per_batch')} is the size of the "
+        f"batch over all processes; {word('amp')} halves the maps on a GPU"
+        f"{'; ' if advice else ''}{advice}. The last checkpoint is unchanged; continue with "
+        "--resume."
     )
