@@ -4,7 +4,8 @@ How often is tools/doctor.py right? Plants faults in real distillations of the b
 (each for two detectors), adds twenty sound ones, examines all, and writes results.jsonl and
 table.md to --output. Goes on where it was interrupted. About ten minutes on one core.
 
-A teacher of other data needs other data: --other, a dataset in COCO's format.
+A teacher of other data needs other data: --other, a dataset in COCO's format. With --other-teacher,
+a light detector trained on it, photographs are examined too (docs/results/doctor has the command).
 """
 
 import os
@@ -23,8 +24,15 @@ def argument_parser():
     parser.add_argument(
         "--other", nargs=3, metavar=("NAME", "JSON", "IMAGES"), help="a dataset in COCO's format"
     )
-    parser.add_argument("--iterations", type=positive, default=12, help="that each run trains")
-    parser.add_argument("--images", type=positive, default=24, help="to try the teacher on")
+    parser.add_argument(
+        "--other-teacher",
+        nargs=2,
+        metavar=("CONFIG", "WEIGHTS"),
+        help="trained on --other's images",
+    )
+    parser.add_argument("--split", default="skd_shapes_val", help="of shapes, to try teachers on")
+    parser.add_argument("--iterations", type=positive, default=8, help="that each run trains")
+    parser.add_argument("--images", type=positive, default=12, help="to try the teacher on")
     parser.add_argument("--threads", type=positive, default=1)
     return parser
 

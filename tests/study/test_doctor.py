@@ -5,9 +5,7 @@ import torch
 
 from skd.evaluation import Quality, find, quality
 from skd.study.doctor import examine
-from skd.study.doctor.similarity import shifted_cka
-from skd.study.doctor.teacher import NORMALIZATIONS, normalized
-from skd.study.doctor.training import moved
+from skd.study.doctor.teacher import NORMALIZATIONS, is_untrained, normalized
 from tests.helpers import distilling, run_script, tiny_config
 
 
@@ -35,17 +33,6 @@ def test_weights_that_drown_or_do_nothing(weight, teacher_files, shapes):
     assert names(examine(cfg, iterations=2, images=0)) == ["weight"]
 
 
-def test_maps_that_do_not_lie_on_each_other():
-    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    beside = shifted_cka(x, torch.roll(x, (0, 1), (2, 3)))
-    upon = shifted_cka(x, 2 * x)
-    offset, factor = moved([beside] * 3, 16)
-    assert offset == (0, 1) and factor > 10
-    assert moved([upon] * 3, 16) == ((0, 0), 1.0)
-    for seen, positions in (([beside] * 2, 16), ([beside, beside, upon], 16), ([beside] * 3, 8)):
-        assert moved(seen, positions) == ((0, 0), 1.0)  # not enough to tell
-
-
 def test_levels_of_other_sizes(teacher_files, shapes, monkeypatch):
     from skd.modeling.teacher import FrozenTeacher
 
@@ -65,6 +52,18 @@ def test_levels_of_other_sizes(teacher_files, shapes, monkeypatch):
 def test_a_teacher_that_finds_nothing(teacher_files, shapes):
     verdict = examine(config(teacher_files), iterations=0, images=2)
     assert names(verdict) == ["untrained teacher"]
+
+
+def test_an_untrained_detector_is_told_by_its_biases():
+    from detectron2.modeling import build_model
+
+    for kind in ("mask_rcnn", "retinanet"):
+        model = build_model(tiny_config(kind))
+        assert is_untrained(model)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p += 0.1 * torch.rand_like(p) if name.endswith("bias") else 0
+        assert not is_untrained(model)
 
 
 RECORDS = [

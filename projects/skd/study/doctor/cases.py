@@ -1,6 +1,7 @@
 """
 Runs of which it is known whether something is wrong with them: faults that are planted, each for
-two detectors, and sound ones that differ in data, detector, width, start, method and seed.
+two detectors, and sound ones that differ in data, detector, width, start, method and seed. On the
+built-in dataset; some also on photographs, where there is a teacher for them.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Dict, List, Optional, Tuple
 from detectron2.config import CfgNode
 
 from ...config import distill, read_config
+from ...distillers.balance import BalanceSettings
 from ..common.paths import find_file
 from . import planted  # noqa: F401, its names in the registries
 
@@ -16,13 +18,23 @@ SHAPES = "configs/shapes"
 TEACHER = (f"{SHAPES}/teacher.yaml", f"{SHAPES}/teacher.pth")
 # a small student that the command trains: a start for others, and a teacher that is too weak
 TRAINED = "trained student"
+# the config and the checkpoint of --other-teacher
+OTHERS = ("other teacher", "other teacher")
+LIGHT_STUDENT = "configs/real/Base-Light-Mask-RCNN.yaml"
 DETECTORS: Dict[str, Tuple[str, List]] = {
     "Mask R-CNN": (f"{SHAPES}/student.yaml", []),
     "Faster R-CNN": (f"{SHAPES}/student.yaml", ["MODEL.MASK_ON", False]),
     "RetinaNet": (f"{SHAPES}/retinanet_student.yaml", []),
     "FCOS": (f"{SHAPES}/retinanet_student.yaml", ["MODEL.META_ARCHITECTURE", "ShapesFCOS"]),
     "the teacher's own": (TEACHER[0], []),
-}
+    "light Mask R-CNN": (LIGHT_STUDENT, []),
+    "light Faster R-CNN": (LIGHT_STUDENT, ["MODEL.MASK_ON", False]),
+    "light RetinaNet": (LIGHT_STUDENT, [
+        "MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.MASK_ON", False,
+        "MODEL.BACKBONE.NAME", "build_retinanet_timm_fpn_backbone",
+        "MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"],
+    ]),
+}  # fmt: skip
 FROZEN = {"Mask R-CNN": "FrozenBackboneRCNN", "RetinaNet": "FrozenBackboneRetinaNet"}
 
 
@@ -34,7 +46,7 @@ class Case:
         cause: the finding that names the fault; "" for a sound run.
         seed: of the run, to which the command adds its own.
         detector: a key of ``DETECTORS``, the student.
-        teacher: config and checkpoint; the latter may be ``TRAINED``.
+        teacher: config and checkpoint; the latter may be ``TRAINED``, or both ``OTHERS``.
         student: KEY, VALUE, ... of the student's config.
         distillation: the same, of the config that distils.
         start: the student's weights: "" for random ones, ``TRAINED``, or a file.
@@ -53,21 +65,22 @@ class Case:
     compared: str = ""
     other: bool = False
 
-    def config(self, trained: str, seed: int, other: Optional["Other"] = None) -> CfgNode:
+    def config(self, trained: str, seed: int, split: str, other: Optional["Other"]) -> CfgNode:
         """
         Args:
             trained: the checkpoint that ``TRAINED`` stands for.
             seed: added to the case's own.
+            split: of the built-in dataset, to try teachers on.
             other: the dataset of those with ``other``.
         """
         path, changes = DETECTORS[self.detector]
         cfg = read_config(find_file(path))
-        cfg.merge_from_list([*LIGHT, *changes, *self.student])
+        cfg.merge_from_list([*LIGHT, "DATASETS.TEST", (split,), *changes, *self.student])
         cfg.MODEL.WEIGHTS = self.start.replace(TRAINED, trained)
         cfg.SEED = self.seed + seed
-        if other is not None:
+        if self.other:
             cfg.merge_from_list(other.options())
-        config, weights = self.teacher
+        config, weights = other.teacher if self.teacher == OTHERS else self.teacher
         distill(cfg, find_file(config), find_file(weights.replace(TRAINED, trained)))
         cfg.merge_from_list(self.distillation)
         return cfg
@@ -75,10 +88,14 @@ class Case:
 
 @dataclass
 class Other:
-    """A dataset that is not shapes: its registered name, and how many classes it has."""
+    """
+    A dataset that is not shapes: its registered name, how many classes it has, and config and
+    checkpoint of a teacher that was trained on it, if there is one.
+    """
 
     name: str
     classes: int
+    teacher: Optional[Tuple[str, str]] = None
 
     def options(self) -> List:
         names = (self.name,)
@@ -87,12 +104,12 @@ class Other:
         return [*options, "DATASETS.TRAIN", names, "DATASETS.TEST", names]
 
 
-# For one core: few images a step, and of the small split.
-LIGHT = ["SOLVER.IMS_PER_BATCH", 4, "DATASETS.TEST", ("skd_shapes_tune",), "MODEL.DEVICE", "cpu"]
+# For one core: few images a step.
+LIGHT = ["SOLVER.IMS_PER_BATCH", 4, "MODEL.DEVICE", "cpu"]
 
 
 def faults() -> List[Case]:
-    """The ten, each for two detectors."""
+    """The ten, each for two detectors, and on photographs those that are of the images."""
     found = []
     for i, detector in enumerate(FROZEN):
         seed = 10 * i + 1
@@ -114,7 +131,16 @@ def faults() -> List[Case]:
             Case("levels swapped", "levels", seed + 9, detector,
                  distillation=_teacher("MODEL.BACKBONE.NAME", "build_fpn_with_swapped_levels")),
         ]  # fmt: skip
-    return found
+    on_photographs = [
+        ("wrong color order", "color order", _teacher("INPUT.FORMAT", "BGR")),
+        ("wrong normalization", "normalization", _teacher("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]")),
+        ("maps shifted by one position", "shifted maps",
+         _teacher("MODEL.BACKBONE.NAME", "build_timm_fpn_with_shifted_maps")),
+    ]  # fmt: skip
+    return found + [
+        Case(name, cause, 31 + i, "light Mask R-CNN", OTHERS, distillation=changes, other=True)
+        for i, (name, cause, changes) in enumerate(on_photographs)
+    ]
 
 
 def _teacher(key: str, value: str) -> List:
@@ -124,7 +150,7 @@ def _teacher(key: str, value: str) -> List:
 def _weights(i: int, factor: float) -> List:
     """The share of a balanced run; for the second detector the weights of one that is not."""
     if i == 0:
-        return ["MODEL.DISTILLER.BALANCE.SHARE", 1.0 * factor]
+        return ["MODEL.DISTILLER.BALANCE.SHARE", BalanceSettings().share * factor]
     chosen = {"AM": 1.05e-3, "AT": 1.6e-3, "NL": 4.5e-3}  # study.yaml's, for RetinaNet
     pairs = {f"MODEL.DISTILLER.STRUCTURED.WEIGHT_{k}": v * factor for k, v in chosen.items()}
     options = [part for pair in pairs.items() for part in pair]
@@ -145,7 +171,7 @@ def _weak_teacher(seed: int, detector: str) -> Case:
 
 
 def sound() -> List[Case]:
-    """Twenty without a fault."""
+    """Twenty without a fault, and four on photographs."""
     seeds = iter(range(101, 200))
 
     def case(name: str, detector: str, **given) -> Case:
@@ -171,6 +197,12 @@ def sound() -> List[Case]:
              distillation=["MODEL.DISTILLER.BALANCE.SHARE", 10.0,
                            "MODEL.DISTILLER.BALANCE.DECAY", "cosine"]),
     ]  # fmt: skip
+    light = {"teacher": OTHERS, "other": True}
+    found += [
+        case("photographs", name, **light)
+        for name in ("light Mask R-CNN", "light Faster R-CNN", "light RetinaNet")
+    ]
+    found += [case("photographs of 160 px", "light Mask R-CNN", student=_size(160), **light)]
     return found
 
 

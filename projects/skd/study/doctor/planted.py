@@ -19,6 +19,8 @@ from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from torch import nn
 
+from ...modeling.timm_backbone import build_timm_fpn_backbone
+
 LEVELS = ["p3", "p4", "p5", "p6", "p7"]
 
 
@@ -58,6 +60,12 @@ def _swapped(maps: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
 def build_fpn_with_shifted_maps(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
     """Every map lies one position further down and right, as from other padding."""
     return _with_other_maps(build_resnet_fpn_backbone(cfg, input_shape), _shifted)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_with_shifted_maps(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """The same, of a light detector."""
+    return _with_other_maps(build_timm_fpn_backbone(cfg, input_shape), _shifted)
 
 
 @BACKBONE_REGISTRY.register()

@@ -7,13 +7,7 @@ S. Kornblith et al., "Similarity of Neural Network Representations Revisited", I
 Shape legend: N images, C channels, H x W positions of a feature map.
 """
 
-import itertools
-from typing import Dict, Tuple
-
 import torch
-
-Offset = Tuple[int, int]
-OFFSETS = tuple(itertools.product((-1, 0, 1), repeat=2))
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -34,20 +28,3 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 def _examples(x: torch.Tensor) -> torch.Tensor:
     x = x.detach().double().movedim(1, -1).flatten(0, -2)  # (N H W, C)
     return x - x.mean(0)
-
-
-def shifted_cka(x: torch.Tensor, y: torch.Tensor) -> Dict[Offset, float]:
-    """
-    :func:`linear_cka` of two maps of which one is moved by up to a position.
-
-    Args:
-        x, y: as there, H and W at least 3.
-
-    Returns:
-        By (rows, columns) by which ``y`` lies further down and right than ``x``.
-    """
-    h, w = x.shape[-2:]
-    inner = x[..., 1 : h - 1, 1 : w - 1]
-    return {
-        (i, j): linear_cka(inner, y[..., 1 + i : h - 1 + i, 1 + j : w - 1 + j]) for i, j in OFFSETS
-    }

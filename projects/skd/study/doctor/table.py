@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,12 +14,12 @@ from ...runtime.lock import acquire
 from ..common.paths import find_file
 from ..common.runs import Run, run_all
 from ..common.tables import markdown_table, print_table
-from .cases import SHAPES, TRAINED, Case, Other, faults, sound
+from .cases import OTHERS, SHAPES, TRAINED, Case, Other, faults, sound
 from .examine import examine
 
 RESULTS = "results.jsonl"
-# of the student that others start from
-ITERATIONS = 300
+# of the student that others start from; the same one whatever --seed is
+ITERATIONS, SEED = 300, 1000
 
 
 def doctor_table(args: argparse.Namespace, command: str) -> int:
@@ -37,31 +37,39 @@ def doctor_table(args: argparse.Namespace, command: str) -> int:
     os.makedirs(args.work, exist_ok=True)
     acquire(args.work, "--work")
     os.makedirs(args.output, exist_ok=True)
-    other = _register(args.other)
+    other = _register(args.other, args.other_teacher)
     trained = _train(args)
     torch.set_num_threads(args.threads)
     for case in [*faults(), *sound()]:
-        if case.other and other is None:
-            print(f"left out, as there is no --other: {case.name}")
-        elif (case.name, case.detector, case.seed + args.seed) not in _done(args.output):
-            row = _examine(case, args, trained, other if case.other else None)
+        if _lacks(case, other):
+            print(f"left out, as there is no {_lacks(case, other)}: {case.name}, {case.detector}")
+        elif _key(case, args.seed) not in _done(args.output):
+            row = _examine(case, args, trained, other)
             with open(os.path.join(args.output, RESULTS), "a") as f:
                 f.write(json.dumps(row) + "\n")
-    return _write(args.output, command)
+    return _write(args, command)
 
 
-def _register(other: Optional[List[str]]) -> Optional[Other]:
+def _lacks(case: Case, other: Optional[Other]) -> str:
+    """The argument without which a case cannot be examined."""
+    if case.other and other is None:
+        return "--other"
+    return "--other-teacher" if case.teacher == OTHERS and other.teacher is None else ""
+
+
+def _register(other: Optional[List[str]], teacher: Optional[List[str]]) -> Optional[Other]:
     if not other:
         return None
     register_coco(*other)
     DatasetCatalog.get(other[0])  # which sets its classes
-    return Other(other[0], len(MetadataCatalog.get(other[0]).thing_classes))
+    classes = MetadataCatalog.get(other[0]).thing_classes
+    return Other(other[0], len(classes), tuple(teacher) if teacher else None)
 
 
 def _train(args: argparse.Namespace) -> str:
     """The checkpoint of a small student, trained if it is not there yet."""
     folder = os.path.join(args.work, "student")
-    opts = ["SEED", str(args.seed), "DATASETS.TEST", "('skd_shapes_tune',)",
+    opts = ["SEED", str(SEED), "DATASETS.TEST", "('skd_shapes_tune',)",
             "TEST.EVAL_PERIOD", "0"]  # fmt: skip
     run = Run(TRAINED, find_file(f"{SHAPES}/student.yaml"), folder, ITERATIONS, opts)
     weights = os.path.join(folder, "model_final.pth")
@@ -75,7 +83,7 @@ def _examine(
 ) -> Dict[str, Any]:
     start = time.perf_counter()
     verdict = examine(
-        case.config(trained, args.seed, other),
+        case.config(trained, args.seed, args.split, other),
         iterations=args.iterations,
         images=args.images,
         student_weights=find_file(case.compared.replace(TRAINED, trained)),
@@ -114,8 +122,14 @@ def _done(output: str) -> Dict[Any, Dict[str, Any]]:
     return {(row["case"], row["detector"], row["seed"]): row for row in rows}
 
 
-def _write(output: str, command: str) -> int:
-    rows = list(_done(output).values())
+def _key(case: Case, seed: int) -> Tuple[str, str, int]:
+    return case.name, case.detector, case.seed + seed
+
+
+def _write(args: argparse.Namespace, command: str) -> int:
+    done = _done(args.output)
+    keys = [_key(case, args.seed) for case in [*faults(), *sound()]]
+    rows = [done[key] for key in keys if key in done]
     planted = [row for row in rows if row["planted"]]
     good = [row for row in rows if not row["planted"]]
     header = ["planted", "student", "seed", "found", "right"]
@@ -123,7 +137,7 @@ def _write(output: str, command: str) -> int:
         f"Faults: {_count(planted)} named": (header, planted),
         f"Sound runs: {_count(good)} without a finding": (["run", *header[1:]], good),
     }
-    with open(os.path.join(output, "table.md"), "w") as f:
+    with open(os.path.join(args.output, "table.md"), "w") as f:
         for title, (head, part) in tables.items():
             f.write(f"### {title}\n\n{markdown_table(head, [_cells(row) for row in part])}\n")
         f.write(f"Made by\n\n    {command}\n")

@@ -1,7 +1,7 @@
 """What the terms of a distillation do to the student in a few iterations."""
 
 import statistics
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List
 
 import torch
 from detectron2.config import CfgNode
@@ -14,17 +14,17 @@ from torch import nn
 from ...distillers import GradientBalance
 from ...distillers.balance import DETECTOR
 from ...modeling.distillation import pairs_of
-from ...modeling.features import FeatureTap, get_feature_module
+from ...modeling.features import FeatureTap, Maps, get_feature_module
 from ...runtime.checkpoint import SafeCheckpointer
 from ...runtime.loader import build_train_loader
-from .similarity import Offset, shifted_cka
+from .position import Position, moved
+from .similarity import linear_cka
 from .verdict import Finding, Verdict
 
 # All terms together, in norms of the detector's gradient: more drowns it, less does nothing.
-STRONGEST, WEAKEST = 50.0, 0.01
-# How much more alike maps must be when one is moved, to say that it is; and how many steps, and
-# positions on each side of a map, it takes to tell.
-MOVED, STEPS, POSITIONS = 1.1, 3, 10
+STRONGEST, WEAKEST = 50.0, 0.05
+# How much more a map must tell of images that are moved, to say that it lies beside them.
+MOVED = 1.12
 
 
 def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
@@ -64,8 +64,8 @@ class _Watch:
         self.observer = GradientBalance(momentum=0.0)
         self.shares: Dict[str, List[float]] = {}
         self.cosines: Dict[str, List[float]] = {}
-        self.alike: Dict[str, List[Dict[Offset, float]]] = {}
-        self.sides: Dict[str, int] = {}
+        self.alike: Dict[str, List[float]] = {}
+        self.position = Position()  # of the teacher's finest map, which has the most positions
         self.frozen = False
 
     def step(self, inputs: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
@@ -80,7 +80,7 @@ class _Watch:
         terms = {k: v for k, v in losses.items() if k.startswith("loss_distill_")}
         self.frozen |= not any(x.requires_grad for x in maps)
         self._gradients(sum(v for k, v in losses.items() if k not in terms), maps, terms)
-        self._maps(*seen[0][:2])
+        self._maps(*seen[0][:2], inputs)
         return losses
 
     def _gradients(self, own: torch.Tensor, maps: List[torch.Tensor], terms) -> None:
@@ -93,20 +93,21 @@ class _Watch:
             self.shares.setdefault(name, []).append(share.item())
 
     @torch.no_grad()
-    def _maps(self, student: Dict[str, torch.Tensor], teacher: Dict[str, torch.Tensor]) -> None:
+    def _maps(self, student: Maps, teacher: Maps, inputs: List[Dict[str, Any]]) -> None:
         for name, x in student.items():
-            if min(x.shape[-2:]) >= 3:
-                self.sides[name] = min(x.shape[-2:])
-                self.alike.setdefault(name, []).append(shifted_cka(x, teacher[name]))
+            if min(x.shape[-2:]) >= 3:  # fewer positions are alike anyway
+                self.alike.setdefault(name, []).append(linear_cka(x, teacher[name]))
+        finest, pair = next(iter(pairs_of(self.model).items()))
+        for x, one in zip(teacher[finest], inputs):
+            self.position.add(x, one["image"], pair.stride)
 
     def report(self, verdict: Verdict) -> None:
         for name, shares in self.shares.items():
             verdict.terms[name] = (statistics.median(shares), statistics.mean(self.cosines[name]))
-        alike = {n: _mean(seen) for n, seen in self.alike.items()}
-        verdict.levels = {name: offsets[0, 0] for name, offsets in alike.items()}
-        verdict.findings += self._findings(verdict, alike)
+        verdict.levels = {name: statistics.mean(seen) for name, seen in self.alike.items()}
+        verdict.findings += self._findings(verdict)
 
-    def _findings(self, verdict: Verdict, alike: Dict[str, Dict[Offset, float]]) -> List[Finding]:
+    def _findings(self, verdict: Verdict) -> List[Finding]:
         if self.frozen:
             return [
                 Finding(
@@ -127,39 +128,14 @@ class _Watch:
                 )
             )
             return found  # such a training tells nothing about the maps
-        name = next(iter(self.alike), "")  # the finest, which has the most positions
-        offset, factor = moved(self.alike.get(name, []), self.sides.get(name, 0))
+        offset, factor = moved(self.position.explained())
         if factor > MOVED:
             found.append(
                 Finding(
                     "shifted maps",
-                    f"the teacher's map at '{name}' agrees with the student's {factor:.2f} times "
-                    f"as well when it is moved by {offset} positions (rows, columns): one of the "
-                    "two pads or resizes its images differently.",
+                    f"the teacher's finest map tells {factor:.2f} times as much of your images "
+                    f"when they are moved by {offset} positions (rows, columns): its network pads "
+                    "or resizes them otherwise than the student's.",
                 )
             )
         return found
-
-
-def _mean(seen: List[Dict[Offset, float]]) -> Dict[Offset, float]:
-    return {offset: sum(s[offset] for s in seen) / len(seen) for offset in seen[0]}
-
-
-def moved(seen: List[Dict[Offset, float]], positions: int) -> Tuple[Offset, float]:
-    """
-    By how much one of two maps lies beside the other.
-
-    Args:
-        seen: of each step, how alike they are by offset.
-        positions: on the shorter side of the maps.
-
-    Returns:
-        The offset at which they agree best, and how many times better than unmoved. (0, 0) and 1
-        where the steps do not agree on it, or are too few or the maps too small to tell.
-    """
-    offsets = {max(step, key=step.get) for step in seen}
-    if len(offsets) != 1 or len(seen) < STEPS or positions < POSITIONS:
-        return (0, 0), 1.0
-    (offset,) = offsets
-    mean = _mean(seen)
-    return offset, mean[offset] / max(mean[0, 0], 1e-12)
