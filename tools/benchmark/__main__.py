@@ -6,6 +6,7 @@ Writes OUTPUT/results.json and OUTPUT/table.md.
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -169,6 +170,27 @@ def _four(step: Function) -> Function:
     return lambda: [step() for _ in range(4)]
 
 
+def balance_rows(args) -> List[Dict[str, Any]]:
+    """A step of which every PERIOD-th measures gradients for BALANCE, against one that does not."""
+    gpu = args.device == "cuda"
+    batch = inputs(args.images if gpu else 1, args.size if gpu or args.full else _small(args.size))
+    model, _ = mask_rcnn(args.device, "fp16" if gpu else "fp32")
+    period = model.distiller.balance.settings.period
+    # the first step of all measures whatever its number
+    numbers = itertools.count(period, period), itertools.count(period + 1, period)
+    sides = [training_step(model, batch, gpu, iterations) for iterations in numbers]
+    count, other = _mean_step([flops(side)[0] for side in sides], period)
+    times = alternate(sides, 2 * args.repeats, args.device)
+    pairs = [_mean_step(pair, period) for pair in times]
+    return [row("balance", pairs, 1.02, unit="s", flops=count, flops_reference=other)]
+
+
+def _mean_step(pair: Sequence[float], period: int) -> Tuple[float, float]:
+    """Of one step in so many that measures, and others: the mean, and one of the others."""
+    measuring, other = pair
+    return (measuring + (period - 1) * other) / period, other
+
+
 def side_stream_rows(args) -> List[Dict[str, Any]]:
     """The step with the teacher on a stream of its own, against the same without."""
     if args.device != "cuda":
@@ -244,6 +266,7 @@ PARTS = {
     "growth": growth_rows,
     "step": step_rows,
     "every": every_rows,
+    "balance": balance_rows,
     "side_stream": side_stream_rows,
     "eval": eval_rows,
     "teacher": teacher_rows,

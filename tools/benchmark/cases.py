@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import literal
 import torch
@@ -160,11 +160,16 @@ def _tame(model: nn.Module) -> None:
             module.conv3.weight.mul_(0.1)
 
 
-def training_step(model, batch: List[Dict[str, Any]], amp: bool = False) -> Callable[[], None]:
-    """A step of SGD. The first one, a warm-up, is iteration 1."""
+def training_step(
+    model,
+    batch: List[Dict[str, Any]],
+    amp: bool = False,
+    iterations: Optional[Iterator[int]] = None,
+) -> Callable[[], None]:
+    """A step of SGD. The first one, a warm-up, is iteration 1, or the first of those given."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-6, momentum=0.9)
     model.train()
-    iterations = itertools.count(1)
+    iterations = iterations or itertools.count(1)
 
     def step():
         with (
