@@ -72,7 +72,7 @@ def read_pairs(folder: str) -> List[Pairs]:
     """
     found = []
     for study, title in STUDIES.items():
-        rows = _finished(os.path.join(folder, study, "results.jsonl"))
+        rows = finished(os.path.join(folder, study, "results.jsonl"))
         teachers = {row["teacher"]: row["ap"] for row in rows if row["method"] == "teacher"}
         students = [row for row in rows if row["method"] in (BASELINE, FLAG)]
         for detector in dict.fromkeys(row["detector"] for row in students):
@@ -147,7 +147,7 @@ def draw_gains(folder: str, path: str) -> bool:
     axes.axvline(0, color="0.3", lw=1)
     axes.set_yticks(range(len(points)), [name for name, _ in reversed(points)])
     axes.set_xlabel("gain over the baseline of the same seed (AP): mean, 95% interval, seeds")
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -177,11 +177,12 @@ def draw_curves(folder: str, path: str) -> bool:
         plot.set_xlabel("iteration")
         plot.set_ylabel("box AP")
         plot.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
-def _finished(path: str) -> List[Row]:
+def finished(path: str) -> List[Row]:
+    """The rows of a results.jsonl that are done; none if the study was not run yet."""
     if not os.path.exists(path):
         return []
     with open(path) as f:
@@ -218,7 +219,8 @@ def _mean_curve(curves: List[List[Tuple[int, float]]]) -> Tuple[List[int], List[
     return steps, [statistics.mean(curve[i][1] for curve in curves) for i in range(length)]
 
 
-def _save(figure: Any, path: str) -> None:
+def save(figure: Any, path: str) -> None:
+    """Write a picture that changes only with what it shows, and close it."""
     from matplotlib import pyplot as plt
 
     # no date and no version in the file: it changes only with the results

@@ -15,6 +15,8 @@ from tabulate import tabulate
 from ..runtime.whole_files import write_whole
 from .common.bench_table import bench_table, machine_line
 from .gains import draw_curves, draw_gains, gains_table, sizes_table
+from .log_pictures import draw_healthy, draw_sick
+from .teachers import teachers_table
 
 BLOCK = re.compile(r"(<!-- (\w+): made by make results -->\n).*?(<!-- end -->)", re.S)
 
@@ -102,5 +104,11 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "gpu": _gpu,
     "gains": gains_table,
     "sizes": sizes_table,
+    "teachers": teachers_table,
 }
-PICTURES = {"gains.png": draw_gains, "curves.png": draw_curves}
+PICTURES = {
+    "gains.png": draw_gains,
+    "curves.png": draw_curves,
+    "log/healthy.png": draw_healthy,
+    "log/sick.png": draw_sick,
+}
