@@ -49,6 +49,8 @@ def test_links_and_paths_exist():
         ("docs", "docs/your_project.md"),
         ("docs", "docs/distil_your_own.md"),
         ("docs", "docs/performance.md"),
+        ("docs", "docs/reading_the_log.md"),
+        ("docs", "docs/choosing_a_teacher.md"),
     ):
         for link in re.findall(r"\]\((?!http|#)([^)#]+)", read(name)):
             assert os.path.exists(os.path.join(ROOT, folder, link)), (name, link)
