@@ -355,6 +355,23 @@ def test_errors_of_a_lazy_evaluation_name_the_image():
         next(iter(_build_test_loader(cfg)))
 
 
+def test_keys_without_effect_are_one_warning(teacher_files, caplog):
+    cfg = tiny_config(MODEL__DISTILLER__NAME="FGD", MODEL__TEACHER__PRECISION="bf16")
+    cfg.MODEL.DISTILLER.BALANCE.SHARE = 7.0
+    cfg.MODEL.STUDENT.PROJECTS = ["is.read:anyway"]
+    form_of(cfg).check_teacher(cfg)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "No effect, because the config does not distil: " in said and "PROJECTS" not in said
+    for words in ("NAME 'FGD'", "BALANCE.SHARE 7.0"):
+        assert f"MODEL.DISTILLER.{words}" in said
+    assert "MODEL.TEACHER.PRECISION 'bf16'" in said and "META_ARCH" not in said
+    caplog.clear()
+    distill(cfg, *teacher_files)
+    for silent in (cfg, tiny_config()):
+        form_of(silent).check_teacher(silent)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("option", ["train.max_iter", "train.max_iter=[1", "train.max_iter 5"])
 def test_options_that_are_none_are_one_line(tmp_path, option):
     with pytest.raises(ValueError, match="for a LazyConfig each must be key=value[.]$") as error:

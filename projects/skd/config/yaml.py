@@ -1,12 +1,13 @@
 """A YAML config: read it, make it distil, take the student out of it."""
 
 import logging
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Iterator, Sequence, Tuple
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from . import lazy, projects, run_settings
@@ -153,7 +154,8 @@ def distil(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = ()
 def check_teacher(cfg: CN) -> None:
     """
     Raises:
-        ValueError: the config distils and names no teacher, or the reverse.
+        ValueError: the config distils and names no teacher, or the reverse. Other keys that have
+            no effect in a config that does not distil are one warning.
     """
     if is_distilling(cfg):
         check_nodes(cfg)
@@ -174,6 +176,34 @@ def check_teacher(cfg: CN) -> None:
                 f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}. Name the teacher with "
                 f"--teacher and --teacher-weights, or leave MODEL.TEACHER.{key} empty."
             )
+    if not is_distilling(cfg) and comm.is_main_process():
+        _warn_of_no_effect(cfg)
+
+
+def _warn_of_no_effect(cfg: CN) -> None:
+    default = get_cfg()
+    add_skd_config(default)
+    changed = [
+        f"MODEL.{node}{key} {value!r:.80}"
+        for node in own_nodes(cfg)
+        for key, value in _changed(cfg.MODEL[node], default.MODEL[node])
+        if f"{node}{key}" != "STUDENT.PROJECTS"
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        logger.warning(
+            f"No effect, because the config does not distil: {', '.join(changed[:5])}{more}. "
+            "--teacher makes it distil."
+        )
+
+
+def _changed(node: CN, default: CN, place: str = "") -> Iterator[Tuple[str, Any]]:
+    for key, value in node.items():
+        inner, before = f"{place}.{key}", default.get(key)
+        if isinstance(value, dict):
+            yield from _changed(value, before if isinstance(before, dict) else CN(), inner)
+        elif key not in default or value != before:
+            yield inner, value
 
 
 def student_of(cfg: CN, solver: bool = False) -> CN:
