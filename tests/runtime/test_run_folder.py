@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from skd.config import yaml
+from skd import student_config
+from skd.config import form_of, yaml
 from skd.engine import SKDTrainer
 from skd.runtime import lock, record
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
@@ -96,6 +97,38 @@ def test_another_file_in_the_teachers_place_is_named(base, tmp_path, caplog):
         start(base, resume=True).folder.after_train()
     (said,) = warnings(caplog)
     assert f"the teacher's file: '{files[1]}'" in said
+
+
+def test_another_config_of_the_teacher_is_named(base, tmp_path, caplog):
+    """The file of weights is the same."""
+    cfg = tiny_config(width=6, fpn=24)
+    files = save_detector(cfg, tmp_path / "teacher", seed=1)
+    base.MODEL.TEACHER.CONFIG_FILE, base.MODEL.TEACHER.WEIGHTS = files
+    train(base)
+    cfg.MODEL.PIXEL_MEAN = [1.0, 2.0, 3.0]
+    (tmp_path / "teacher" / "config.yaml").write_text(student_config(cfg).dump())
+    with caplog.at_level(logging.WARNING):
+        start(base, resume=True).folder.after_train()
+    (said,) = warnings(caplog)
+    assert "the teacher's MODEL.PIXEL_MEAN: [103.53, 116.28, 123.675] -> [1.0, 2.0, 3.0]" in said
+    assert "the teacher's MODEL.WEIGHTS" not in said
+
+
+def test_what_goes_by_the_length_of_the_run_is_named(base, caplog):
+    """With steps at iterations of their own it is no change: see above."""
+    base.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
+    train(base)
+    with caplog.at_level(logging.WARNING):
+        trainer = start(base, resume=True, SOLVER__MAX_ITER=3)
+    (said,) = warnings(caplog)
+    assert "SOLVER.MAX_ITER: 2 -> 3 (from here on as if it had been so from the start: " in said
+    assert "SOLVER.LR_SCHEDULER_NAME WarmupCosineLR)" in said and "BALANCE" not in said
+    assert trainer.start_iter == 2
+    trainer.folder.after_train()
+    base.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
+    assert form_of(base).followers_of_length(base) == []
+    base.MODEL.DISTILLER.BALANCE.DECAY = "cosine"
+    assert form_of(base).followers_of_length(base) == ["MODEL.DISTILLER.BALANCE.DECAY cosine"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from typing import Any, Dict, Optional, Sequence, Set
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
@@ -160,6 +160,11 @@ def distil(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[s
         balance=L("skd.GradientBalance")(max_iter=max_iter),
         input_format=image_format(cfg),
     )
+
+
+def followers_of_length(cfg: DictConfig) -> List[str]:
+    """What else a change of ``train.max_iter`` changes: schedules go by the part that is done."""
+    return ["lr_multiplier"]
 
 
 def student_of(cfg: DictConfig, solver: bool = False) -> DictConfig:

@@ -1,7 +1,7 @@
 """A YAML config: read it, make it distil, take the student out of it."""
 
 import logging
-from typing import Any, Dict, Iterator, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import downgrade_config, get_cfg, upgrade_config
@@ -204,6 +204,16 @@ def _changed(node: CN, default: CN, place: str = "") -> Iterator[Tuple[str, Any]
             yield from _changed(value, before if isinstance(before, dict) else CN(), inner)
         elif key not in default or value != before:
             yield inner, value
+
+
+def followers_of_length(cfg: CN) -> List[str]:
+    """What else a change of ``SOLVER.MAX_ITER`` changes, before its end: keys and their values."""
+    found = []
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":  # whose SOLVER.STEPS are iterations
+        found.append(f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}")
+    if is_distilling(cfg) and cfg.MODEL.DISTILLER.BALANCE.DECAY != "none":
+        found.append(f"MODEL.DISTILLER.BALANCE.DECAY {cfg.MODEL.DISTILLER.BALANCE.DECAY}")
+    return found
 
 
 def student_of(cfg: CN, solver: bool = False) -> CN:

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
-from ..config import Config
+from ..config import Config, form_of
 from ..config.naming import YAML, called, written_as
 from ..config.run_settings import RunSettings, as_mapping, form_name, settings
 from ..runtime.record import RunFacts
@@ -60,14 +60,22 @@ class Run(RunSettings):
     def facts(self, model: nn.Module, seed: int, training: bool = True) -> RunFacts:
         """For the record: of the run with a model that it has built."""
         teacher = getattr(model, "teacher", None)
-        weights = getattr(teacher, "weights", None)
+        weights, made_from = getattr(teacher, "weights", None), getattr(teacher, "config", None)
         return RunFacts(
             datasets=self.datasets if training else self.test_sets or (),
             seed=seed,
             config=as_mapping(self.cfg) if training else None,
             kind="without a teacher" if teacher is None else "with a teacher",
             files={"teacher": weights} if weights else {},
+            parts={"teacher": made_from} if training and made_from else {},
+            notes=self._length_notes(),
         )
+
+    def _length_notes(self) -> Dict[str, str]:
+        """A longer run is another one from its start, where something goes by the length."""
+        followers = form_of(self.cfg).followers_of_length(self.cfg)
+        words = f" (from here on as if it had been so from the start: {', '.join(followers)})"
+        return {self.keys["max_iter"]: words} if followers else {}
 
     def verify(self, results: Dict[str, Any]) -> None:
         """Compare with the expected results, as Detectron2 does: exits with 1 if they differ."""

@@ -4,6 +4,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
+from omegaconf import OmegaConf
 from torch import nn
 
 from ..config import Config, is_lazy_file, lazy, projects, run_settings, student_config, yaml
@@ -82,8 +83,16 @@ def detector_args(
         "weights": weights,
         "input_format": input_format,
         "random_weights": random_weights,
+        "config": _of_the_model(cfg),
         **kwargs,
     }
+
+
+def _of_the_model(cfg: Config) -> Dict[str, Any]:
+    """What of a config a detector is made from."""
+    if isinstance(cfg, CfgNode):
+        return {"MODEL": cfg.MODEL, "INPUT": {"FORMAT": cfg.INPUT.FORMAT}}
+    return {"model": OmegaConf.to_container(cfg.model)}
 
 
 def _load_config(

@@ -51,6 +51,7 @@ class FrozenTeacher(nn.Module):
         channels_last: bool = True,
         compile: bool = False,
         side_stream: bool = False,
+        config: Optional[Dict[str, Any]] = None,
     ):
         """
         Args:
@@ -64,6 +65,7 @@ class FrozenTeacher(nn.Module):
             features: the module of ``model`` to read feature maps from.
             random_weights: keep the model untrained; ``weights`` must be empty.
             precision, fold_bn, channels_last, compile, side_stream: see ``MODEL.TEACHER``.
+            config: what ``model`` was made from, for the record of a run.
 
         Raises:
             FileNotFoundError: no such file.
@@ -84,7 +86,7 @@ class FrozenTeacher(nn.Module):
                 f"The teacher's input_format is {self.input_format!r}; it must be 'BGR' or 'RGB', "
                 "or for images without colors the name that the student has for it too."
             )
-        self.weights = weights
+        self.weights, self.config = weights, config
         self._features_key = called("MODEL.TEACHER.FEATURES")  # for errors of later steps
         self.features = features
         self._entry = ""

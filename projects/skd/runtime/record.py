@@ -41,6 +41,9 @@ class RunFacts:
         config: nested.
         kind: of run, in a few words; one is resumed as what it was only.
         files: further files whose content matters, by what they are.
+        parts: what further parts are made from, by what they are: nested configs.
+        notes: of keys of the config that change what is learnt in this run, though not in every
+            one: what to say of them.
     """
 
     datasets: Sequence[str]
@@ -48,6 +51,8 @@ class RunFacts:
     config: Optional[Mapping[str, Any]] = None
     kind: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def describe_run(facts: RunFacts) -> Optional[Dict[str, Any]]:
@@ -74,6 +79,8 @@ def describe_run(facts: RunFacts) -> Optional[Dict[str, Any]]:
             name: {"path": path, **_or_why(_hash, path)} for name, path in facts.files.items()
         },
     }
+    if facts.parts:
+        record["parts"] = {name: flatten(config) for name, config in facts.parts.items()}
     if facts.config is not None:
         record["config"] = flatten(facts.config)
     return record
@@ -148,7 +155,7 @@ def read_records(output_dir: str) -> List[Dict[str, Any]]:
 # What is read of a record, and what it is.
 _SHAPE = {
     "config": dict, "datasets": dict, "files": dict, "processes": int, "run": str, "start": int,
-    "kind": str, "launch": (str, type(None)),
+    "kind": str, "launch": (str, type(None)), "parts": dict,
 }  # fmt: skip
 
 
@@ -158,6 +165,7 @@ def _is_record(record: Any) -> bool:
         and all(isinstance(record[k], kind) for k, kind in _SHAPE.items() if k in record)
         and all(isinstance(x, dict) for x in record.get("datasets", {}).values())
         and all(isinstance(x, dict) for x in record.get("files", {}).values())
+        and all(isinstance(x, dict) for x in record.get("parts", {}).values())
         and all(isinstance(y, str) for x in record.get("files", {}).values() for y in x.values())
     )
 
@@ -184,7 +192,10 @@ def _plain(value: Any) -> Any:
 
 
 def changes(
-    before: Dict[str, Any], now: Dict[str, Any], matters: Callable[[str], bool]
+    before: Dict[str, Any],
+    now: Dict[str, Any],
+    matters: Callable[[str], bool],
+    notes: Mapping[str, str],
 ) -> List[str]:
     """
     What differs between two records and matters for what is learnt, as "KEY: old -> new". What one
@@ -192,8 +203,13 @@ def changes(
 
     Args:
         matters: whether a key of the config does.
+        notes: see :class:`RunFacts`.
     """
-    found = _changed_keys(before.get("config"), now.get("config"), matters)
+    configs = before.get("config"), now.get("config")
+    found = _changed_keys(*configs, lambda key: key in notes or matters(key), notes)
+    for name, new in now.get("parts", {}).items():
+        old = before.get("parts", {}).get(name)
+        found += [f"the {name}'s {change}" for change in _changed_keys(old, new, matters, {})]
     for name, new in now.get("files", {}).items():
         old = before.get("files", {}).get(name, {})
         if old.get("sha256") and new.get("sha256") and old["sha256"] != new["sha256"]:
@@ -215,6 +231,7 @@ def _changed_keys(
     old: Optional[Dict[str, Any]],
     new: Optional[Dict[str, Any]],
     matters: Callable[[str], bool],
+    notes: Mapping[str, str],
 ) -> List[str]:
     if old is None or new is None:
         return []
@@ -222,7 +239,9 @@ def _changed_keys(
     nothing = "(not there)"
     pairs = {k: (old.get(k, nothing), new.get(k, nothing)) for k in sorted({*old, *new})}
     return [
-        f"{k}: {a!r:.200} -> {b!r:.200}" for k, (a, b) in pairs.items() if a != b and matters(k)
+        f"{k}: {a!r:.200} -> {b!r:.200}{notes.get(k, '')}"
+        for k, (a, b) in pairs.items()
+        if a != b and matters(k)
     ]
 
 

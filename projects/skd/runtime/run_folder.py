@@ -133,7 +133,9 @@ class RunFolder(HookBase):
         run_id = data.get("run")
         self.checkpointer.run_id = run_id or comm.all_gather(uuid.uuid4().hex)[0]
         before = self._record_of(run_id, data.get("iteration"))
-        changed = changes(before, record, self._matters) if record is not None else []
+        changed = []
+        if record is not None:
+            changed = changes(before, record, self._matters, self.facts.notes)
         changed, kind = comm.all_gather((changed, before.get("kind", "")))[0]
         self._check_kind(path, kind)
         words = "; ".join(changed)
