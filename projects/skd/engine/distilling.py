@@ -49,11 +49,12 @@ def distilling(
     """
 
     class Distilling(trainer):
-        _skd_built = False
+        _skd_built = 0  # models, by all trainers of the class: some build before they are an object
 
         def __init__(self, *args: Any, **kwargs: Any):
+            before = type(self)._skd_built
             super().__init__(*args, **kwargs)
-            if not self._skd_built:
+            if type(self)._skd_built == before:
                 raise ValueError(
                     f"{trainer.__name__} makes its model without its build_model(cfg), so that it "
                     "would not distil. Let DistillRCNN take the student there: see 'A plain "
@@ -66,7 +67,7 @@ def distilling(
             student = super().build_model(cfg, *args, **kwargs)
             built = None if isinstance(teacher, str) else teacher
             model = DistillRCNN(student=student, **distilling_parts(settings, built))
-            cls._skd_built = True
+            cls._skd_built += 1
             return model.to(torch.device(cfg.MODEL.DEVICE))
 
     Distilling.__name__ = Distilling.__qualname__ = f"Distilling{trainer.__name__}"
