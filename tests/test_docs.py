@@ -48,6 +48,7 @@ def test_links_and_paths_exist():
         ("docs", "docs/plugging_in.md"),
         ("docs", "docs/your_project.md"),
         ("docs", "docs/distil_your_own.md"),
+        ("docs", "docs/faq.md"),
         ("docs", "docs/performance.md"),
         ("docs", "docs/reading_the_log.md"),
         ("docs", "docs/choosing_a_teacher.md"),

@@ -105,6 +105,11 @@ def _metric(value: Any) -> str:
     return "" if good else "TASK/RESULT, e.g. 'bbox/AP', or empty"
 
 
+def _services(value: Any) -> str:
+    good = isinstance(value, list) and set(value) <= {"wandb", "mlflow"}
+    return "" if good else "a list of 'wandb' and 'mlflow'"
+
+
 def _dataset(value: Any) -> str:
     return "" if value else "a dataset's name"
 
@@ -183,6 +188,11 @@ class RunSettings:
     # of so many images of the first test set, and warn of one that is no better. 0: do not.
     evaluate_teacher: int = _setting(
         "MODEL.TEACHER.EVALUATE", "train.evaluate_teacher", 0, _whole(0), added=(YAML, LAZY)
+    )
+    # Services that get the log's values too: "wandb" (Weights & Biases), "mlflow". Done by
+    # SKDTrainer too.
+    trackers: List[str] = _setting(
+        "SOLVER.TRACKERS", "train.trackers", (), _services, added=(YAML, LAZY)
     )
     # Results to compare the evaluation's with: [[task, metric, value, tolerance], ...].
     expected: List[Any] = _setting(

@@ -1,5 +1,6 @@
 """A run -- what is trained, on what, how long, and where it goes -- whichever form describes it."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
@@ -103,6 +104,7 @@ def check(run: Run, training: bool = True) -> None:
     if training:
         _check_values(run)
         _check_best_metric(run)
+        _check_trackers(run)
         _check_datasets(run.keys["train_sets"], run.train_sets)
     _check_datasets(run.keys["test_sets"], run.test_sets)
     _check_device(run)
@@ -165,4 +167,13 @@ def _check_best_metric(run: Run) -> None:
         raise ValueError(
             f"{run.keys['patience']} is {run.patience}, and {name} is {value!r}: it needs an "
             "evaluation, and a result to look at."
+        )
+
+
+def _check_trackers(run: Run) -> None:
+    missing = [name for name in run.trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{run.keys['trackers']} names {', '.join(missing)}, which is not installed: "
+            f"pip install {' '.join(missing)}, or leave it out."
         )

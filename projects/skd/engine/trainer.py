@@ -36,6 +36,7 @@ from .pictures import AttentionPictures
 from .readout import DistillationLog
 from .run import Run, check, memory_advice
 from .teacher_quality import TeacherQuality
+from .tracking import TRACKERS
 from .unlabelled import find_unlabelled
 from .weights import RunCheckpointer
 from .yaml_run import yaml_run
@@ -159,7 +160,12 @@ class SKDTrainer(DefaultTrainer):
         return results
 
     def build_writers(self) -> List[EventWriter]:
-        return default_writers(self.run.output_dir, self.max_iter)
+        run, config = self.run, _as_mapping(self.run.cfg)
+        trackers = [
+            TRACKERS[name](run.output_dir, config, lambda: self.start_iter > 0)
+            for name in run.trackers
+        ]
+        return [*default_writers(run.output_dir, self.max_iter), *trackers]
 
     def resume_or_load(self, resume: bool = True) -> None:
         with said_as(self.run.keys):
