@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from detectron2.utils.events import EventStorage
@@ -67,6 +68,17 @@ def test_an_unknown_or_missing_service_is_named_at_the_start(value, message, sha
     with pytest.raises(ValueError, match=message):
         SKDTrainer(cfg)
     assert "TRACKERS" not in student_config(cfg).dump()
+
+
+def test_a_trainer_makes_them_and_knows_whether_it_goes_on(tmp_path):
+    names = list(TRACKERS)
+    run = SimpleNamespace(cfg=tiny_config(SEED=7), output_dir=str(tmp_path), trackers=names)
+    trainer = SimpleNamespace(run=run, start_iter=0, max_iter=5)
+    *_, wandb, mlflow = SKDTrainer.build_writers(trainer)
+    assert (type(wandb), type(mlflow)) == tuple(TRACKERS.values())
+    assert wandb._config["SEED"] == 7 and not wandb._resumed()
+    trainer.start_iter = 3
+    assert mlflow._resumed()
 
 
 PROGRAM = """

@@ -18,7 +18,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from ..config import Config
-from ..config.run_settings import is_learnt
+from ..config.run_settings import as_mapping, is_learnt
 from ..data import register_shapes
 from ..evaluation import build_evaluator
 from ..modeling.teacher_speed import PRECISIONS
@@ -160,7 +160,7 @@ class SKDTrainer(DefaultTrainer):
         return results
 
     def build_writers(self) -> List[EventWriter]:
-        run, config = self.run, _as_mapping(self.run.cfg)
+        run, config = self.run, as_mapping(self.run.cfg)
         trackers = [
             TRACKERS[name](run.output_dir, config, lambda: self.start_iter > 0)
             for name in run.trackers
