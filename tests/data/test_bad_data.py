@@ -272,6 +272,29 @@ CASES = {
     "keypoints nobody wants": (annotation(keypoints=[]), "keypoints are empty", TRAINS),
     "keypoints of null": (annotation(keypoints=[None] * 3), "keypoints must be a list", "keypoin"),
     "keypoints of text": (annotation(keypoints="abc"), "keypoints must be a list", "keypoints"),
+    # masks of which no pixel is seen: perfect predictions would have a mask AP of 44
+    "a mask outside": (
+        annotation(segmentation=[[90, 90, 99, 90, 99, 99]]), "has no area in the image", TRAINS,
+    ),
+    "a line for a mask": (
+        annotation(segmentation=[[5, 5, 10, 10, 20, 20]]), "has no area in the image", TRAINS,
+    ),
+    "a point for a mask": (
+        annotation(segmentation=[[5, 5, 5, 5, 5, 5]]), "has no area in the image", TRAINS,
+    ),
+    "an RLE of nothing": (
+        annotation(segmentation={"size": [48, 48], "counts": [2304]}), "has no area", TRAINS,
+    ),
+    "a text RLE of nothing": (
+        annotation(segmentation=rle(np.zeros_like(GOOD_MASK))), "has no area in the image", TRAINS,
+    ),
+    "a box of true": (annotation(bbox=[True] * 4), "it must be [x, y, width", "it must be [x, y"),
+    "a box beside the edge": (annotation(bbox=[48, 48, 1, 1]), "is outside of the im", TRAINS),
+    "a box that is hardly there": (annotation(bbox=[5, 5, 1e-6, 5]), "has no area", TRAINS),
+    "keypoints counted wrong": (
+        annotation(keypoints=[9, 9, 2], num_keypoints=0), "missing or wrong: counted", TRAINS,
+    ),
+    "EXIF of junk": (save(np.dstack([GREY] * 3), exif=b"Exif\0\0junk"), None, TRAINS),
     # what crashes or hangs
     "an RLE of a huge image": (huge_rle, "it must be at most", "it must be at most"),
     "an RLE without end": (
@@ -310,7 +333,8 @@ CASES = {
 }  # fmt: skip
 
 
-POLYGON = dict.fromkeys(("a good RLE", "an uncompressed RLE"), "are RLE, but INPUT.MASK_FORMAT")
+RLES = ("a good RLE", "an uncompressed RLE")
+POLYGON = dict.fromkeys(RLES, "are RLE, but INPUT.MASK_FORMAT")
 
 
 def broken(name, folder):

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import stat
 from argparse import ArgumentTypeError, Namespace
 
 import pytest
@@ -11,13 +12,16 @@ import yaml
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 
-from skd.config import distill, lazy
+from skd.config import distill, lazy, read_config
 from skd.config.safe_yaml import UnsafeConfigError
+from skd.data import register_shapes
 from skd.distillers import DISTILLER_REGISTRY
 from skd.evaluation import match_classes
 from skd.modeling.load import load_in_full
 from skd.runtime.lock import FolderInUseError
+from skd.runtime.whole_files import write_whole
 from skd.study.common.command import positive, run_command, whole
+from skd.study.common.models import check_device
 from skd.study.common.runs import Run, lazy_options
 from skd.study.compare import run as module
 from skd.study.compare.design import Study
@@ -73,6 +77,49 @@ def test_a_study_file_cannot_lead_to_code(changes, tmp_path):
 def test_a_malformed_study_is_told_by_key_value_and_expectation(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         Study(spec(**changes), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"config": "nowhere.yaml"}, "Unknown teacher 'nowhere.yaml'"),
+        ({"weights": "nowhere.pth"}, "Teacher 't': no checkpoint 'nowhere.pth'"),
+        ({"opts": {"DATASETS.TEST": "('nowhere',)"}}, "DATASETS.TEST is 'nowhere', and no dataset"),
+    ],
+)
+def test_a_teacher_or_dataset_that_is_not_there_is_told_before_any_run(changes, words, tmp_path):
+    register_shapes()
+    teacher = {"config": "configs/shapes/teacher.yaml", "weights": "configs/shapes/teacher.pth"}
+    Study(spec(teachers={"t": teacher}), str(tmp_path)).check_files()
+    with pytest.raises((OSError, ValueError), match=words):
+        Study(spec(teachers={"t": {**teacher, **changes}}), str(tmp_path)).check_files()
+
+
+@pytest.mark.parametrize(
+    "text", ["model = (", "raise RuntimeError('boom')", "import nowhere_at_all"]
+)
+def test_a_python_config_that_fails_is_named(text, tmp_path):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(ValueError, match="Config file '.*c.py' fails when it is run: .*Error"):
+        read_config(str(tmp_path / "c.py"))
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:0"])
+def test_a_device_that_is_not_there_is_told(device, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"MODEL.DEVICE is '{device}'"):
+        check_device(device)
+    check_device("cpu")
+
+
+def test_a_device_or_folder_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match="is no file, and cannot be replaced"):
+            write_whole(str(tmp_path / name), lambda f: f.write(b"x"))
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 
 
 def finish(run, note=True):

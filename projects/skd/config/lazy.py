@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ..runtime.safe_files import TRUST_VARIABLE, is_trusted
+from ..runtime.user_errors import UserError
 from . import run_settings
 from .safe_yaml import UnsafeConfigError, read_yaml
 
@@ -56,9 +57,20 @@ def read(path: str) -> DictConfig:
     """
     A LazyConfig, from its .py file or from the .yaml that a run has saved. Reading the former runs
     it; instantiating either runs what it names.
+
+    Raises:
+        ValueError: the file fails when it is run.
     """
     if path.endswith(".py"):
-        return LazyConfig.load(path)
+        try:
+            return LazyConfig.load(path)
+        except (OSError, UserError):
+            raise
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise ValueError(
+                f"Config file '{path}' fails when it is run: {type(cause).__name__}: {cause}"
+            ) from error
     return OmegaConf.create(read_yaml(path), flags={"allow_objects": True})
 
 

@@ -28,6 +28,7 @@ NEEDS = {
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
 }
+LEAST = 1e-5  # pixels of a box's side: Detectron2's filter_empty_instances drops smaller ones
 LONGEST = 20  # times as long as wide: little is left of such an image at a usual size
 # No coordinate may be further away than this many times the image's longer side: pycocotools
 # overflows at about 4e8 pixels, and takes memory for every pixel of an edge before.
@@ -92,7 +93,7 @@ def examine(json_file: str, image_root: str, read_images: bool = False) -> Repor
         content, problems = read_coco(json_file, notes)
         if not problems:
             mend(content, notes)
-            problems = [*_annotations(content), *_files(content, image_root)]
+            problems = [*_annotations(content, notes), *_files(content, image_root)]
             problems += [Problem("warning", where, what) for where, what in notes.lines()]
         if read_images and content is not None:
             problems += _images(content, image_root, problems)
@@ -219,7 +220,7 @@ def annotation_name(annotation: Dict[str, Any]) -> str:
     return f"annotation {_short(annotation.get('id'))}"
 
 
-def _annotations(content: Dict[str, Any]) -> Iterator[Problem]:
+def _annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
     for key in ("images", "categories"):
         for value, count in Counter(entry["id"] for entry in content[key]).items():
             if count > 1:
@@ -240,8 +241,27 @@ def _annotations(content: Dict[str, Any]) -> Iterator[Problem]:
     for annotation in content["annotations"]:
         size = sizes.get(annotation["image_id"])
         clean = size is not None and annotation["category_id"] in categories
-        if not (clean and _clean(annotation, size)):
-            yield from _annotation(annotation, images, sizes, categories)
+        if clean and _clean(annotation, size):
+            continue
+        found = list(_annotation(annotation, images, sizes, categories))
+        yield from found
+        if not any(problem.level == "error" for problem in found) and _is_flat(annotation, size):
+            notes.add(annotation_name(annotation), "its mask has no area in the image: left out")
+            notes.flat.append(annotation)
+
+
+def _is_flat(annotation: Dict[str, Any], size: Size) -> bool:
+    """Whether a mask, without errors, has no pixel of its image."""
+    mask, (width, height, _) = annotation.get("segmentation"), size
+    if not mask or annotation["iscrowd"] or not (_is_side(width) and _is_side(height)):
+        return False
+    if isinstance(mask, list):
+        if any(len(polygon) < 6 for polygon in mask):
+            return False  # said already, and in the list
+        mask = mask_util.frPyObjects(mask, height, width)
+    elif isinstance(mask["counts"], list):
+        return not sum(mask["counts"][1::2])
+    return not sum(mask_util.area(mask if isinstance(mask, list) else [mask]))
 
 
 def masks_missing(content: Dict[str, Any]) -> int:
@@ -263,20 +283,35 @@ def _clean(annotation: Dict[str, Any], size: Size) -> bool:
     box = annotation.get("bbox")
     try:  # what is no number does not compare, and nan compares as False
         x, y, w, h = box
-        inside = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
-        if not (type(box) is list and w > 0 and h > 0 and inside):
+        inside = x >= 0 and y >= 0 and x + w <= width and y + h <= height
+        if not (type(box) is list and w > LEAST and h > LEAST and inside):
+            return False
+        if bool in map(type, box):
             return False
         for polygon in annotation.get("segmentation") or ():
-            if len(polygon) < 6 or len(polygon) % 2 or min(polygon) < -far or max(polygon) > far:
+            if len(polygon) < 6 or len(polygon) % 2:
+                return False
+            xs, ys = polygon[::2], polygon[1::2]
+            left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+            near = left >= -far and top >= -far and right <= far and bottom <= far
+            # a mask outside of the image, or a line: is there any pixel of it?
+            seen = 1 < right - left and 1 < bottom - top and 1 < right and 1 < bottom
+            if not (near and seen and left < width - 1 and top < height - 1):
                 return False
             total = sum(polygon)
-            if total != total:
+            if total != total or (len(polygon) <= 8 and _doubled_area(xs, ys) < 4):
                 return False
     except (TypeError, ValueError):
         return False
     if "keypoints" in annotation or type(annotation.get("segmentation")) is dict:
         return False
     return annotation.get("iscrowd") in (0, 1)
+
+
+def _doubled_area(xs: List[float], ys: List[float]) -> float:
+    """Of a polygon, by the shoelace formula."""
+    pairs = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1])
+    return abs(sum(x * v - u * y for x, y, u, v in pairs))
 
 
 def _annotation(annotation, images, sizes, categories) -> Iterator[Problem]:
@@ -312,9 +347,9 @@ def _box(annotation: Dict[str, Any], size: Size, where: str) -> Iterator[Problem
     width, height, far = size
     if max(map(abs, box)) > far:
         yield Problem("error", where, f"bbox {_short(box)} is further away than {far:g} pixels")
-    elif w <= 0 or h <= 0:
+    elif w <= LEAST or h <= LEAST:
         yield Problem("warning", where, f"bbox {box} has no area, and is left out")
-    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+    elif min(x + w, width) - max(x, 0) <= LEAST or min(y + h, height) - max(y, 0) <= LEAST:
         what = f"bbox {box} is outside of the image ({width} x {height}), and is left out"
         yield Problem("warning", where, what)
     elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
@@ -486,7 +521,7 @@ def _pixels(image: Dict[str, Any], path: str, decode: bool = True) -> Iterator[P
         with PathManager.open(path, "rb") as f, Image.open(f) as picture:
             if decode:
                 picture.load()
-            stored, mode, flag = picture.size, picture.mode, picture.getexif().get(0x0112, 1)
+            stored, mode, flag = picture.size, picture.mode, _orientation(picture)
     except Exception as error:  # decoders raise all kinds
         what = (
             f"cannot be read: {_said(error, path)}. Detectron2 reads what Pillow does: {_formats()}"
@@ -514,6 +549,15 @@ def _pixels(image: Dict[str, Any], path: str, decode: bool = True) -> Iterator[P
     if mode not in ("RGB", "L", "P", "CMYK", "YCbCr"):
         what = f"has the mode '{mode}': alpha is dropped, and more than 8 bits are cut off"
         yield Problem("warning", where, what)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """As Detectron2 takes it: EXIF that cannot be read is none."""
+    try:
+        flag = picture.getexif().get(0x0112, 1)
+    except Exception:  # Pillow raises all kinds
+        return 1
+    return flag if isinstance(flag, int) else 1
 
 
 def _said(error: Exception, path: str) -> str:

@@ -24,7 +24,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
 from . import records
-from .check import Report, examine, masks_missing, once, sample_images, summary, without_gc
+from .check import LEAST, Report, examine, masks_missing, once, sample_images, summary, without_gc
 from .mend import finish, renumber
 
 logger = logging.getLogger(__name__)
@@ -286,7 +286,7 @@ def _boxes_with_area(content: Dict[str, Any]) -> np.ndarray:
     limits = np.array([sizes[a["image_id"]] for a in annotations], np.float64).reshape(-1, 2)
     low = boxes[:, :2].clip(min=0)
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], limits)
-    return (high - low > 1e-5).all(1)  # the threshold of Detectron2's filter_empty_instances
+    return (high - low > LEAST).all(1)
 
 
 def _keypoint_names(content: Dict[str, Any]) -> Tuple[str, ...]:

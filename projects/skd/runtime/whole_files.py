@@ -19,8 +19,11 @@ def write_whole(path: str, write: Callable[[BinaryIO], None]) -> None:
         write: writes the content into an open file.
 
     Raises:
-        OSError: it could not be written; what was under the name is still there.
+        OSError: it could not be written, or the name is a folder's or a device's; what was under
+            the name is still there.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # renaming would take its place
+        raise OSError(f"'{path}' is no file, and cannot be replaced by one.")
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as f:

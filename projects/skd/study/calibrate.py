@@ -15,11 +15,13 @@ from torch import nn
 from ..config import Config, distill, form_of, read_config
 from ..config.lazy import allow
 from ..data import check_datasets
+from ..data.fit import lazy_names
 from ..distillers import DISTILLER_REGISTRY
 from ..engine.lazy_run import lazy_run
 from ..engine.weights import RunCheckpointer
 from ..runtime.loader import build_train_loader
 from .common.command import set_up
+from .common.models import check_device, check_registered
 from .common.paths import find_file
 from .common.tables import print_table
 
@@ -61,7 +63,7 @@ def calibrate(args: argparse.Namespace) -> None:
         cfg = config_of(args, method)
         seed = max(cfg.SEED if isinstance(cfg, CfgNode) else cfg.train.get("seed", -1) or 0, 0)
         if inputs is None:
-            check_datasets(cfg)
+            _check(cfg)
             seed_all_rng(seed)
             inputs = next(iter(_loader(cfg)))
         seed_all_rng(seed)
@@ -76,6 +78,10 @@ def calibrate(args: argparse.Namespace) -> None:
 def config_of(args: argparse.Namespace, method: str) -> Config:
     """The student's config, of either form, that distils by a method with its own weights."""
     cfg = read_config(find_file(args.config_file))
+    if not isinstance(cfg, CfgNode):
+        missing = [key for key in ("model", "dataloader", "train") if key not in cfg]
+        if missing:
+            raise ValueError(f"--config-file {args.config_file}: it has no {', '.join(missing)}.")
     distill(cfg, find_file(args.teacher), find_file(args.teacher_weights))
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DISTILLER.NAME = method
@@ -87,6 +93,20 @@ def config_of(args: argparse.Namespace, method: str) -> Config:
         cfg.model.balance = None
         cfg.dataloader.train.num_workers = 0
     return form_of(cfg).override(cfg, args.opts)
+
+
+def _check(cfg: Config) -> None:
+    """Raises ValueError for data or a device that is not there, before anything is built."""
+    yaml = isinstance(cfg, CfgNode)
+    names = cfg.DATASETS.TRAIN if yaml else lazy_names(cfg, "train")
+    key = "DATASETS.TRAIN" if yaml else "dataloader.train.dataset.names"
+    if yaml and not names:
+        raise ValueError(f"{key} is empty; it must name the dataset to take a batch of.")
+    for name in names:
+        check_registered(name, key)
+    device = ("MODEL.DEVICE", cfg.MODEL.DEVICE) if yaml else ("train.device", cfg.train.device)
+    check_device(device[1], device[0])
+    check_datasets(cfg)
 
 
 def _loader(cfg: Config) -> Iterable[List[Dict[str, Any]]]:

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import List
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
@@ -63,6 +64,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         cfg = read_config(config)
         cfg.merge_from_list(args.opts)
         cfg = student_config(cfg)
+        check_device(cfg.MODEL.DEVICE)
         model = build_model(cfg).eval()
         load_in_full(model, weights, f"--model {name}", f"--model {name}")
         models.append(Model(name, cfg, model, without_query(weights)))
@@ -76,6 +78,18 @@ def check_registered(name: str, key: str) -> None:
             f"{key} is '{name}', and no dataset has that name; --register-coco {name} JSON IMAGES "
             "makes one known."
         )
+
+
+def check_device(device: str, key: str = "MODEL.DEVICE") -> None:
+    """Raises ValueError for a device that is not there, or is none."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(
+            f"{key} is {device!r}; it must be cpu, cuda or the like: {error}"
+        ) from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{key} is {device!r}, and PyTorch finds no GPU here: set {key} cpu.")
 
 
 def load_predictor(cfg: CfgNode) -> DefaultPredictor:

@@ -9,9 +9,11 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
 from ...config.safe_yaml import read_yaml
 from ...distillers import build_distiller
+from ...modeling.model_zoo import find_config
 from ...runtime.safe_files import is_url
 from ...runtime.whole_files import write_whole
 from ..common.metrics import distillation, evaluations, main_metrics, scores
+from ..common.models import check_registered
 from ..common.paths import find_file
 from ..common.runs import Run
 from .schema import check_options, check_study
@@ -172,6 +174,28 @@ class Study:
                 raise ValueError(f"DATASETS.TEST of '{run.name}' is empty: nothing to compare.")
             if run.method not in (BASELINE, "teacher"):
                 build_distiller(cfg)
+
+    def check_files(self) -> None:
+        """
+        What runs need and a report does not.
+
+        Raises:
+            FileNotFoundError, ValueError: a teacher or a dataset that is not there.
+        """
+        for name, teacher in self.teachers.items():
+            if not is_url(teacher.config):
+                find_config(teacher.config)  # or an error
+            weights = find_file(self.spec["teachers"][name].get("weights") or "")
+            if weights and not is_url(weights) and not os.path.isfile(weights):
+                raise FileNotFoundError(f"Teacher '{name}': no checkpoint '{weights}'.")
+        for run in self.by_folder.values():
+            if is_lazy_file(run.config):
+                continue  # Python: train_net tells
+            cfg = read_config(run.config)
+            cfg.merge_from_list(list(run.opts))
+            for key in ("TRAIN", "TEST") if run.iterations else ("TEST",):
+                for dataset in cfg.DATASETS[key]:
+                    check_registered(dataset, f"'{run.name}': DATASETS.{key}")
 
     def _pick(self, what: str, name: str) -> Any:
         known = self.methods if what == "methods" else self.spec[what]

@@ -40,6 +40,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
     study.check()
     output, runs = args.output or args.work, study.runs()
     if not args.report_only:
+        study.check_files()
         os.makedirs(args.work, exist_ok=True)
         acquire(args.work, "--work")
     _check_commands(runs)
