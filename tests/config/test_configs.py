@@ -6,8 +6,9 @@ import pytest
 from detectron2 import model_zoo
 from detectron2.config import LazyConfig, get_cfg
 from detectron2.modeling import build_model
+from omegaconf import OmegaConf
 
-from skd import add_skd_config, distill, student_config
+from skd import DistillRCNN, add_skd_config, distill, student_config
 from skd.config import is_distilling, is_lazy_file
 from skd.modeling.distillation import pairs_of
 from skd.modeling.model_zoo import find_config, zoo_names
@@ -134,3 +135,23 @@ def test_lazy_files_are_told_from_yaml(tmp_path):
     assert is_lazy_file(str(tmp_path / "lazy.yaml")) and not is_lazy_file(
         str(tmp_path / "cfg.yaml")
     )
+
+
+class Mine(DistillRCNN):
+    """A LazyConfig may name it."""
+
+
+@pytest.mark.parametrize(
+    "target,distils",
+    [
+        ("skd.DistillRCNN", True),
+        ("skd.modeling.meta_arch.DistillRCNN", True),
+        (f"{__name__}.Mine", True),
+        ("torch.nn.Linear", False),
+        ("no.such.module", False),
+    ],
+)
+def test_a_lazy_config_distils_by_the_class_of_its_model(target, distils):
+    """Not by its fields: a project's own model may have a student and a distiller."""
+    model = {"_target_": target, "student": {}, "distiller": {}}
+    assert is_distilling(OmegaConf.create({"model": model})) == distils

@@ -308,7 +308,7 @@ def test_a_teacher_and_a_config_that_distils_come_together(teacher_files, tmp_pa
         SKDTrainer(cfg)
     describe(student_config(cfg))
     lazy = lazy_config(tmp_path)
-    lazy.model = {"student": lazy.model, "distiller": {}}
+    lazy.model = {"_target_": "skd.DistillRCNN", "student": lazy.model}
     with pytest.raises(ValueError, match="model.teacher is missing"):
         SKDTrainer(lazy)
 

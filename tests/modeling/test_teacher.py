@@ -19,7 +19,7 @@ from skd import FrozenTeacher, build_teacher, student_config
 from skd.modeling.model_zoo import find_config, zoo_names
 from skd.modeling.teacher_speed import PRECISIONS
 from skd.runtime.checkpoint import CheckpointError
-from skd.runtime.record import describe_run, file_sha256
+from skd.runtime.record import RunFacts, describe_run, file_sha256
 from tests.helpers import DEVICES, ROOT, batch, distilling, read_config, tiny_config
 
 # how far features may be from fp32, as a fraction of the largest at their level
@@ -358,14 +358,8 @@ def test_a_query_for_matching_heuristics_is_no_part_of_the_files_name(teacher_fi
     weights = f"{tmp_path}/w.pth?matching_heuristics=True"
     teacher = build_teacher(teacher_files[0], weights=weights)
     assert teacher.weights == weights
-    record = describe_run(Distilled(teacher), [], 0)
-    assert record["teacher"]["sha256"] == file_sha256(str(tmp_path / "w.pth"))
-
-
-class Distilled(torch.nn.Module):
-    def __init__(self, teacher):
-        super().__init__()
-        self.teacher = teacher
+    record = describe_run(RunFacts([], seed=0, files={"teacher": teacher.weights}))
+    assert record["files"]["teacher"]["sha256"] == file_sha256(str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])

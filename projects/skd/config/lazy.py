@@ -7,12 +7,14 @@ from typing import Any, Dict, List, Optional, Sequence, Set
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ..runtime.safe_files import TRUST_VARIABLE, is_trusted
 from ..runtime.user_errors import UserError
 from . import run_settings
+from .keys import DISTILS
 from .safe_yaml import UnsafeConfigError, read_yaml
 
 # Detectron2's mapper; detrex's; what models and other projects call it
@@ -126,8 +128,13 @@ def _targets(value: Any, place: str = "") -> Dict[str, Any]:
 
 
 def is_distilling(cfg: DictConfig) -> bool:
-    """Whether a LazyConfig describes a student with a teacher."""
-    return "student" in cfg.model and "distiller" in cfg.model
+    """Whether a LazyConfig describes a student with a teacher: by the class of its model."""
+    target = cfg.model.get("_target_")
+    try:
+        kind = locate(target) if isinstance(target, str) else target
+    except Exception:  # whatever a module raises; who makes the model says so
+        return False
+    return getattr(kind, DISTILS, False)
 
 
 def check_teacher(cfg: DictConfig) -> None:

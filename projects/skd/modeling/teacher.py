@@ -8,22 +8,14 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.structures import ImageList
 from torch import nn
 
 from ..config.naming import called
 from .build_detector import detector_args
-from .features import (
-    FeatureTap,
-    Maps,
-    Tapped,
-    check_input,
-    feature_modules,
-    get_feature_module,
-)
+from .features import Maps, Tapped
 from .inherit import State, components
 from .load import load_in_full
-from .run_to import has_forward, image_channels, measure, run_to, says_its_shapes
+from .teacher_runner import make_runner
 from .teacher_speed import PRECISIONS, fold_batch_norm
 
 logger = logging.getLogger(__name__)
@@ -87,45 +79,21 @@ class FrozenTeacher(nn.Module):
                 "or for images without colors the name that the student has for it too."
             )
         self.weights, self.config = weights, config
-        self._features_key = called("MODEL.TEACHER.FEATURES")  # for errors of later steps
         self.features = features
-        self._entry = ""
-        if _is_run_to(model, features):
-            measured = measure(model, features, self._features_key)
-            self._shapes, self._entry, self._root = *measured, features
-        else:
-            self._root = _root(model, features)
-            self._shapes = model.get_submodule(features).output_shape()
-        if compile and self._entry:
-            raise ValueError(
-                f"{called('MODEL.TEACHER.COMPILE')} needs a teacher with a preprocess_image() and "
-                f"an output_shape() of its '{features}'."
-            )
-        if compile and features != self._root:
-            raise ValueError(
-                f"{called('MODEL.TEACHER.COMPILE')} needs {self._features_key} '{self._root}', not "
-                f"'{features}'."
-            )
+        self.side_stream = side_stream
         self._components = _on_host(components(model))
-        self.detector = copy.copy(model) if self._entry else _without_heads(model, features)
+        self._runner = runner = make_runner(model, features, PRECISIONS[precision], compile)
+        self.detector = runner.detector
         self.requires_grad_(False)
         self.eval()
-        running = self.detector if self._entry else self.backbone
         if fold_bn:
-            fold_batch_norm(running)
-        self._dtype = PRECISIONS[precision]
-        if not self._entry:
-            running.to(dtype=self._dtype)
+            fold_batch_norm(runner.running)
+        runner.lower_precision()
         if channels_last:
-            running.to(memory_format=torch.channels_last)
-        self.compile_backbone = compile
-        self.side_stream = side_stream
+            runner.running.to(memory_format=torch.channels_last)
+        runner.check()
         self._shared = False
-        self._run: Optional[Callable] = None
         self._stream: Optional["torch.cuda.Stream"] = None
-        if not self._entry:
-            channels = image_channels(model)
-            self._prepare([torch.zeros(channels, 32, 32, dtype=torch.uint8)])  # or an error now
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
@@ -152,7 +120,7 @@ class FrozenTeacher(nn.Module):
 
     def __getstate__(self) -> Dict[str, Any]:
         """Copies and pickles make their own stream, and compile for themselves."""
-        return {**self.__dict__, "_run": None, "_stream": None, "_shared": False}
+        return {**self.__dict__, "_stream": None, "_shared": False}
 
     def __deepcopy__(self, memo: Dict[int, Any]) -> "FrozenTeacher":
         """Itself: an average of a model's weights, say, needs no teacher of its own."""
@@ -192,14 +160,14 @@ class FrozenTeacher(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """The module that is given the images; what is tapped is this one or in it."""
-        return self.detector.get_submodule(self._root)
+        return self._runner.backbone
 
     def components(self) -> Dict[str, State]:
         """What a student may inherit, by component: in the host's memory, as it was loaded."""
         return self._components
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        return self._shapes
+        return self._runner.shapes
 
     def forward(self, batched_inputs: List[Dict[str, Any]], image_format: str) -> Maps:
         """
@@ -232,7 +200,7 @@ class FrozenTeacher(nn.Module):
             # before the mean is subtracted: it is in the order of the teacher's channels
             self._check_format(image_format, images)
             images = [x.flip(0) for x in images]
-        device = self._device()
+        device = self._runner.device
         if not self.side_stream or device.type != "cuda":
             tapped = self._tap(images)
             return lambda: tapped
@@ -265,86 +233,7 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def _tap(self, images: List[torch.Tensor]) -> Tapped:
-        # MODEL.TEACHER.PRECISION says what the teacher computes in, not the student's autocast
-        if self._entry:
-            return self._run_to(images)
-        with torch.autocast(self._device().type, enabled=False):
-            batch = self._prepare(images)
-            batch = batch.to(next(self.backbone.parameters(), batch).dtype)
-            check_input(batch, [x.shape[-2:] for x in images], self.backbone, "teacher")
-            size = tuple(batch.shape[-2:])
-            if self.features == self._root:
-                return Tapped(self._backbone()(batch), size)
-            module = self.detector.get_submodule(self.features)
-            with FeatureTap(module, self._features_key) as tap:
-                self._backbone()(batch)
-            return Tapped(tap.features, size)
-
-    def _run_to(self, images: List[torch.Tensor]) -> Tapped:
-        device, lower = self._device(), self._dtype != torch.float32
-        images = [x.to(device) for x in images]
-        dtype = self._dtype if lower else torch.bfloat16  # autocast refuses fp32, enabled or not
-        with torch.autocast(device.type, dtype=dtype, enabled=lower):
-            tapped = run_to(self.detector, self.features, images, self._features_key, self._entry)
-        check_input(tapped.input, [x.shape[-2:] for x in images], self.detector, "teacher")
-        return Tapped(tapped.maps, tapped.input_size)
-
-    def _backbone(self) -> Callable:
-        """The backbone as it is run: past nn.Module's attributes, which would register it twice."""
-        if self._run is None:
-            run = self.backbone
-            if self.compile_backbone:
-                run = torch.compile(run, dynamic=True)
-            object.__setattr__(self, "_run", run)
-        return self._run
-
-    def _device(self) -> torch.device:
-        tensors = chain(self.backbone.parameters(), self.buffers(), [torch.zeros(())])
-        return next(tensors).device
-
-    def _prepare(self, images: List[torch.Tensor]) -> torch.Tensor:
-        """(C, H, W) in the teacher's color order, each -> normalised and padded (N, C, H, W)."""
-        self._check_square(images)
-        images = [x.to(self._device()) for x in images]
-        if hasattr(self.detector, "preprocess_image"):
-            batch = self.detector.preprocess_image([{"image": x} for x in images])
-        else:
-            batch = self._normalise(images)
-        batch = batch.tensor if isinstance(batch, ImageList) else batch
-        if not isinstance(batch, torch.Tensor):
-            raise ValueError(
-                f"The teacher's preprocess_image(), of {type(self.detector).__name__}, returned a "
-                f"{type(batch).__name__}; it must return an ImageList or a tensor (N, C, H, W)."
-            )
-        return batch
-
-    def _normalise(self, images: List[torch.Tensor]) -> ImageList:
-        """As Detectron2's detectors do; some of them in forward(), so that it cannot be called."""
-        statistics = [getattr(self.detector, name, None) for name in ("pixel_mean", "pixel_std")]
-        if not all(isinstance(x, torch.Tensor) for x in statistics):
-            raise ValueError(
-                f"The teacher, a {type(self.detector).__name__}, has neither preprocess_image() "
-                "nor tensors pixel_mean and pixel_std, so how it normalises images is unknown: "
-                "give its class a preprocess_image(batched_inputs) that returns an ImageList."
-            )
-        mean, std = (x.to(self._device()) for x in statistics)
-        return ImageList.from_tensors(
-            [(x - mean) / std for x in images],
-            getattr(self.backbone, "size_divisibility", 0),
-            padding_constraints=getattr(self.backbone, "padding_constraints", None),
-        )
-
-    def _check_square(self, images: List[torch.Tensor]) -> None:
-        constraints = getattr(self.backbone, "padding_constraints", None) or {}
-        square = constraints.get("square_size", 0)
-        largest = max(max(x.shape[-2:]) for x in images)
-        if 0 < square < largest:
-            raise ValueError(
-                f"An image has a side of {largest} pixels after resizing, and the teacher pads "
-                f"its images to squares of {square}. Make the student's training images no larger "
-                f"than that (INPUT.MAX_SIZE_TRAIN {square}), or the teacher's square larger "
-                f"(backbone.square_pad)."
-            )
+        return self._runner(images)
 
 
 def _running_args(teacher: CfgNode) -> Dict[str, Any]:
@@ -369,34 +258,6 @@ def _check(precision: str, weights: Optional[str], random_weights: bool) -> None
             f"{called('MODEL.TEACHER.RANDOM_WEIGHTS')} is True, but "
             f"{called('MODEL.TEACHER.WEIGHTS')} names '{weights}'. Keep one of the two."
         )
-
-
-def _is_run_to(model: nn.Module, features: str) -> bool:
-    """Whether nothing but its own forward is known to prepare its images and make its maps."""
-    plain = hasattr(model, "preprocess_image") and says_its_shapes(model, features)
-    return has_forward(model) and not plain
-
-
-def _root(model: nn.Module, features: str) -> str:
-    """The outermost module with feature maps around the one that is named: it takes images."""
-    get_feature_module(model, features, called("MODEL.TEACHER.FEATURES"))  # or an error
-    names = feature_modules(model)
-    return min((n for n in names if f"{features}.".startswith(f"{n}.")), key=len)
-
-
-def _without_heads(model: nn.Module, features: str) -> nn.Module:
-    """The same object without the children that learn, but for the one with the features."""
-    detector = copy.copy(model)
-    detector._modules = {
-        name: child
-        for name, child in model._modules.items()
-        if name == features.split(".")[0] or not _learns(child)
-    }
-    return detector
-
-
-def _learns(module: Optional[nn.Module]) -> bool:
-    return module is not None and next(module.parameters(), None) is not None
 
 
 def _on_host(parts: Dict[str, State]) -> Dict[str, State]:

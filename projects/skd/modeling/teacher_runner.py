@@ -1,0 +1,219 @@
+"""
+The two ways to run a teacher. Detectron2's own detectors say how they prepare images and which maps
+their backbones make: these two parts are run, and nothing else is kept. Any other detector is run
+by its own forward, as far as what is tapped.
+"""
+
+import copy
+from itertools import chain
+from typing import Any, Callable, Dict, List, Optional, Union
+
+import torch
+from detectron2.structures import ImageList
+from torch import nn
+
+from ..config.naming import called
+from .features import FeatureTap, Tapped, check_input, feature_modules, get_feature_module
+from .run_to import has_forward, image_channels, measure, run_to, says_its_shapes
+
+Images = List[torch.Tensor]  # (C, H, W) each, in the teacher's color order
+
+
+class BackboneRunner:
+    """
+    Prepares images as the detector does, and runs its backbone.
+
+    Attributes:
+        detector: what is kept of the model.
+        shapes: of the maps, by name.
+    """
+
+    def __init__(self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool):
+        """
+        Args:
+            model: with a ``preprocess_image`` and an ``output_shape()`` of what is tapped.
+            features: the module of ``model`` to read feature maps from.
+            dtype: to compute in.
+            compile: the backbone, at the first images.
+        """
+        self._key = called("MODEL.TEACHER.FEATURES")  # for errors of later steps
+        self._features, self._root = features, _root(model, features)
+        if compile and features != self._root:
+            raise ValueError(
+                f"{called('MODEL.TEACHER.COMPILE')} needs {self._key} '{self._root}', not "
+                f"'{features}'."
+            )
+        self.shapes = model.get_submodule(features).output_shape()
+        self.detector = _without_heads(model, features)
+        self._dtype, self._compile = dtype, compile
+        self._run: Optional[Callable] = None
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Copies and pickles compile for themselves."""
+        return {**self.__dict__, "_run": None}
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The module that is given the images; what is tapped is this one or in it."""
+        return self.detector.get_submodule(self._root)
+
+    running = backbone  # what is made cheaper
+
+    @property
+    def device(self) -> torch.device:
+        return _device(self.backbone, self.detector)
+
+    def lower_precision(self) -> None:
+        self.backbone.to(dtype=self._dtype)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: images cannot be prepared.
+        """
+        self._prepare([torch.zeros(image_channels(self.detector), 32, 32, dtype=torch.uint8)])
+
+    def __call__(self, images: Images) -> Tapped:
+        # MODEL.TEACHER.PRECISION says what the teacher computes in, not the student's autocast
+        with torch.autocast(self.device.type, enabled=False):
+            batch = self._prepare(images)
+            batch = batch.to(next(self.backbone.parameters(), batch).dtype)
+            check_input(batch, [x.shape[-2:] for x in images], self.backbone, "teacher")
+            return self._tap(batch)
+
+    def _tap(self, batch: torch.Tensor) -> Tapped:
+        size = tuple(batch.shape[-2:])
+        if self._features == self._root:
+            return Tapped(self._compiled()(batch), size)
+        with FeatureTap(self.detector.get_submodule(self._features), self._key) as tap:
+            self._compiled()(batch)
+        return Tapped(tap.features, size)
+
+    def _compiled(self) -> Callable:
+        if self._run is None:
+            backbone = self.backbone
+            self._run = torch.compile(backbone, dynamic=True) if self._compile else backbone
+        return self._run
+
+    def _prepare(self, images: Images) -> torch.Tensor:
+        """Normalised and padded (N, C, H, W)."""
+        self._check_square(images)
+        images = [x.to(self.device) for x in images]
+        if hasattr(self.detector, "preprocess_image"):
+            batch = self.detector.preprocess_image([{"image": x} for x in images])
+        else:
+            batch = self._normalise(images)
+        batch = batch.tensor if isinstance(batch, ImageList) else batch
+        if not isinstance(batch, torch.Tensor):
+            raise ValueError(
+                f"The teacher's preprocess_image(), of {type(self.detector).__name__}, returned a "
+                f"{type(batch).__name__}; it must return an ImageList or a tensor (N, C, H, W)."
+            )
+        return batch
+
+    def _normalise(self, images: Images) -> ImageList:
+        """As Detectron2's detectors do; some of them in forward(), so that it cannot be called."""
+        statistics = [getattr(self.detector, name, None) for name in ("pixel_mean", "pixel_std")]
+        if not all(isinstance(x, torch.Tensor) for x in statistics):
+            raise ValueError(
+                f"The teacher, a {type(self.detector).__name__}, has neither preprocess_image() "
+                "nor tensors pixel_mean and pixel_std, so how it normalises images is unknown: "
+                "give its class a preprocess_image(batched_inputs) that returns an ImageList."
+            )
+        mean, std = (x.to(self.device) for x in statistics)
+        return ImageList.from_tensors(
+            [(x - mean) / std for x in images],
+            getattr(self.backbone, "size_divisibility", 0),
+            padding_constraints=getattr(self.backbone, "padding_constraints", None),
+        )
+
+    def _check_square(self, images: Images) -> None:
+        constraints = getattr(self.backbone, "padding_constraints", None) or {}
+        square = constraints.get("square_size", 0)
+        largest = max(max(x.shape[-2:]) for x in images)
+        if 0 < square < largest:
+            raise ValueError(
+                f"An image has a side of {largest} pixels after resizing, and the teacher pads "
+                f"its images to squares of {square}. Make the student's training images no larger "
+                f"than that (INPUT.MAX_SIZE_TRAIN {square}), or the teacher's square larger "
+                f"(backbone.square_pad)."
+            )
+
+
+class ForwardRunner:
+    """Runs a detector by its own forward, so that it sees images as it always does."""
+
+    def __init__(self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool):
+        """See :class:`BackboneRunner`."""
+        self._key, self._features = called("MODEL.TEACHER.FEATURES"), features
+        self.shapes, self._entry = measure(model, features, self._key)
+        if compile:
+            raise ValueError(
+                f"{called('MODEL.TEACHER.COMPILE')} needs a teacher with a preprocess_image() and "
+                f"an output_shape() of its '{features}'."
+            )
+        self.detector = copy.copy(model)
+        self._dtype = dtype
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.detector.get_submodule(self._features)
+
+    @property
+    def running(self) -> nn.Module:
+        return self.detector
+
+    @property
+    def device(self) -> torch.device:
+        return _device(self.backbone, self.detector)
+
+    def lower_precision(self) -> None:
+        """Autocast does, as parts of it may need fp32."""
+
+    def check(self) -> None:
+        """It has run already, to be measured."""
+
+    def __call__(self, images: Images) -> Tapped:
+        device, lower = self.device, self._dtype != torch.float32
+        images = [x.to(device) for x in images]
+        dtype = self._dtype if lower else torch.bfloat16  # autocast refuses fp32, enabled or not
+        with torch.autocast(device.type, dtype=dtype, enabled=lower):
+            tapped = run_to(self.detector, self._features, images, self._key, self._entry)
+        check_input(tapped.input, [x.shape[-2:] for x in images], self.detector, "teacher")
+        return Tapped(tapped.maps, tapped.input_size)
+
+
+Runner = Union[BackboneRunner, ForwardRunner]
+
+
+def make_runner(model: nn.Module, features: str, dtype: torch.dtype, compile: bool) -> Runner:
+    """The first where the model says what that needs, or has no forward to run."""
+    says = hasattr(model, "preprocess_image") and says_its_shapes(model, features)
+    kind = BackboneRunner if says or not has_forward(model) else ForwardRunner
+    return kind(model, features, dtype, compile)
+
+
+def _device(backbone: nn.Module, detector: nn.Module) -> torch.device:
+    return next(chain(backbone.parameters(), detector.buffers(), [torch.zeros(())])).device
+
+
+def _root(model: nn.Module, features: str) -> str:
+    """The outermost module with feature maps around the one that is named: it takes images."""
+    get_feature_module(model, features, called("MODEL.TEACHER.FEATURES"))  # or an error
+    names = feature_modules(model)
+    return min((n for n in names if f"{features}.".startswith(f"{n}.")), key=len)
+
+
+def _without_heads(model: nn.Module, features: str) -> nn.Module:
+    """The same object without the children that learn, but for the one with the features."""
+    detector = copy.copy(model)
+    detector._modules = {
+        name: child
+        for name, child in model._modules.items()
+        if name == features.split(".")[0] or not _learns(child)
+    }
+    return detector
+
+
+def _learns(module: Optional[nn.Module]) -> bool:
+    return module is not None and next(module.parameters(), None) is not None
