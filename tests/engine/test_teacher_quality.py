@@ -2,15 +2,21 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventStorage
 
+from skd import distill
 from skd.engine import describe
 from skd.engine.run import check
 from skd.engine.teacher_quality import TeacherQuality
 from skd.evaluation import Quality, unseen_classes
+from skd.modeling.teacher import FrozenTeacher
+from tests.engine.test_run import lazy_config
 from tests.engine.test_training import train, weights
 from tests.helpers import distilling, tiny_config
 
@@ -36,10 +42,6 @@ def test_teacher_and_student_are_compared_and_the_training_is_the_same(
 
 @pytest.mark.parametrize("teacher,student,warns", [(30.0, 20.0, 0), (20.0, 20.0, 1)])
 def test_only_a_teacher_that_is_no_better_is_a_warning(teacher, student, warns, caplog):
-    from types import SimpleNamespace
-
-    from detectron2.utils.events import EventStorage
-
     hook = TeacherQuality(SimpleNamespace(images=5, dataset="x"), period=0)
     hook._teacher, hook._look = Quality(teacher, 0, 1), lambda model: Quality(student, 0, 1)
     with EventStorage() as storage:
@@ -70,3 +72,14 @@ def test_classes_that_a_teacher_never_saw():
     assert unseen_classes("seen_b", ["seen_a"]) == ["wheel"]
     assert unseen_classes("seen_b", ["seen_b", "nobody_knows"]) == []
     assert unseen_classes("seen_b", ["nobody_knows"]) is None
+
+
+def test_a_lazy_config_has_it_too(teacher_files, shapes, tmp_path):
+    cfg = lazy_config(tmp_path, "+train.evaluate_teacher=2")
+    distill(cfg, *teacher_files)
+    hook = TeacherQuality(describe(cfg).teacher, period=0)
+    hook.trainer = SimpleNamespace(model=torch.nn.Linear(1, 1))
+    assert hook._look_at_teacher().ap50 == 0  # of an untrained one
+    cfg.model.teacher = LazyCall(FrozenTeacher)(model=None, weights="x")
+    with pytest.raises(ValueError, match="train.evaluate_teacher is 2; it must be 0 where"):
+        describe(cfg)
