@@ -4,6 +4,7 @@ from .config import add_skd_config, distill, student_config, use_project
 from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, GradientBalance, StructuredDistiller
 from .engine.distilling import distilling
+from .modeling.heads import HEAD_REGISTRY, TeacherHeads
 from .modeling.meta_arch import DistillRCNN
 from .modeling.student_class import detach, student_of
 from .modeling.teacher import FrozenTeacher, build_teacher
@@ -17,7 +18,9 @@ __all__ = [
     "Distiller",
     "FrozenTeacher",
     "GradientBalance",
+    "HEAD_REGISTRY",
     "StructuredDistiller",
+    "TeacherHeads",
     "TimmBackbone",
     "add_skd_config",
     "build_teacher",

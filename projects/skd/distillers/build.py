@@ -9,6 +9,7 @@ from detectron2.utils.registry import Registry
 from .balance import BalanceSettings, GradientBalance
 from .base import Distiller
 from .combined import CombinedDistiller
+from .heads import HeadsSettings
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def distiller_node() -> CfgNode:
     node.UNLABELLED_WEIGHT = 1.0
     # Weights of the terms by their gradients: see BalanceSettings in balance.py.
     node.BALANCE = BalanceSettings.node()
+    # Learn from the teacher's heads too: see HeadsSettings in heads/settings.py.
+    node.HEADS = HeadsSettings.node()
     for _, method in DISTILLER_REGISTRY:
         settings = method.Settings.node() if issubclass(method, Distiller) else {}
         if settings:

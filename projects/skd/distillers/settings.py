@@ -53,6 +53,12 @@ def proportions(default: Any) -> Any:
     return _setting(default, Kind("a list of [name, number], numbers 0 or above", _named_numbers))
 
 
+def texts(default: Any) -> Any:
+    """A list of names."""
+    kind = Kind("a list of names", lambda v: _is_list(v) and all(isinstance(x, str) for x in v))
+    return _setting(default, kind)
+
+
 def flag(default: Any) -> Any:
     """True or False."""
     return _setting(default, Kind("True or False", lambda v: isinstance(v, bool)))

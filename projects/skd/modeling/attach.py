@@ -11,6 +11,7 @@ from ..config.naming import called
 from ..distillers import Distiller, GradientBalance
 from .distillation import Distillation
 from .features import pair_levels
+from .heads import TeacherHeads
 from .inherit import inherit as inherit_from
 from .run_to import output_shapes
 from .student_class import PARTS, STATE, is_distilling, set_parts
@@ -32,6 +33,7 @@ def attach(
     inherit: bool = False,
     every: int = 1,
     unlabelled_weight: float = 1.0,
+    heads: Optional[TeacherHeads] = None,
 ) -> nn.Module:
     """
     Let a student distil, in place; :func:`detach` undoes it. ``DistillRCNN(student=..., ...)``.
@@ -53,6 +55,7 @@ def attach(
             ``MODEL.DISTILLER.EVERY``.
         unlabelled_weight: of the terms on images without labels, see
             ``MODEL.DISTILLER.UNLABELLED_WEIGHT``.
+        heads: heads of the teacher to learn from besides; the teacher is to have kept them.
 
     Returns:
         The student.
@@ -75,6 +78,8 @@ def attach(
     features_key = called("MODEL.STUDENT.FEATURES")
     ours = output_shapes(student, features, features_key)
     pairs = pair_levels(ours, teacher.output_shape(), levels)
+    if heads is not None:
+        heads.fit(student, teacher, pairs)
     if inherit:
         inherit_from(student, teacher.components())
     # the student's random numbers (data order, sampling) are those of its training without
@@ -83,7 +88,7 @@ def attach(
         distiller.bind_once(shapes, balance)
     every_key = called("MODEL.DISTILLER.EVERY")
     state = Distillation(input_format, features, every, pairs, features_key, every_key)
-    state.unlabelled_weight = unlabelled_weight
+    state.unlabelled_weight, state.heads = unlabelled_weight, heads
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
 
 

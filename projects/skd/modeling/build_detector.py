@@ -3,6 +3,7 @@
 from typing import Any, Dict, List, NamedTuple, Sequence
 
 from detectron2.config import CfgNode, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from omegaconf import OmegaConf
 from torch import nn
@@ -84,6 +85,7 @@ def detector_args(
         "input_format": input_format,
         "random_weights": random_weights,
         "config": _of_the_model(cfg),
+        "classes": _classes(run_settings.value_of(cfg, "train_sets") or []),
         **kwargs,
     }
 
@@ -93,6 +95,12 @@ def _of_the_model(cfg: Config) -> Dict[str, Any]:
     if isinstance(cfg, CfgNode):
         return {"MODEL": cfg.MODEL, "INPUT": {"FORMAT": cfg.INPUT.FORMAT}}
     return {"model": OmegaConf.to_container(cfg.model)}
+
+
+def _classes(datasets: Sequence[str]) -> List[str]:
+    """Names of what it was trained to tell apart, if its dataset is known here."""
+    found = [MetadataCatalog.get(x).get("thing_classes") for x in datasets if x in DatasetCatalog]
+    return list(found[0] or ()) if found else []
 
 
 def _load_config(

@@ -3,6 +3,7 @@ One training step of a model that distils: the student's forward, the teacher's,
 maps, the distiller's terms, and what there is to see of it.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
@@ -60,8 +61,10 @@ def run_step(
         return _run_between(model, call)
     batch = _read_batch(model.distiller, labelled.values)
     wait_for_teacher = model.teacher.start(batch.inputs, model._skd.input_format)
+    heads = model._skd.heads
     try:
-        output, ours = _tap_student(model, call)
+        with heads.watch(model) if heads else nullcontext() as calls:
+            output, ours = _tap_student(model, call)
     except FloatingPointError:  # of Detectron2's proposals, which are not finite here
         _abstain(model)
         raise
@@ -74,6 +77,8 @@ def run_step(
     seen = _begin_balance(model, maps)
     student, teacher = _align(model, seen, theirs.maps)
     terms = _distil(model.distiller, student, teacher, batch)
+    if heads is not None:
+        terms = {**terms, **heads.terms(model, model.teacher, calls, theirs.maps)}
     own = sum_losses(losses)
     terms = _balance_terms(model, own, maps, terms, seen)
     _keep_metrics(model, own, terms)

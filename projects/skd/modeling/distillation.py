@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .features import LevelPair, Maps
+from .heads import TeacherHeads
 
 # The names that distilling takes of a student, besides those with the private prefix _skd:
 # attributes of the model, and then the methods of DistillRCNN.
@@ -37,8 +38,8 @@ class Distillation:
     input_format: color order of the model's images; features: the student's module that is tapped;
     every: see ``MODEL.DISTILLER.EVERY``; pairs: of maps, by the student's name; features_key,
     every_key: what the user calls these two; unlabelled_weight: see
-    ``MODEL.DISTILLER.UNLABELLED_WEIGHT``; watcher: see :func:`watch_maps`; running: whether the
-    student's forward is under way.
+    ``MODEL.DISTILLER.UNLABELLED_WEIGHT``; heads: what is learnt from the teacher's; watcher:
+    see :func:`watch_maps`; running: whether the student's forward is under way.
     """
 
     input_format: str
@@ -48,6 +49,7 @@ class Distillation:
     features_key: str
     every_key: str
     unlabelled_weight: float = 1.0
+    heads: Optional[TeacherHeads] = None
     watcher: Optional[Callable[[AlignedMaps], None]] = None
     running: bool = False
 

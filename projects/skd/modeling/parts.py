@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config.naming import YAML, written_as
 from ..distillers import build_balance, build_distiller
+from .heads import build_heads
 from .teacher import FrozenTeacher
 
 
@@ -23,7 +24,7 @@ def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[
     """
     # the student's random numbers are its own
     with written_as(YAML), torch.random.fork_rng(devices=[]):
-        distiller = build_distiller(cfg)
+        distiller, heads = build_distiller(cfg), build_heads(cfg)
         if teacher is None:
             teacher = FrozenTeacher(cfg)
         elif not isinstance(teacher, FrozenTeacher):
@@ -37,5 +38,6 @@ def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[
         "levels": cfg.MODEL.DISTILLER.LEVELS,
         "inherit": cfg.MODEL.STUDENT.INHERIT,
         "every": cfg.MODEL.DISTILLER.EVERY,
+        "heads": heads,
         "unlabelled_weight": cfg.MODEL.DISTILLER.UNLABELLED_WEIGHT,
     }

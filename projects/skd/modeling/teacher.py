@@ -44,6 +44,8 @@ class FrozenTeacher(nn.Module):
         compile: bool = False,
         side_stream: bool = False,
         config: Optional[Dict[str, Any]] = None,
+        heads: bool = False,
+        classes: Sequence[str] = (),
     ):
         """
         Args:
@@ -58,6 +60,9 @@ class FrozenTeacher(nn.Module):
             random_weights: keep the model untrained; ``weights`` must be empty.
             precision, fold_bn, channels_last, compile, side_stream: see ``MODEL.TEACHER``.
             config: what ``model`` was made from, for the record of a run.
+            heads: keep the heads too, for :class:`TeacherHeads`, as ``whole``; they do not run
+                here.
+            classes: names of what the heads tell apart, in their order; empty if unknown.
 
         Raises:
             FileNotFoundError: no such file.
@@ -84,6 +89,7 @@ class FrozenTeacher(nn.Module):
         self._components = _on_host(components(model))
         self._runner = runner = make_runner(model, features, PRECISIONS[precision], compile)
         self.detector = runner.detector
+        self.whole, self.classes = copy.copy(model) if heads else None, list(classes)
         self.requires_grad_(False)
         self.eval()
         if fold_bn:
@@ -105,6 +111,7 @@ class FrozenTeacher(nn.Module):
             from_yaml=True,
             further=teacher.PROJECTS,
             random_weights=teacher.RANDOM_WEIGHTS,
+            heads=bool(cfg.MODEL.DISTILLER.HEADS.NAMES),
             **_running_args(teacher),
         )
 
@@ -112,7 +119,9 @@ class FrozenTeacher(nn.Module):
     def of_built(cls, cfg: CfgNode, model: nn.Module) -> "FrozenTeacher":
         """A detector that is built and loaded, with what ``MODEL.TEACHER`` says of the rest."""
         teacher = cfg.MODEL.TEACHER
-        return cls(model=model, weights=teacher.WEIGHTS or None, **_running_args(teacher))
+        heads = bool(cfg.MODEL.DISTILLER.HEADS.NAMES)
+        weights = teacher.WEIGHTS or None
+        return cls(model=model, weights=weights, heads=heads, **_running_args(teacher))
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stays in eval mode whatever is asked."""
@@ -278,7 +287,8 @@ def build_teacher(config_file: str, projects: Sequence[str] = (), **kwargs) -> F
     Args:
         config_file, projects: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.PROJECTS``.
         kwargs: ``weights``, ``opts``, ``features``, ``random_weights``, ``precision``,
-            ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the config keys.
+            ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the config keys;
+            ``heads``, as for :class:`FrozenTeacher`.
     """
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
         return FrozenTeacher(**detector_args(config_file, further=projects, **kwargs))

@@ -1,0 +1,20 @@
+"""The keys ``MODEL.DISTILLER.HEADS.*``."""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+from ..settings import Settings, number, texts
+
+
+@dataclass(frozen=True)
+class HeadsSettings(Settings):
+    # Kinds of heads to learn from besides the features, of those in skd.HEAD_REGISTRY: "RPNHead",
+    # "BoxHead", "MaskHead". Empty: none, and the teacher runs no heads.
+    names: Sequence[str] = texts(())
+    # Of the softmax over the classes of a box.
+    temperature: float = number(1.0, positive=True)
+    # Of the background in the classification of boxes and anchors.
+    background_weight: float = number(1.5)
+    # Names of the classes, in their order; empty: of the first dataset that each was trained on.
+    student_classes: Sequence[str] = texts(())
+    teacher_classes: Sequence[str] = texts(())

@@ -1,0 +1,108 @@
+"""What an adapter for a kind of head has to be."""
+
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ...distillers.heads import HeadsSettings
+from ..features import LevelPair, Maps
+
+HEAD_REGISTRY = Registry("HEAD")
+HEAD_REGISTRY.__doc__ = """
+Kinds of heads, named in ``MODEL.DISTILLER.HEADS.NAMES``: subclasses of :class:`HeadPair`.
+"""
+
+
+class Unfit(ValueError):
+    """Two detectors' heads of a kind that cannot be compared; says why."""
+
+
+class Call(NamedTuple):
+    """What a module was given and what it returned, in one step."""
+
+    inputs: Tuple[Any, ...]
+    output: Any
+
+
+class Classes(NamedTuple):
+    """
+    Classes that both know, in one order: their places among the student's and the teacher's. Both
+    are None where nobody has said the names.
+    """
+
+    student: List[int]
+    teacher: List[int]
+
+
+class HeadPair:
+    """
+    A kind of head in both detectors. Keeps no module, so that models can be copied.
+
+    A subclass names in ``watched`` the student's modules whose calls it needs, and implements
+    :meth:`check` and :meth:`terms`.
+    """
+
+    watched: Dict[str, str] = {}  # from a short name to the student's module
+    needs_classes = False
+
+    def __init__(self, settings: HeadsSettings, pairs: Dict[str, LevelPair], classes: Classes):
+        """
+        Args:
+            settings: of all heads.
+            pairs: of feature maps, by the student's name.
+            classes: that both know; empty unless ``needs_classes``.
+        """
+        self.settings, self.pairs, self.classes = settings, pairs, classes
+
+    def check(self, student: nn.Module, teacher: nn.Module) -> None:
+        """
+        Args:
+            student, teacher: whole detectors.
+
+        Raises:
+            Unfit: their heads of this kind cannot be compared.
+        """
+        raise NotImplementedError
+
+    def terms(
+        self, student: nn.Module, teacher: nn.Module, calls: Dict[str, Call], maps: Maps
+    ) -> Dict[str, Dict[str, torch.Tensor]]:
+        """
+        Args:
+            student, teacher: as in :meth:`check`.
+            calls: of the modules in ``watched``, by their short names.
+            maps: all of the teacher's feature maps (N, C, H, W), in fp32.
+
+        Returns:
+            Scalars by term and level, see :class:`skd.distillers.Distiller`.
+        """
+        raise NotImplementedError
+
+
+def part(detector: nn.Module, name: str, whose: str, *attributes: str) -> nn.Module:
+    """
+    Raises:
+        Unfit: the detector has no such module, or the module no such attributes.
+    """
+    try:
+        module = detector.get_submodule(name)
+    except AttributeError:
+        module = None
+    if module is None or not all(hasattr(module, a) for a in attributes):
+        raise Unfit(
+            f"the {whose}, a {type(detector).__name__}, has no '{name}'"
+            + (f" with {', '.join(attributes)}" if module is not None else "")
+        )
+    return module
+
+
+def equal(values: Sequence[Any], what: str) -> None:
+    """
+    Raises:
+        Unfit: the student's and the teacher's differ.
+    """
+    ours, theirs = values
+    if ours != theirs:
+        raise Unfit(f"{what} is {ours} in the student and {theirs} in the teacher")

@@ -1,0 +1,71 @@
+"""The region proposal network: objectness and box deltas at the student's anchors."""
+
+from typing import Dict, List, Tuple
+
+import torch
+from torch import nn
+
+from ...distillers.heads import soft_binary_cross_entropy, weighted_l1
+from ..features import crop
+from .base import HEAD_REGISTRY, HeadPair, Unfit, equal, part
+
+RPN = "proposal_generator"
+
+
+@HEAD_REGISTRY.register()
+class RPNHead(HeadPair):
+    """
+    Detectron2's ``RPN`` in both, with the same anchors at a level: there anchor i of a position is
+    the same box for both, and their predictions are compared as they are.
+
+    Shape legend: N images, A anchors of a position, H x W positions.
+    """
+
+    watched = {"head": f"{RPN}.rpn_head"}
+
+    def check(self, student, teacher):
+        ours, theirs = (
+            part(d, RPN, w, "in_features", "rpn_head", "anchor_generator", "box2box_transform")
+            for d, w in ((student, "student"), (teacher, "teacher"))
+        )
+        levels = self._levels(ours, theirs)
+        if not levels:
+            raise Unfit("no level of the two RPNs has feature maps of the same stride")
+        equal([getattr(m.anchor_generator, "offset", 0) for m in (ours, theirs)], "anchors' offset")
+        all_a, all_b = ([*m.anchor_generator.cell_anchors] for m in (ours, theirs))
+        for name, i, j in levels:
+            a, b = all_a[i].cpu(), all_b[j].cpu()
+            if a.shape != b.shape or not torch.allclose(a, b):
+                raise Unfit(f"the anchors at '{name}' are others: {a.tolist()} and {b.tolist()}")
+
+    def _levels(self, ours: nn.Module, theirs: nn.Module) -> List[Tuple[str, int, int]]:
+        """Of each common level its name, its place in the student's list and in the teacher's."""
+        return [
+            (name, i, theirs.in_features.index(self.pairs[name].teacher_name))
+            for i, name in enumerate(ours.in_features)
+            if name in self.pairs and self.pairs[name].teacher_name in theirs.in_features
+        ]
+
+    def terms(self, student, teacher, calls, maps):
+        ours, theirs = student.get_submodule(RPN), teacher.get_submodule(RPN)
+        with torch.no_grad():
+            wanted = theirs.rpn_head([maps[name] for name in theirs.in_features])
+        scales = [list(m.box2box_transform.weights) for m in (ours, theirs)]
+        classes: Dict[str, torch.Tensor] = {}
+        boxes: Dict[str, torch.Tensor] = {}
+        for name, i, j in self._levels(ours, theirs):
+            (logits, deltas), (t_logits, t_deltas) = (
+                [x[k].float() for x in predicted]
+                for predicted, k in ((calls["head"].output, i), (wanted, j))
+            )
+            s, t = crop(logits, t_logits)  # (N, A, H, W)
+            classes[name] = soft_binary_cross_entropy(s, t, self.settings.background_weight)
+            d_s, d_t = (_by_anchor(d, scale) for d, scale in zip(crop(deltas, t_deltas), scales))
+            boxes[name] = weighted_l1(d_s, d_t, t.sigmoid())
+        return {"loss_distill_rpn_cls": classes, "loss_distill_rpn_box": boxes}
+
+
+def _by_anchor(deltas: torch.Tensor, scale: List[float]) -> torch.Tensor:
+    """(N, A * 4, H, W) -> (N, A, H, W, 4), without the factors that a detector trains with."""
+    n, _, h, w = deltas.shape
+    return deltas.view(n, -1, 4, h, w).permute(0, 1, 3, 4, 2) / deltas.new_tensor(scale)

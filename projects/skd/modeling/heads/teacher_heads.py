@@ -1,0 +1,180 @@
+"""All kinds of heads that a student learns from: checked, watched, compared."""
+
+import logging
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
+
+from ...config.naming import called
+from ...distillers.heads import HeadsSettings
+from ..features import LevelPair, Maps
+from .base import HEAD_REGISTRY, Call, Classes, HeadPair, Unfit
+
+logger = logging.getLogger(__name__)
+Calls = Dict[str, List[Call]]  # by the student's module
+
+
+class TeacherHeads:
+    """
+    Terms between the heads of both detectors, on top of those of the features.
+
+    The teacher's heads run on its own feature maps, and where the student's look: at its anchors,
+    proposals and boxes. Nothing has parameters, so nothing is saved or reduced.
+    """
+
+    def __init__(self, **settings: Any):
+        """
+        Args:
+            settings: fields of :class:`HeadsSettings`.
+
+        Raises:
+            ValueError: a value out of range, or an unknown kind of head.
+            TypeError: a setting that there is not.
+        """
+        self.settings = HeadsSettings.make(settings, "TeacherHeads")
+        HeadsSettings.check(settings, lambda f: f"TeacherHeads' {f.name}")
+        known = sorted(name for name, _ in HEAD_REGISTRY)
+        unknown = [name for name in self.settings.names if name not in known]
+        if unknown or not self.settings.names:
+            raise ValueError(
+                f"HEADS.NAMES is {list(self.settings.names)}; it must be kinds of heads, of "
+                f"{', '.join(known)}."
+            )
+        self.kinds: List[HeadPair] = []
+
+    def fit(self, student: nn.Module, teacher: nn.Module, pairs: Dict[str, LevelPair]) -> None:
+        """
+        Args:
+            student: a detector; teacher: a :class:`FrozenTeacher`.
+            pairs: of their feature maps.
+
+        Raises:
+            ValueError: heads that cannot be compared, or classes whose names are not known.
+        """
+        if teacher.whole is None:
+            raise ValueError(
+                "The teacher was built without its heads: build_teacher(..., heads=True)."
+            )
+        if teacher.features != "backbone":
+            raise ValueError(
+                f"HEADS.NAMES needs the maps that the teacher's heads take, and "
+                f"{called('MODEL.TEACHER.FEATURES')} is '{teacher.features}': leave it 'backbone'."
+            )
+        self.kinds = []
+        for name in self.settings.names:
+            kind = HEAD_REGISTRY.get(name)
+            classes = self._classes(teacher.classes) if kind.needs_classes else Classes([], [])
+            pair = kind(self.settings, pairs, classes)
+            try:
+                pair.check(student, teacher.whole)
+            except Unfit as error:
+                raise ValueError(
+                    f"HEADS.NAMES has '{name}', and these heads cannot be compared: {error}."
+                ) from error
+            self.kinds.append(pair)
+
+    def _classes(self, of_teacher: Sequence[str]) -> Classes:
+        ours = self.settings.student_classes
+        theirs = self.settings.teacher_classes or of_teacher
+        for names, whose in ((ours, "STUDENT"), (theirs, "TEACHER")):
+            if not names:
+                raise ValueError(
+                    f"The names of the {whose.lower()}'s classes are not known: give "
+                    f"HEADS.{whose}_CLASSES, in their order."
+                )
+        return match_classes(ours, theirs)
+
+    @contextmanager
+    def watch(self, student: nn.Module) -> Iterator[Calls]:
+        """Within, the calls of the modules that are needed are written down, by their names."""
+        calls: Calls = {name: [] for kind in self.kinds for name in kind.watched.values()}
+        handles = [
+            student.get_submodule(name).register_forward_hook(
+                lambda _, inputs, output, name=name: calls[name].append(Call(inputs, output))
+            )
+            for name in calls
+        ]
+        try:
+            yield calls
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def terms(
+        self, student: nn.Module, teacher: nn.Module, calls: Calls, maps: Maps
+    ) -> Dict[str, Dict[str, torch.Tensor]]:
+        """
+        Args:
+            student: a detector; teacher: a :class:`FrozenTeacher`.
+            calls: from :meth:`watch`, after the student's forward.
+            maps: the teacher's.
+
+        Raises:
+            ValueError: a module that did not run once.
+        """
+        found: Dict[str, Dict[str, torch.Tensor]] = {}
+        device = next(iter(maps.values())).device
+        with torch.autocast(device.type, enabled=False):
+            maps = {name: x.float() for name, x in maps.items() if isinstance(x, torch.Tensor)}
+            for kind in self.kinds:
+                own = {short: _once(calls, name) for short, name in kind.watched.items()}
+                found.update(kind.terms(student, teacher.whole, own, maps))
+        return found
+
+
+def _once(calls: Calls, name: str) -> Call:
+    if len(calls[name]) != 1:
+        raise ValueError(
+            f"The student's '{name}' ran {len(calls[name])} times in one step; to learn from the "
+            "teacher's head it must run once."
+        )
+    return calls[name][0]
+
+
+def match_classes(student: Sequence[str], teacher: Sequence[str]) -> Classes:
+    """
+    Classes of the same name, in the student's order. The log says which are left out.
+
+    Raises:
+        ValueError: there is none, or a name that stands twice.
+    """
+    for names in (student, teacher):
+        if len(set(names)) < len(names):
+            raise ValueError(f"A class's name stands twice, so it says nothing: {list(names)}.")
+    shared = [name for name in student if name in set(teacher)]
+    if not shared:
+        raise ValueError(
+            f"Student and teacher have no class of the same name: {_few(student)}; {_few(teacher)}."
+        )
+    for names, others, whose in ((student, teacher, "teacher"), (teacher, student, "student")):
+        missing = [name for name in names if name not in set(others)]
+        if missing:
+            logger.warning(
+                f"Heads: left out, because the {whose} has no such class: {_few(missing)}"
+            )
+    places: Tuple[List[int], ...] = tuple(
+        [list(names).index(name) for name in shared] for names in (student, teacher)
+    )
+    return Classes(*places)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def build_heads(cfg: CfgNode) -> Optional[TeacherHeads]:
+    """What ``MODEL.DISTILLER.HEADS`` describes; None where it names no head."""
+    settings = HeadsSettings.arguments(cfg.MODEL.DISTILLER.HEADS, "MODEL.DISTILLER.HEADS")
+    if not settings["names"]:
+        return None
+    settings["student_classes"] = settings["student_classes"] or _names_of(cfg.DATASETS.TRAIN)
+    return TeacherHeads(**settings)
+
+
+def _names_of(datasets: Sequence[str]) -> List[str]:
+    found = [MetadataCatalog.get(x).get("thing_classes") for x in datasets if x in DatasetCatalog]
+    return list(found[0] or ()) if found else []

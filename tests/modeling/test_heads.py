@@ -1,0 +1,225 @@
+"""Students that learn from the teacher's heads too: at their own anchors, proposals and boxes."""
+
+import copy
+import os
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from skd import DistillRCNN, StructuredDistiller, TeacherHeads, build_teacher, student_of
+from skd.engine import SKDTrainer, wrap_data_parallel
+from skd.modeling.heads.teacher_heads import match_classes
+from tests.helpers import batch, distilling, tiny_config
+
+CLASSES = ["a", "b", "c", "d", "e", "f"]
+ALL = ["RPNHead", "BoxHead", "MaskHead"]
+TERMS = {f"loss_distill_{t}" for t in ("rpn_cls", "rpn_box", "roi_cls", "roi_box", "roi_mask")}
+
+
+def build(teacher_files, names=ALL, balance=False, student=None, theirs=CLASSES, **changes):
+    cfg = student or tiny_config()
+    cfg = distilling(
+        cfg, teacher_files, balance=balance, MODEL__DISTILLER__HEADS__NAMES=names,
+        MODEL__DISTILLER__HEADS__STUDENT_CLASSES=CLASSES,
+        MODEL__DISTILLER__HEADS__TEACHER_CLASSES=theirs, **changes,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def step(model, inputs=None, iteration=0):
+    model.zero_grad()
+    with EventStorage(iteration):
+        torch.manual_seed(3)
+        losses = model(inputs or batch())
+    sum(losses.values()).backward()
+    module = getattr(model, "module", model)
+    grads = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    return {k: v.detach() for k, v in losses.items()}, grads
+
+
+def test_the_terms_come_on_top_and_change_no_other_loss(teacher_files):
+    losses, grads = step(build(teacher_files))
+    expected, baseline = step(build(teacher_files, names=[]))
+    assert losses.keys() - expected.keys() == TERMS
+    assert all(torch.equal(losses[k], v) for k, v in expected.items())
+    assert all(losses[k].isfinite() and losses[k] > 0 for k in TERMS)
+    assert grads.keys() == baseline.keys()
+    for part in ("rpn_head.objectness", "box_predictor.cls", "box_predictor.bbox", "predictor.w"):
+        (name,) = [k for k in grads if part in k and k.endswith("weight")]
+        assert not torch.equal(grads[name], baseline[name])
+
+
+def test_what_leaves_no_trace(teacher_files):
+    model, plain = build(teacher_files), build(teacher_files, names=[])
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert len(list(model.parameters())) == len(list(plain.parameters()))
+    assert plain.teacher.whole is None and not model.teacher.whole.training
+    assert not any(p.requires_grad for p in model.teacher.parameters())
+    step(model)
+    hooks = [m for m in student_of(model).modules() if m._forward_hooks]
+    assert not hooks
+    twin = copy.deepcopy(model)
+    assert twin.teacher is model.teacher and TERMS <= step(twin)[0].keys()
+
+
+def test_a_student_that_is_its_own_teacher_agrees(teacher_files):
+    """Same weights, same images: box distances are 0, and cross entropies are the entropies."""
+    cfg = tiny_config(width=6, fpn=24, MODEL__WEIGHTS=teacher_files[1])
+    model = build(teacher_files, student=cfg, MODEL__DISTILLER__HEADS__BACKGROUND_WEIGHT=1.0)
+    model.load_state_dict(torch.load(teacher_files[1])["model"], strict=False)
+    model.backbone.eval()  # as the teacher's norms
+    losses, _ = step(model)
+    assert losses["loss_distill_rpn_box"] < 1e-4 and losses["loss_distill_roi_box"] < 1e-4
+    with torch.no_grad():
+        images = model.preprocess_image(batch())
+        maps = model.backbone(images.tensor)
+        logits, _ = model.proposal_generator.rpn_head([maps[f"p{i}"] for i in range(2, 7)])
+        entropy = 0
+        for x in logits:
+            p = x.double().sigmoid()
+            entropy += -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+    assert losses["loss_distill_rpn_cls"].item() == pytest.approx(entropy.item(), rel=1e-4)
+
+
+def test_classes_are_matched_by_name(teacher_files, caplog):
+    match = match_classes(["cat", "dog", "cow"], ["cow", "cat", "pig"])
+    assert match == ([0, 2], [1, 0])
+    said = " ".join(r.getMessage() for r in caplog.records)
+    assert (
+        "the teacher has no such class: dog" in said
+        and "the student has no such class: pig" in said
+    )
+    with pytest.raises(ValueError, match="no class of the same name: x; y"):
+        match_classes(["x"], ["y"])
+    with pytest.raises(ValueError, match="stands twice"):
+        match_classes(["x", "x"], ["x"])
+
+
+def test_another_order_of_the_teachers_classes_is_another_loss(teacher_files):
+    straight, _ = step(build(teacher_files))
+    turned, _ = step(build(teacher_files, theirs=CLASSES[::-1]))
+    fewer, _ = step(build(teacher_files, theirs=["x", "y", *CLASSES[2:]]))
+    for name in ("loss_distill_roi_cls", "loss_distill_roi_box"):
+        assert len({straight[name].item(), turned[name].item(), fewer[name].item()}) == 3
+    assert straight["loss_distill_rpn_cls"] == turned["loss_distill_rpn_cls"]
+
+
+def test_they_join_the_balance(teacher_files):
+    model = build(teacher_files, balance=True)
+    model.pop_metrics()
+    step(model)
+    metrics = model.pop_metrics()
+    shares = {k: v for k, v in metrics.items() if k.startswith("distill/share_")}
+    assert {f"distill/share_{t[len('loss_distill_'):]}" for t in TERMS} <= set(shares)
+    assert sum(shares.values()) == pytest.approx(3, rel=0.01)
+    assert "distill/rpn_cls_p3" in metrics
+
+
+def test_an_image_without_objects(teacher_files):
+    inputs = batch()
+    for x in inputs:
+        x["instances"] = x["instances"][:0]
+    losses, _ = step(build(teacher_files), inputs)
+    assert losses["loss_distill_roi_mask"] == 0 and losses["loss_distill_roi_cls"] > 0
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS": [[1.0]]}, "'RPNHead'.* anchors at 'p2' are ot"),
+        ({"MODEL__MASK_ON": False}, "'MaskHead'.* the student, .*, has no 'roi_heads'"),
+        (
+            {"MODEL__ROI_HEADS__NAME": "CascadeROIHeads"},
+            "'BoxHead'.*CascadeROIHeads has several st",
+        ),
+        (
+            {"MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True},
+            "CLS_AGNOSTIC.* is True in the stud",
+        ),
+        ({"MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION": 7}, "masks' side in pixels is 14 .* and 28"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused_with_the_reason(teacher_files, changes, message):
+    cfg = tiny_config(MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG=False)
+    if "MODEL__ROI_HEADS__NAME" in changes:
+        changes = {**changes, "MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True}
+    for key, value in changes.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    with pytest.raises(ValueError, match=message):
+        build(teacher_files, student=cfg)
+
+
+def test_what_the_user_forgot_is_said(teacher_files):
+    with pytest.raises(ValueError, match=r"HEADS.NAMES is \['Nose'\]; .* BoxHead, MaskHead, RPN"):
+        build(teacher_files, names=["Nose"])
+    with pytest.raises(ValueError, match="teacher's classes are not known: give HEADS.TEACHER_CL"):
+        build(teacher_files, theirs=[])
+    config, weights = teacher_files
+    with pytest.raises(ValueError, match="built without its heads"):
+        DistillRCNN(
+            student=build_model(tiny_config()), teacher=build_teacher(config, weights=weights),
+            distiller=StructuredDistiller(), heads=TeacherHeads(names=["RPNHead"]),
+        )  # fmt: skip
+
+
+def test_a_retinanet_has_no_rpn(teacher_files):
+    with pytest.raises(ValueError, match="'RPNHead'.* the student, a .*, has no 'proposal_gen"):
+        build(teacher_files, names=["RPNHead"], student=tiny_config("retinanet"))
+
+
+def test_under_autocast(teacher_files):
+    model = build(teacher_files, MODEL__TEACHER__PRECISION="bf16")
+    with EventStorage(0), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch())
+    assert all(losses[k].dtype == torch.float32 and losses[k].isfinite() for k in TERMS)
+    sum(losses.values()).backward()
+
+
+def test_a_run_in_parts_resumes_bit_by_bit(teacher_files, shapes, tmp_path):
+    cfg = distilling(
+        tiny_config(SOLVER__MAX_ITER=3, SOLVER__CHECKPOINT_PERIOD=2, SEED=4), teacher_files,
+        balance=True, MODEL__DISTILLER__HEADS__NAMES=ALL, SOLVER__ACCUMULATE=2,
+        MODEL__DISTILLER__HEADS__STUDENT_CLASSES=CLASSES,
+        MODEL__DISTILLER__HEADS__TEACHER_CLASSES=CLASSES,
+    )  # fmt: skip
+    cfg.DATASETS.TEST = ()
+
+    def train(folder, until=3, resume=False):
+        cfg.OUTPUT_DIR = str(folder)
+        torch.manual_seed(0)
+        trainer = SKDTrainer(cfg.clone())
+        trainer.resume_or_load(resume)
+        trainer.max_iter = until
+        trainer.train()
+        return trainer.model.state_dict()
+
+    expected = train(tmp_path / "whole")
+    train(tmp_path / "parts", until=2)
+    resumed = train(tmp_path / "parts", resume=True)
+    assert "distiller.balance.norm_roi_mask" in resumed
+    assert all(torch.equal(resumed[k], v) for k, v in expected.items())
+
+
+def worker(teacher_files, out):
+    torch.set_num_threads(1)
+    model = build(teacher_files, balance=True, MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="")
+    model = wrap_data_parallel(model, broadcast_buffers=False)
+    assert not model.find_unused_parameters
+    inputs = batch(4)[2 * comm.get_rank() :][:2]
+    for iteration in range(2):
+        losses, grads = step(model, inputs, iteration)
+    torch.save((losses, grads), f"{out}/{comm.get_rank()}")
+
+
+@pytest.mark.slow
+def test_two_processes_agree(teacher_files, tmp_path):
+    port = 20000 + os.getpid() % 20000
+    launch(worker, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(teacher_files, str(tmp_path)))
+    (first, grads), (second, others) = (torch.load(tmp_path / str(i)) for i in range(2))
+    assert all(first[k] != second[k] for k in TERMS)
+    assert all(torch.equal(grads[k], v) for k, v in others.items())
