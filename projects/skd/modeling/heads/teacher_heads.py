@@ -41,7 +41,7 @@ class TeacherHeads:
         unknown = [name for name in self.settings.names if name not in known]
         if unknown or not self.settings.names:
             raise ValueError(
-                f"HEADS.NAMES is {list(self.settings.names)}; it must be kinds of heads, of "
+                f"{_key('NAMES')} is {list(self.settings.names)}; it must be kinds of heads, of "
                 f"{', '.join(known)}."
             )
         self.kinds: List[HeadPair] = []
@@ -61,7 +61,7 @@ class TeacherHeads:
             )
         if teacher.features != "backbone":
             raise ValueError(
-                f"HEADS.NAMES needs the maps that the teacher's heads take, and "
+                f"{_key('NAMES')} needs the maps that the teacher's heads take, and "
                 f"{called('MODEL.TEACHER.FEATURES')} is '{teacher.features}': leave it 'backbone'."
             )
         self.kinds = []
@@ -73,7 +73,7 @@ class TeacherHeads:
                 pair.check(student, teacher.whole)
             except Unfit as error:
                 raise ValueError(
-                    f"HEADS.NAMES has '{name}', and these heads cannot be compared: {error}."
+                    f"{_key('NAMES')} has '{name}', and these heads cannot be compared: {error}."
                 ) from error
             self.kinds.append(pair)
 
@@ -84,7 +84,7 @@ class TeacherHeads:
             if not names:
                 raise ValueError(
                     f"The names of the {whose.lower()}'s classes are not known: give "
-                    f"HEADS.{whose}_CLASSES, in their order."
+                    f"{_key(whose + '_CLASSES')}, in their order."
                 )
         return match_classes(ours, theirs)
 
@@ -124,6 +124,12 @@ class TeacherHeads:
                 own = {short: _once(calls, name) for short, name in kind.watched.items()}
                 found.update(kind.terms(student, teacher.whole, own, maps))
         return found
+
+
+def _key(name: str) -> str:
+    """What the user calls a setting."""
+    node = called("MODEL.DISTILLER.HEADS")
+    return f"{node}.{name if node.isupper() else name.lower()}"
 
 
 def _once(calls: Calls, name: str) -> Call:
