@@ -16,7 +16,7 @@ with learnt weights, GradNorm's tasks (Z. Chen et al., ICML 2018).
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import distributed as dist
@@ -97,6 +97,7 @@ class GradientBalance(nn.Module):
             )
         self.max_iter = max_iter
         self._own_parts: Dict[str, float] = {}
+        self.limits: Dict[str, float] = {}  # of weights, by term, for those that have one
         self.parts = {_short(name): value for name, value in dict(s.shares).items()}
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale", torch.tensor(FP16_SCALE))
@@ -230,10 +231,15 @@ class GradientBalance(nn.Module):
         """w_t by term, by default of the present iteration; 0 for one without a gradient."""
         norms = self.norms()
         m = self.multiplier(self._iteration if iteration is None else iteration)
-        return {
+        weights = {
             name: torch.where(norms[name] > 0, m * s * norms[DETECTOR] / norms[name], 0.0).float()
             for name, s in self.shares().items()
         }
+        return {name: w.clamp(max=self.limits.get(name, math.inf)) for name, w in weights.items()}
+
+    def limit(self, terms: Iterable[str], most: float) -> None:
+        """Let these terms weigh no more than ``most``, whatever share they then have."""
+        self.limits.update({_short(name): most for name in terms})
 
     def norms(self) -> Dict[str, torch.Tensor]:
         """Smoothed norms of the gradients, of the detector's losses and of each unweighted term."""

@@ -16,6 +16,7 @@ from ..distillers import Distiller
 from ..distillers.base import at_least_fp32
 from .distillation import AlignedMaps, pairs_of
 from .features import FeatureTap, Maps, Size, Tapped, check_input, check_maps, crop
+from .heads.teacher_heads import Calls
 from .losses import (
     Terms,
     add_terms,
@@ -78,7 +79,7 @@ def run_step(
     student, teacher = _align(model, seen, theirs.maps)
     terms = _distil(model.distiller, student, teacher, batch)
     if heads is not None:
-        terms = {**terms, **heads.terms(model, model.teacher, calls, theirs.maps)}
+        terms = {**terms, **_distil_heads(model, calls, theirs.maps)}
     own = sum_losses(losses)
     terms = _balance_terms(model, own, maps, terms, seen)
     _keep_metrics(model, own, terms)
@@ -211,6 +212,14 @@ def _distil(distiller: Distiller, student: Maps, teacher: Maps, batch: _Batch) -
         )
     terms = distiller(student, teacher, boxes)
     check_terms(terms, type(distiller).__name__)
+    return terms
+
+
+def _distil_heads(model: nn.Module, calls: Calls, maps: Maps) -> Terms:
+    heads, balance = model._skd.heads, model.distiller.balance
+    terms = heads.terms(model, model.teacher, calls, maps)
+    if balance is not None:
+        balance.limit(terms, heads.settings.max_weight)
     return terms
 
 

@@ -15,6 +15,10 @@ class HeadsSettings(Settings):
     temperature: float = number(1.0, positive=True)
     # Of the background in the classification of boxes and anchors.
     background_weight: float = number(1.5)
+    # What a term of a head weighs at most, whatever the balance asks for. A head that has learnt
+    # nothing yet hands down little of its gradient to the feature maps, where the balance looks,
+    # and would itself get the whole of a very large weight.
+    max_weight: float = number(3.0, positive=True)
     # Names of the classes, in their order; empty: of the first dataset that each was trained on.
     student_classes: Sequence[str] = texts(())
     teacher_classes: Sequence[str] = texts(())
