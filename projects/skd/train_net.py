@@ -10,6 +10,7 @@ CONFIG is any Detectron2 config, a .yaml or a LazyConfig .py. It distils if it s
 
 import argparse
 import os
+import sys
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator
 
@@ -169,8 +170,12 @@ def main_told(args: argparse.Namespace) -> Dict[str, Any]:
 
 def command() -> None:
     args = argument_parser().parse_args()
-    with told(UserError):
-        launch(main_told, args)
+    try:
+        with told(UserError):
+            launch(main_told, args)
+    except KeyboardInterrupt:  # before the training, which ends in good order
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

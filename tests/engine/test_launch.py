@@ -1,6 +1,8 @@
 """torchrun: processes from the environment, and an elastic restart."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,9 +10,13 @@ import sys
 import pytest
 import torch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
+from torch.multiprocessing import ProcessExitedException
 
 from skd.engine import launch
+from skd.runtime.preemption import EXIT_REQUEUE, SIGNALS
 from tests.helpers import distilling, environment, patched, tiny_config
+
+launch_module = sys.modules["skd.engine.launch"]  # the package's name is the function's
 
 CRASH = """
 from skd.engine import SKDTrainer
@@ -114,3 +120,43 @@ def test_a_rank_that_fails_ends_the_others(teacher_files, shapes, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode != 0 and "rank 1 fails" in done.stdout
+
+
+def exits(send, number, error, monkeypatch):
+    """The exit code of a launch of two processes that gets a signal, and one of which ends so."""
+    from train_net import argument_parser
+
+    def start(main, *args, **kwargs):
+        os.kill(os.getpid(), number)
+        raise error
+
+    monkeypatch.setattr(launch_module, "detectron2_launch", start)
+    monkeypatch.setattr(launch_module, "active_children", lambda: send)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        launch(print, argument_parser().parse_args(["--num-gpus", "2"]))
+    assert signal.getsignal(number) == before
+    return end.value.code
+
+
+class Child:
+    pid = 2**30  # nobody's: it is gone already
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_the_training_ends_it_with_its_number(number, monkeypatch):
+    """Before there is a child that could get it, and while it has not taken the signal over."""
+    assert exits([], number, AssertionError("it went on"), monkeypatch) == 128 + number
+    died = ProcessExitedException("", 0, 1, -number, signal.Signals(number).name)
+    assert exits([Child], number, died, monkeypatch) == 128 + number
+    stopped = ProcessExitedException("", 0, 1, EXIT_REQUEUE, None)
+    assert exits([Child], number, stopped, monkeypatch) == EXIT_REQUEUE
+
+
+def test_a_child_ends_by_ctrl_c():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        handlers = launch_module._in_child(lambda args: signal.getsignal(signal.SIGINT), None)
+        assert handlers == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)

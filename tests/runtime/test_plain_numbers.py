@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from skd.engine import SKDTrainer
+from skd.runtime import plain_numbers
 from skd.runtime.plain_numbers import PlainNumbers, read_numbers
 from tests.helpers import distilling, tiny_config
 
@@ -70,6 +71,18 @@ def run(base, folder, resume=False):
     trainer.resume_or_load(resume=resume)
     trainer.train()
     return torch.load(folder / "model_final.pth")["model"]
+
+
+def test_all_processes_are_asked_before_an_evaluation_too(monkeypatch):
+    """A signal may let process 0 write a checkpoint beside it, when nobody can be asked."""
+    monkeypatch.setattr(plain_numbers.comm, "gather", lambda mine: [mine, {"other": 1.0}])
+    model = torch.nn.Linear(1, 1)
+    hook = PlainNumbers(model, 100, eval_period=3)
+    hook.trainer = Trainer()
+    hook.trainer.max_iter, model.number = 100, 2.0
+    for hook.trainer.iter, others in ((1, []), (2, [{"other": 1.0}])):
+        hook.after_step()
+        assert hook.state_dict() == {"processes": [{"number": 2.0}, *others]}
 
 
 def test_retinanet_resumes_to_the_very_weights(teacher_files, shapes, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from skd.engine import SKDTrainer
+from skd.runtime import preemption
 from skd.runtime.preemption import EXIT_REQUEUE
 from tests.helpers import ROOT, distilling, environment, patched, run_script, tiny_config
 
@@ -165,3 +166,36 @@ def test_handlers_are_put_back_where_another_hook_fails_at_the_end(shapes, tmp_p
         trainer.train()
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_warning_ahead_of_sigterm_is_no_first_of_two(monkeypatch):
+    """Slurm's --signal=USR1@60 comes long before its SIGTERM, which must not stop at once."""
+    left = []
+    monkeypatch.setattr(preemption, "_exit", left.append)
+    monkeypatch.setattr(preemption, "SAME_SIGNAL_SECONDS", -1.0)
+    hook = preemption.PreemptionHook(None)
+    for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+        hook._receive(number)
+        assert hook._agreed() and not left
+    hook._receive(signal.SIGTERM)
+    assert left == [128 + signal.SIGTERM]
+
+
+def test_sigusr1_of_somebody_else_is_left_alone():
+    class Model(torch.nn.Module):
+        model = property(lambda self: self)
+
+    def mine(number, frame):
+        pass
+
+    for handler, taken in ((mine, False), (signal.SIG_DFL, True)):
+        before = signal.signal(signal.SIGUSR1, handler)
+        hook = preemption.PreemptionHook(None)
+        hook.trainer = Model()
+        try:
+            hook.before_train()
+            assert (signal.getsignal(signal.SIGUSR1) != handler) == taken
+            hook.after_train()
+            assert signal.getsignal(signal.SIGUSR1) == handler
+        finally:
+            signal.signal(signal.SIGUSR1, before)

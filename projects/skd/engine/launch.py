@@ -6,8 +6,10 @@ import signal
 import sys
 import threading
 import uuid
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from multiprocessing import active_children
-from typing import Any, Callable
+from typing import Any, Callable, Iterator, List
 
 import torch
 from detectron2.engine import launch as detectron2_launch
@@ -32,34 +34,62 @@ def under_torchrun() -> bool:
 
 
 def _launch_here(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    several = args.num_gpus * args.num_machines > 1
+    received: List[int] = []
+    with _passing_on(received) if several else nullcontext():
+        try:
+            return detectron2_launch(
+                partial(_in_child, main) if several else main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except multiprocessing.ProcessExitedException as error:
+            if error.exit_code in (EXIT_REQUEUE, EXIT_USER_ERROR):  # it has said why
+                sys.exit(error.exit_code)
+            if received:  # before there was anything to save, or for the second time
+                sys.exit(128 + received[0])
+            rank = args.machine_rank * args.num_gpus + error.error_index
+            raise RuntimeError(
+                f"Rank {rank} of {args.num_gpus * args.num_machines} died "
+                f"({error.signal_name or f'exit code {error.exit_code}'}), and the other processes "
+                "of this machine were stopped. The last checkpoint is complete: continue with "
+                "--resume."
+            ) from error
+
+
+def _in_child(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    # Until PreemptionHook takes it, Ctrl-C ends the process by the signal: of Python's
+    # KeyboardInterrupt torch's launcher makes an exit code of 0.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return main(args)
+
+
+@contextmanager
+def _passing_on(received: List[int]) -> Iterator[None]:
+    """
+    The children stop in good order themselves (see :class:`PreemptionHook`), or at once before
+    they train; this process waits for them. Without any yet it ends at once.
+    """
+
+    def pass_on(number: int, frame: Any) -> None:
+        received.append(number)
+        children = active_children()
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, number)
+        if not children:
+            sys.exit(128 + number)
+
     here = threading.current_thread() is threading.main_thread()
-    if args.num_gpus * args.num_machines > 1 and here:
-        # they stop in good order themselves (see PreemptionHook); this process waits for them
-        for number in SIGNALS:
-            signal.signal(number, _pass_on)
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS} if here else {}
     try:
-        return detectron2_launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except multiprocessing.ProcessExitedException as error:
-        if error.exit_code in (EXIT_REQUEUE, EXIT_USER_ERROR):  # it has said why
-            sys.exit(error.exit_code)
-        rank = args.machine_rank * args.num_gpus + error.error_index
-        raise RuntimeError(
-            f"Rank {rank} of {args.num_gpus * args.num_machines} died "
-            f"({error.signal_name or f'exit code {error.exit_code}'}), and the other processes of "
-            "this machine were stopped. The last checkpoint is complete: continue with --resume."
-        ) from error
-
-
-def _pass_on(number: int, frame) -> None:
-    for child in active_children():
-        os.kill(child.pid, number)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _launch_id(store: dist.Store) -> str:

@@ -88,7 +88,7 @@ class SKDTrainer(DefaultTrainer):
             model, run.output_dir, key=run.keys["weights"], trainer=weakref.proxy(self)
         )
         self.folder = RunFolder(self.checkpointer, facts, is_learnt)
-        numbers = PlainNumbers(model, run.checkpoint_period)
+        numbers = PlainNumbers(model, run.checkpoint_period, run.eval_period)
         preemption = PreemptionHook(self.checkpointer)
         self.register_hooks(
             [self.folder, steps, numbers, *self.build_hooks(), *self._readouts(), preemption]

@@ -303,7 +303,9 @@ def _init_worker(then: Optional[Callable], worker: int) -> None:
     in the training process. One that is not wanted any more ends by itself, at the latest after a
     minute.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE_SECONDS))
     if then is not None:
         then(worker)

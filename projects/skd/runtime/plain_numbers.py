@@ -72,14 +72,16 @@ class PlainNumbers(HookBase):
     what writes the checkpoints.
     """
 
-    def __init__(self, model: nn.Module, checkpoint_period: int):
+    def __init__(self, model: nn.Module, checkpoint_period: int, eval_period: int = 0):
         """
         Args:
             model: as it was built.
             checkpoint_period: iterations; before each checkpoint the processes are asked.
+            eval_period: the same before each evaluation, beside which a signal may let process 0
+                write a checkpoint; 0 for none.
         """
         self.model = model
-        self.period = checkpoint_period
+        self.periods = [period for period in (checkpoint_period, eval_period) if period]
         self._built = read_numbers(model)
         self._gathered: Tuple[int, List[Dict[str, Any]]] = (-1, [])
 
@@ -90,7 +92,7 @@ class PlainNumbers(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % self.period == 0 or done >= self.trainer.max_iter:
+        if any(done % period == 0 for period in self.periods) or done >= self.trainer.max_iter:
             self.before_checkpoint()
 
     def before_checkpoint(self) -> None:

@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 # sysexits.h's EX_TEMPFAIL: the job did not fail, run it again (with --resume)
 EXIT_REQUEUE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Slurm's --signal=USR1@60: a word ahead of the SIGTERM that comes anyway. Not on Windows.
+WARNING = getattr(signal, "SIGUSR1", None)
+if WARNING is not None:
+    SIGNALS += (WARNING,)
 # a launcher and a terminal may both deliver the one signal
 SAME_SIGNAL_SECONDS = 5.0
 # Processes agree on stopping every so many iterations, on the host. Schedulers give 30 seconds.
@@ -31,10 +35,11 @@ LAST_WORD_SECONDS = 10.0
 
 class PreemptionHook(HookBase):
     """
-    After SIGTERM or SIGINT: at the end of an iteration, which all processes agree on, write a
-    checkpoint and exit with ``EXIT_REQUEUE``. A second signal stops at once, without one. During
-    an evaluation the model does not change, so the checkpoint is written beside it, and the
-    processes exit without waiting for its end. Register this hook last.
+    After SIGTERM, SIGINT or SIGUSR1: at the end of an iteration, which all processes agree on,
+    write a checkpoint and exit with ``EXIT_REQUEUE``. A second signal stops at once, without one,
+    unless the first was SIGUSR1, which is left alone where somebody else has a handler for it.
+    During an evaluation the model does not change, so the checkpoint is written beside it, and
+    the processes exit without waiting for its end. Register this hook last.
 
     A thread takes the signals, because the main thread may be waiting for another process inside
     a collective, where Python's handlers do not run. Outside the main thread (in a notebook's
@@ -44,6 +49,7 @@ class PreemptionHook(HookBase):
     def __init__(self, checkpointer: Checkpointer):
         self.checkpointer = checkpointer
         self._received: Optional[float] = None
+        self._warned = False
         self._evaluating = False
         # held while the model changes, or while it is saved beside an evaluation
         self._busy = threading.Lock()
@@ -57,7 +63,8 @@ class PreemptionHook(HookBase):
         os.set_blocking(self._pipe[1], False)
         self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         # the thread does what is to be done: a handler only keeps the signal from ending the run
-        self._before = {s: signal.signal(s, _ignore) for s in SIGNALS}
+        taken = [s for s in SIGNALS if s != WARNING or signal.getsignal(s) == signal.SIG_DFL]
+        self._before = {s: signal.signal(s, _ignore) for s in taken}
         self._watch = self.trainer.model.register_forward_pre_hook(self._note_evaluation)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -67,20 +74,22 @@ class PreemptionHook(HookBase):
             number = os.read(self._pipe[0], 1)[0]
             if number == _END:
                 return
-            if number in SIGNALS:
+            if number in self._before:
                 self._receive(number)
             if self._received is not None:
                 self._stop_evaluation()
 
     def _receive(self, number: int) -> None:
         now = time.monotonic()
-        if self._received is None:
-            self._received = now
+        if self._warned and number != WARNING:
+            self._warned, self._received = False, now
+        elif self._received is None:
+            self._received, self._warned = now, number == WARNING
             logger.warning(
                 f"Received {signal.Signals(number).name}: stopping at the end of this iteration, "
                 "or of one of the next that all processes agree on."
             )
-        elif now - self._received > SAME_SIGNAL_SECONDS:
+        elif number != WARNING and now - self._received > SAME_SIGNAL_SECONDS:
             _exit(128 + number)
 
     def _note_evaluation(self, model: nn.Module, inputs: Any) -> None:
