@@ -31,6 +31,7 @@ from .config import (
     run_settings,
     use_project,
 )
+from .config.pipe import as_file
 from .data import check_datasets, coco, register_coco, register_shapes
 from .engine import SKDTrainer, describe, launch, prepare_evaluation
 from .runtime.run_folder import open_folder
@@ -171,7 +172,7 @@ def main_told(args: argparse.Namespace) -> Dict[str, Any]:
 def command() -> None:
     args = argument_parser().parse_args()
     try:
-        with told(UserError):
+        with told(UserError), as_file(args.config_file) as args.config_file:
             launch(main_told, args)
     except KeyboardInterrupt:  # before the training, which ends in good order
         print("Interrupted.", file=sys.stderr)

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from torch.utils.data import DataLoader
 
+from skd.config import read_config
+from skd.config.pipe import as_file
 from skd.runtime.loader import DataError, MappedDataset
 from skd.runtime.user_errors import TRACEBACK_VARIABLE, UserError, message_of, told
 from tests.helpers import ROOT, environment, tiny_config
@@ -49,3 +52,29 @@ def test_an_error_of_a_loaders_worker_is_told_without_torchs_words():
     with pytest.raises(DataError, match="Original Traceback") as error:
         next(iter(loader))
     assert message_of(error.value).startswith("Image 'a.jpg' (id 3) cannot be used: OSError: trunc")
+
+
+def test_a_config_through_a_pipe_is_read_once(tmp_path):
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    for content in ("SEED: 5\n", ""):
+        writer = threading.Thread(target=lambda: open(fifo, "w").write(content))
+        writer.start()
+        if content:
+            with as_file(fifo) as path:
+                assert all(read_config(path).SEED == 5 for _ in range(2))
+        else:
+            with pytest.raises(UserError, match="fifo' is a pipe that gives nothing"):
+                with as_file(fifo):
+                    pass
+        writer.join()
+    assert not os.path.exists(path)
+    ends = os.pipe()
+    os.write(ends[1], b"SEED: 6\n")
+    os.close(ends[1])
+    with as_file(f"/dev/fd/{ends[0]}") as path:  # what <(...) gives
+        assert read_config(path).SEED == 6
+    os.close(ends[0])
+    for plain in ("", "gone.yaml", "https://host/a.yaml", os.path.join(ROOT, "README.md")):
+        with as_file(plain) as path:
+            assert path == plain

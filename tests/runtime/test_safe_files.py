@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import threading
+import time
 import zipfile
 from collections import OrderedDict
 
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from skd import build_teacher
 from skd.config.safe_yaml import MAX_BYTES, read_yaml_with_base
+from skd.runtime import safe_files
 from skd.runtime.checkpoint import SafeCheckpointer
 from skd.runtime.safe_files import (
     TRUST_VARIABLE,
@@ -417,6 +419,40 @@ def server(tmp_path, monkeypatch):
     yield Handler
     here.shutdown()
     here.server_close()
+
+
+def test_a_server_that_drips_is_given_up(server, monkeypatch):
+    """A byte now and then, for ever; a limit on each answer alone would never be reached."""
+    monkeypatch.setattr(safe_files, "WINDOW_SECONDS", 0.3)
+
+    def drip(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            while True:
+                handler.wfile.write(b"#")
+                time.sleep(0.02)
+        except OSError:
+            pass
+
+    monkeypatch.setattr(server, "do_GET", drip)
+    for limit in ({"limit": 2**20}, {}):
+        with pytest.raises(OSError, match="x.pth' sends .* bytes in 0.3 s: given up"):
+            PathManager.open(server.url + "/x.pth", "rb", **limit)
+    left = [name for _, _, files in os.walk(server.cache) for name in files]
+    assert not [name for name in left if not name.endswith(".lock")]
+
+
+def test_half_a_download_is_none(server, monkeypatch):
+    def half(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100")
+        handler.end_headers()
+        handler.wfile.write(b"x" * 50)
+
+    monkeypatch.setattr(server, "do_GET", half)
+    with pytest.raises(OSError, match="x.pth' has sent 50 bytes of 100"):
+        PathManager.open(server.url + "/x.pth", "rb")
 
 
 URLS = [

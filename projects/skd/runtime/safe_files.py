@@ -13,6 +13,7 @@ import os
 import pickle
 import pickletools
 import re
+import time
 import urllib.request
 from collections import OrderedDict
 from typing import IO, Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
@@ -22,8 +23,8 @@ import numpy as np
 import torch
 from detectron2.data import build as detectron2_data
 from detectron2.utils.file_io import HTTPURLHandler, OneDrivePathHandler, PathManager
-from iopath.common.download import download
 from iopath.common.file_io import file_lock, get_cache_dir
+from tqdm import tqdm
 
 from .user_errors import UserError
 
@@ -604,18 +605,43 @@ class _OneDriveHandler(OneDrivePathHandler, _URLHandler):
     """iopath's, on top of the cache here."""
 
 
+# A server that sends less than this in so many seconds is given up: some send a byte now and then.
+LEAST_BYTES, WINDOW_SECONDS = 2**14, 60.0
+
+
 def _download(url: str, path: str, limit: Optional[int]) -> None:
-    if limit is None:
-        download(url, os.path.dirname(path), filename=os.path.basename(path))
-        return
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        data = answer.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"'{url}' is too large; it must be at most {limit} bytes.")
+    """Like iopath's, which waits for a silent server for ever; the file appears as a whole."""
     temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as f:
-        f.write(data)
-    os.replace(temporary, path)
+    try:
+        with urllib.request.urlopen(url, timeout=WINDOW_SECONDS) as answer:
+            with open(temporary, "wb") as f:
+                _copy_answer(url, answer, f, limit)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _copy_answer(url: str, answer: Any, f: IO[bytes], limit: Optional[int]) -> None:
+    announced = int(answer.headers.get("Content-Length") or 0)
+    window, got, size = time.monotonic(), 0, 0
+    hidden = limit is not None
+    with tqdm(unit="B", unit_scale=True, total=announced or None, desc=url, disable=hidden) as bar:
+        while True:
+            data = answer.read1(2**20)
+            f.write(data)
+            bar.update(len(data))
+            size, got = size + len(data), got + len(data)
+            if limit is not None and size > limit:
+                raise ValueError(f"'{url}' is too large; it must be at most {limit} bytes.")
+            if not data:
+                break
+            if time.monotonic() - window > WINDOW_SECONDS:
+                if got < LEAST_BYTES:
+                    raise OSError(f"'{url}' sends {got} bytes in {WINDOW_SECONDS:g} s: given up.")
+                window, got = time.monotonic(), 0
+    if size < announced or not size:
+        raise OSError(f"'{url}' has sent {size} bytes of {announced or 'a file'}.")
 
 
 class _Pickle:
