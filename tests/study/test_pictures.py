@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.engine import DefaultPredictor
+from detectron2.structures import Boxes, Instances
 
 from skd.study.common import pictures
 from tests.helpers import tiny_config
@@ -82,3 +85,23 @@ def test_curves_of_a_detector_without_masks(tmp_path):
     folders = {name: str(tmp_path / name) for name in ("baseline", "distilled")}
     pictures.draw_curves(str(tmp_path / "curves.png"), folders)
     assert pictures.cv2.imread(str(tmp_path / "curves.png")).std() > 10
+
+
+def test_a_class_has_its_color_in_every_picture():
+    """As ground truth and as prediction, of every object; the classes' colors differ."""
+    metadata = Metadata(name="two", thing_classes=["a", "b"])
+    grey = np.full((40, 80, 3), 128, np.uint8)
+    found = Instances((40, 80), pred_boxes=Boxes(torch.zeros(3, 4)))
+    found.pred_masks = torch.zeros(3, 40, 80, dtype=torch.bool)
+    for i, start in enumerate((4, 30, 56)):
+        found.pred_masks[i, 4:36, start : start + 20] = True
+    found.pred_classes, found.scores = torch.tensor([0, 1, 0]), torch.ones(3)
+    seen = []
+    for _ in range(2):
+        drawn = pictures._ByClass(grey, metadata).draw_instance_predictions(found).get_image()
+        inside = [drawn[3 * 30, 3 * (start + 16)] for start in (4, 30, 56)]
+        assert np.array_equal(inside[0], inside[2]) and not np.array_equal(inside[0], inside[1])
+        seen.append(inside)
+    assert np.array_equal(*seen)
+    own = Metadata(name="own", thing_classes=["a"], thing_colors=[(1, 2, 3)])
+    assert pictures._with_colors(own).thing_colors == [(1, 2, 3)]

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import matplotlib
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
 from ...config import read_config, student_config
@@ -86,8 +87,27 @@ def _grid(path: str, columns: List[str], rows: List[List[np.ndarray]]) -> None:
     plt.close(fig)
 
 
+class _ByClass(Visualizer):
+    """Detectron2's, in which a class has the same color in every picture."""
+
+    def __init__(self, rgb: np.ndarray, metadata):
+        super().__init__(rgb, _with_colors(metadata), SCALE, ColorMode.SEGMENTATION)
+
+    def _jitter(self, color: Sequence[float]) -> Sequence[float]:
+        return color  # there it varies for each object
+
+
+def _with_colors(metadata) -> Metadata:
+    """A copy that has ``thing_colors``, the dataset's own where it has some."""
+    given = metadata.as_dict()
+    palette = plt.get_cmap("tab20").colors
+    number = len(given.get("thing_classes", ()))
+    colors = [[int(255 * part) for part in palette[i % len(palette)]] for i in range(number)]
+    return Metadata(**{"thing_colors": colors, **given})
+
+
 def ground_truth(record: Dict, rgb: np.ndarray, metadata) -> np.ndarray:
-    return Visualizer(rgb, metadata, scale=SCALE).draw_dataset_dict(record).get_image()
+    return _ByClass(rgb, metadata).draw_dataset_dict(record).get_image()
 
 
 def predictions(predictor: DefaultPredictor, bgr: np.ndarray, metadata) -> np.ndarray:
@@ -96,7 +116,7 @@ def predictions(predictor: DefaultPredictor, bgr: np.ndarray, metadata) -> np.nd
     segmentation, objects, proposals or a semantic segmentation, the first of these that it has.
     """
     found = predictor(bgr)
-    visualizer = Visualizer(to_rgb(bgr), metadata, scale=SCALE)
+    visualizer = _ByClass(to_rgb(bgr), metadata)
     if "panoptic_seg" in found:
         segments, info = found["panoptic_seg"]
         drawn = visualizer.draw_panoptic_seg(segments.to("cpu"), info)
