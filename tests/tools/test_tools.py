@@ -36,7 +36,8 @@ def test_demo_writes_everything_it_promises(shapes, tmp_path):
         image = cv2.imread(str(out / picture))
         assert min(image.shape[:2]) > 200 and image.std() > 10
     report = (out / "report.md").read_text()
-    assert re.search(r"\| teacher +\|", report) and "skd.train_net --config-file" in report
+    assert re.search(r"\| teacher +\|( +[\d.]+ \|){2} +[1-9]\d* \|", report)
+    assert "ms / image" in report and "skd.train_net --config-file" in report
 
 
 def test_demo_deletes_nothing_but_a_demo(shapes, tmp_path):

@@ -56,12 +56,14 @@ def demo(args: argparse.Namespace) -> None:
         f.write(json.dumps(results, indent=2) + "\n")
     print("Drawing pictures ...", flush=True)
     register_shapes()
-    pictures.draw_all(args.output, folder)
+    seconds = pictures.draw_all(args.output, folder)
 
-    header = ["model", *TASKS.values()]
-    rows = [[n, *(f"{results[n][t]:.1f}" for t in TASKS)] for n in results]
+    header = ["model", *TASKS.values(), "ms / image"]
+    rows = [
+        [n, *(f"{results[n][t]:.1f}" for t in TASKS), f"{1000 * seconds[n]:.0f}"] for n in results
+    ]
     gain = [f"{results['distilled'][t] - results['baseline'][t]:+.1f}" for t in TASKS]
-    rows.append(["gain by distillation", *gain])
+    rows.append(["gain by distillation", *gain, ""])
     _write_report(args, runs, markdown_table(header, rows))
     print(f"Everything is in {args.output}; start with report.md.")
     print_table("Built-in dataset, validation split", header, rows)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import cv2
@@ -47,13 +48,16 @@ def load_config(folder: str) -> CfgNode:
     return cfg
 
 
-def draw_all(output: str, folders: Dict[str, str]) -> None:
+def draw_all(output: str, folders: Dict[str, str]) -> Dict[str, float]:
     """
     Write predictions.png, attention.png and curves.png.
 
     Args:
         output: folder to write to.
         folders: of the runs "teacher", "baseline" and "distilled".
+
+    Returns:
+        The seconds that each takes for an image.
     """
     logging.getLogger("fvcore").setLevel(logging.ERROR)  # that stock models ignore "distiller."
     configs = {name: load_config(folder) for name, folder in folders.items()}
@@ -65,6 +69,18 @@ def draw_all(output: str, folders: Dict[str, str]) -> None:
     draw_attention(os.path.join(output, "attention.png"), models, records)
     students = {n: f for n, f in folders.items() if n != "teacher"}
     draw_curves(os.path.join(output, "curves.png"), students)
+    images = [read_image(record["file_name"], "BGR") for record in records]
+    return {name: seconds(predictor, images) for name, predictor in predictors.items()}
+
+
+def seconds(predictor: DefaultPredictor, images: Sequence[np.ndarray]) -> float:
+    """The median over some images, one at a time, after one to warm up."""
+    taken = []
+    for image in [images[0], *images]:
+        start = time.perf_counter()
+        predictor(image)["instances"].to("cpu")  # waits for a GPU
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))
 
 
 def as_label(name: str) -> str:
