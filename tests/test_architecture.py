@@ -163,3 +163,11 @@ def test_runtime_knows_of_no_distillation_and_of_no_config(path):
     allowed = ast.get_docstring(tree, clean=False) if path.endswith("__init__.py") else None
     assert said
     assert not [x for x in said if isinstance(x, str) and x != allowed and FOREIGN.search(x)]
+
+
+def test_the_code_map_has_the_rooms_from_the_ground_up():
+    with open(os.path.join(ROOT, "docs", "code_map.md")) as f:
+        rooms = [line.split()[0] for line in f if line.startswith("    ")][::-1]
+    assert set(rooms) == set(ROOMS)
+    for room, known in room_imports().items():
+        assert known & set(ROOMS) <= set(rooms[: rooms.index(room)]), room

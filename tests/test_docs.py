@@ -1,8 +1,10 @@
 """What the documents say is true of the code."""
 
+import glob
 import os
 import re
 
+import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -39,22 +41,39 @@ def test_the_table_of_presets():
             ), (key, name)
 
 
-def test_links_and_paths_exist():
-    for folder, name in (
-        ("", "README.md"),
-        ("docs", "docs/method.md"),
-        ("docs", "docs/recipes.md"),
-        ("docs", "docs/detectors.md"),
-        ("docs", "docs/plugging_in.md"),
-        ("docs", "docs/your_project.md"),
-        ("docs", "docs/distil_your_own.md"),
-        ("docs", "docs/faq.md"),
-        ("docs", "docs/performance.md"),
-        ("docs", "docs/reading_the_log.md"),
-        ("docs", "docs/choosing_a_teacher.md"),
-    ):
-        for link in re.findall(r"\]\((?!http|#)([^)#]+)", read(name)):
-            assert os.path.exists(os.path.join(ROOT, folder, link)), (name, link)
+PAGES = [
+    os.path.relpath(path, ROOT)
+    for path in [
+        *glob.glob(os.path.join(ROOT, "*.md")),
+        *glob.glob(os.path.join(ROOT, "docs", "**", "*.md"), recursive=True),
+    ]
+]
+
+
+# a protocol is written before its results, and may name the page to come
+@pytest.mark.parametrize("page", sorted(p for p in PAGES if not p.endswith("PROTOCOL.md")))
+def test_links_exist(page):
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)", read(page)):
+        assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), link
+
+
+def test_the_pages_are_found():
+    assert {"README.md", "docs/method.md", "docs/results/README.md"} <= set(PAGES)
+
+
+def test_the_code_map_names_what_is_there():
+    """A row's names are defined in one of its files."""
+    rows = [
+        line.split("|")[2:4] for line in read("docs/code_map.md").splitlines() if line[:2] == "| "
+    ]
+    rows = [(re.findall(r"`([^`]+)`", a), re.findall(r"`([^`]+)`", b)) for a, b in rows if b]
+    assert len(rows) > 20
+    for paths, names in rows:
+        text = "".join(read(path) for path in paths if os.path.isfile(os.path.join(ROOT, path)))
+        assert all(os.path.exists(os.path.join(ROOT, path)) for path in paths), paths
+        for name in names:
+            if name.isidentifier() and name != "Settings":
+                assert re.search(rf"^(def|class) {name}\b", text, re.M), (paths, name)
 
 
 def test_conversion_of_weights():

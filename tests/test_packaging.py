@@ -1,7 +1,10 @@
 """The wheel: made, installed beside Detectron2, and used outside of the checkout."""
 
+import ast
 import glob
+import importlib
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,7 +13,7 @@ import pytest
 
 import skd
 from skd.files import configs_dir
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT, environment, read
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +89,28 @@ def test_train_net_is_a_module(installed, tmp_path):
 
 def test_the_configs_of_the_checkout_are_found():
     assert os.path.samefile(configs_dir(), os.path.join(ROOT, "configs"))
+
+
+def modules():
+    return glob.glob(os.path.join(ROOT, "projects", "skd", "**", "*.py"), recursive=True)
+
+
+def test_every_module_is_in_the_syntax_of_the_python_that_is_promised():
+    wanted = re.search(r'requires-python = ">=3\.(\d+)"', read("pyproject.toml")).group(1)
+    for path in modules():
+        with open(path) as f:
+            ast.parse(f.read(), path, feature_version=(3, int(wanted)))
+
+
+def test_extras_are_what_the_requirements_name():
+    text = read("pyproject.toml").split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = dict(re.findall(r"^(\w+) = \[(.*)\]", text, re.M))
+    required = (read("requirements.txt") + read("requirements-test.txt")).split()
+    assert set(extras) >= {"study", "tracking", "timm", "export"}
+    for name in set(extras) - {"tracking"}:  # the trackers are the user's own
+        assert set(re.findall(r'"([^"]+)"', extras[name])) <= set(required), name
+
+
+def test_the_entry_point_is_a_function():
+    name, function = re.search(r'skd-train = "([^:"]+):(\w+)"', read("pyproject.toml")).groups()
+    assert callable(getattr(importlib.import_module(name), function))

@@ -1,5 +1,6 @@
 """Every command says how it is used, and every documented command is one. Nothing is run."""
 
+import glob
 import importlib.util
 import os
 import re
@@ -14,8 +15,11 @@ TOOLS = sorted(
     for name in os.listdir(os.path.join(ROOT, "tools"))
     if name.endswith(".py") and not name.startswith("_")
 )
-PAGES = ["README.md", *(f"docs/{n}" for n in os.listdir(os.path.join(ROOT, "docs")))]
-PAGES = [name for name in PAGES if name.endswith(".md")]
+PAGES = [
+    os.path.relpath(path, ROOT)
+    for folder in ("*.md", "docs/**/*.md", "tools/*.md")
+    for path in glob.glob(os.path.join(ROOT, folder), recursive=True)
+]
 
 
 def parser_of(script):
