@@ -35,8 +35,8 @@ def lazy_run(cfg: DictConfig) -> Run:
         cfg: with ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``.
 
     Raises:
-        ValueError: a setting of ``train`` that cannot be followed, or a config without a teacher
-            that distils.
+        ValueError: a setting of ``train`` that is missing, or a config without a teacher that
+            distils.
     """
     check_teacher(cfg)
     train = cfg.train
@@ -89,9 +89,9 @@ def _teacher_evaluation(cfg: DictConfig, values: Dict[str, Any]) -> Optional[Tea
 def _check_train(train: DictConfig) -> None:
     """Gradients are always zeroed before the forward, so the key for it has what it asks for."""
     if train.get("async_write_metrics", False):
-        raise ValueError(
-            "train.async_write_metrics is True; it must be False: a loss that is not finite stops "
-            "the run in its own iteration, which needs the metrics then."
+        logger.warning(
+            "train.async_write_metrics is True, and metrics are written at once all the same: a "
+            "loss that is not finite stops the run before the optimizer's step."
         )
     paths = [path.split(".") for path in run_settings.keys_of(LAZY).values()]
     read = {path[1] for path in paths if path[0] == "train"}
