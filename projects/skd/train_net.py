@@ -33,7 +33,7 @@ from .config import (
 )
 from .config.pipe import as_file
 from .data import check_datasets, coco, register_coco, register_shapes
-from .engine import SKDTrainer, describe, launch, prepare_evaluation
+from .engine import SKDTrainer, beside_training, describe, launch, prepare_evaluation
 from .runtime.run_folder import open_folder
 from .runtime.user_errors import EARLY_ERRORS, UserError, told
 from .runtime.words import said_as
@@ -98,11 +98,15 @@ def setup(args: argparse.Namespace) -> Config:
         form.check_teacher(cfg)
     if args.eval_only or not is_distilling(cfg):
         cfg = form.student_of(cfg, solver=True)  # nothing to learn, or nobody to learn from
+    beside = beside_training(cfg, args.resume) if args.eval_only else ""
+    args.resume = args.resume and not beside
     folder = form.output_dir(cfg)
     if not args.eval_only:
         with said_as(run_settings.keys_of(run_settings.form_name(cfg))):
             open_folder(folder)
-    setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
+    log = setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
+    if beside:
+        log.warning(beside)
     register_shapes()  # the config may name them
     check_datasets(cfg, args.eval_only)
     if isinstance(cfg, CfgNode):

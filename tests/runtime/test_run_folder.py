@@ -5,13 +5,14 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from skd import student_config
 from skd.config import form_of, yaml
-from skd.engine import SKDTrainer
+from skd.engine import SKDTrainer, beside_training
 from skd.runtime import lock, record
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
 from skd.runtime.lock import FolderInUseError
@@ -189,18 +190,27 @@ sys.stdin.read()
 """
 
 
-def test_two_runs_in_one_folder_are_refused_and_a_killed_one_is_not_in_the_way(base):
-    os.makedirs(base.OUTPUT_DIR)
+@contextmanager
+def holding(folder):
+    """Another process has the folder, until it is killed; its id."""
     other = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", HOLD, base.OUTPUT_DIR], text=True,
-        env=environment(base.OUTPUT_DIR), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-W", "ignore", "-c", HOLD, folder], text=True,
+        env=environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert other.stdout.readline() == "None\n"
-    with pytest.raises(FolderInUseError, match=f"another run is using it .process {other.pid} on"):
-        start(base)
-    assert "runs.jsonl" not in os.listdir(base.OUTPUT_DIR)
-    other.kill()
-    other.wait()
+    try:
+        yield other.pid
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_is_not_in_the_way(base):
+    os.makedirs(base.OUTPUT_DIR)
+    with holding(base.OUTPUT_DIR) as pid:
+        with pytest.raises(FolderInUseError, match=f"another run is using it .process {pid} on"):
+            start(base)
+        assert "runs.jsonl" not in os.listdir(base.OUTPUT_DIR)
     train(base)
 
 
@@ -221,15 +231,8 @@ def test_a_refused_run_has_written_nothing(base, tmp_path):
     os.makedirs(base.OUTPUT_DIR)
     config = tmp_path / "config.yaml"
     config.write_text(base.dump())
-    other = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", HOLD, base.OUTPUT_DIR], text=True,
-        env=environment(base.OUTPUT_DIR), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert other.stdout.readline() == "None\n"
-    with pytest.raises(FolderInUseError):
+    with holding(base.OUTPUT_DIR), pytest.raises(FolderInUseError):
         setup(argument_parser().parse_args(["--config-file", str(config)]))
-    other.kill()
-    other.wait()
     assert os.listdir(base.OUTPUT_DIR) == ["run.lock"]
 
 
@@ -250,6 +253,29 @@ def test_errors_say_what_the_user_calls_a_setting(tmp_path):
     for said, weights in ((words, words["weights"]), ({}, "weights")):
         with said_as(said), pytest.raises(CheckpointError, match=f"its weights: {weights} "):
             reader.resume_or_load("", resume=True)
+
+
+def test_an_evaluation_beside_a_training_writes_to_a_folder_of_its_own(base, tmp_path):
+    from train_net import argument_parser, setup
+
+    out, config = base.OUTPUT_DIR, tmp_path / "config.yaml"
+    config.write_text(base.dump())
+    args = ["--config-file", str(config), "--eval-only"]
+    os.makedirs(out)
+    with open(os.path.join(out, "last_checkpoint"), "w") as f:
+        f.write("model_0000001.pth")
+    with holding(out) as pid:
+        before = set(os.listdir(out))
+        parsed = argument_parser().parse_args([*args, "--resume"])
+        cfg = setup(parsed)
+        (own,) = set(os.listdir(out)) - before
+        assert cfg.OUTPUT_DIR == os.path.join(out, own) and not parsed.resume
+        assert cfg.MODEL.WEIGHTS == os.path.join(out, "model_0000001.pth")
+        with open(os.path.join(cfg.OUTPUT_DIR, "log.txt")) as f:
+            assert f"A training is using '{out}' (process {pid} on " in f.read()
+        base.MODEL.WEIGHTS = "mine.pth"
+        assert beside_training(base, resume=False) and base.MODEL.WEIGHTS == "mine.pth"
+    assert setup(argument_parser().parse_args(args)).OUTPUT_DIR == out
 
 
 @pytest.mark.parametrize("before", [True, False])

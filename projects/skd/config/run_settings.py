@@ -298,13 +298,18 @@ def _default(setting: Setting) -> Any:
 
 def extend(cfg: Config, name: str, values: Sequence[str]) -> None:
     """Add to a setting that is a list, in place."""
-    key = next(s.key(form_name(cfg)) for s in settings() if s.name == name)
     longer = [*value_of(cfg, name), *values]
+    put(cfg, name, longer if isinstance(cfg, DictConfig) else tuple(longer))
+
+
+def put(cfg: Config, name: str, value: Any) -> None:
+    """Change one setting, in place."""
+    key = next(s.key(form_name(cfg)) for s in settings() if s.name == name)
     if isinstance(cfg, DictConfig):
-        OmegaConf.update(cfg, key, longer, force_add=True)
+        OmegaConf.update(cfg, key, value, force_add=True)
     else:
         node, _, last = key.rpartition(".")
-        _select(cfg, node)[last] = tuple(longer)
+        (_select(cfg, node) if node else cfg)[last] = value
 
 
 def declare(cfg: CfgNode) -> None:

@@ -1,7 +1,7 @@
 """A run from either form of config: described once, then trained or evaluated."""
 
 from .distilling import distilling
-from .evaluate import evaluate, prepare_evaluation
+from .evaluate import beside_training, evaluate, prepare_evaluation
 from .launch import launch
 from .pictures import AttentionPictures
 from .run import Run
@@ -11,6 +11,7 @@ __all__ = [
     "AttentionPictures",
     "Run",
     "SKDTrainer",
+    "beside_training",
     "describe",
     "distilling",
     "evaluate",

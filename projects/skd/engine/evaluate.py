@@ -1,15 +1,47 @@
 """Evaluate what a run describes."""
 
+import os
+import time
 from functools import partial
 from typing import Any, Callable, Dict
 
+from detectron2.utils import comm
 from torch import nn
 
+from ..config import Config, run_settings
 from ..evaluation import write_results
+from ..runtime.lock import user_of
 from ..runtime.record import append_record, describe_run
 from ..runtime.words import said_as
 from .run import Run, check
 from .weights import RunCheckpointer
+
+
+def beside_training(cfg: Config, resume: bool) -> str:
+    """
+    Where another process trains in the run's folder, let an evaluation write into one of its own
+    below it, and take that training's last checkpoint if it would resume. In place.
+
+    Returns:
+        What to tell the user; empty where nobody trains there.
+    """
+    folder = run_settings.value_of(cfg, "output_dir")
+    own = os.path.join(folder, f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}")
+    other, own, last = comm.all_gather((user_of(folder), own, _last_checkpoint(folder)))[0]
+    if other is None:
+        return ""
+    run_settings.put(cfg, "output_dir", own)
+    if resume and last:
+        run_settings.put(cfg, "weights", last)
+    return f"A training is using '{folder}' ({other}): this evaluation writes to '{own}'."
+
+
+def _last_checkpoint(folder: str) -> str:
+    try:
+        with open(os.path.join(folder, "last_checkpoint")) as f:
+            return os.path.join(folder, f.read().strip())
+    except OSError:
+        return ""
 
 
 def evaluate_model(run: Run, model: nn.Module) -> Dict[str, Any]:

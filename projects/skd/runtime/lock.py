@@ -67,6 +67,26 @@ def acquire(folder: str, key: str = "") -> Optional[str]:
     return None
 
 
+def user_of(folder: str) -> Optional[str]:
+    """Who keeps others out of a folder, in words; None for nobody, or this process."""
+    path = os.path.realpath(os.path.join(folder, NAME))
+    if fcntl is None or path in _held:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return os.pread(descriptor, 500, 0).decode(errors="replace").strip() or "unknown"
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _is_held(path: str) -> bool:
     try:
         return path in _held and os.path.samestat(os.fstat(_held[path]), os.stat(path))
