@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from skd import register_coco
-from skd.data import check_datasets, records
+from skd.data import check_datasets, clean, records
 from skd.data.check import check_coco
 from skd.data.coco import check_one, use
 from skd.engine import SKDTrainer
@@ -533,3 +533,25 @@ def test_a_warning_of_many_images_is_one_line(tmp_path):
     where = "3 times: image 1 ('1.png'), image 2 ('2.png'), image 3 ('3.png')"
     assert turned.where == alpha.where == where
     assert "EXIF" in turned.what and "mode 'RGBA'" in alpha.what
+
+
+def test_clean_annotations_are_told_from_the_others_in_chunks(monkeypatch):
+    """Each of the others by itself and in its place, whatever stands beside it."""
+    monkeypatch.setattr(clean, "CHUNK", 3)
+    good = {"image_id": 1, "category_id": 3, "iscrowd": 0, "bbox": [5, 5, 20.5, 20]}
+    good["segmentation"] = [[5, 5, 25, 5, 25, 25], [9, 9, 19, 9, 19, 19, 9, 19]]
+    far = [[0, 0, 30, 30, 20000, 0]]
+    changes = [
+        {"image_id": 2}, {"category_id": 4}, {"iscrowd": 2}, {"bbox": None}, {"bbox": [1, 2, 3]},
+        {"bbox": [1, 2, "3", 4]}, {"bbox": [float("nan"), 2, 3, 4]}, {"bbox": [0, 0, 10**400, 5]},
+        {"segmentation": {"size": [48, 48]}}, {"segmentation": 7}, {"segmentation": [7]},
+        {"segmentation": [[1, 2, 30, 4, 50]]}, {"segmentation": [[5, 5, 25, 5, 25, "9"]]},
+        {"segmentation": [[5, 5, 25, 5, 25, float("nan")]]}, {"segmentation": far},
+        {"segmentation": [[5, 5, 10, 10, 20, 20]]}, {"segmentation": [[90, 90, 99, 90, 99, 99]]},
+        {"keypoints": []},
+    ]  # fmt: skip
+    bad = [{**good, **change} for change in changes]
+    mixed = [annotation for one in bad for annotation in (dict(good), one, dict(good))]
+    mixed.append({**good, "segmentation": None})
+    found = list(clean.not_clean(mixed, {1: (48, 48, 10_000)}, {3}))
+    assert len(found) == len(bad) and all(a is b for a, b in zip(found, bad))

@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import peer
 import torch
 from cases import LEVELS, Loss, check_teacher, inputs, mask_rcnn, teacher_forward, training_step
+from loader import loader_rows, startup_rows
 from measure import Function, alternate, flops, machine, peak_memory, row
 from scaling import scaling_rows
 
@@ -272,6 +273,8 @@ PARTS = {
     "teacher": teacher_rows,
     "compile": compile_rows,
     "processes": scaling_rows,
+    "startup": startup_rows,
+    "loader": loader_rows,
 }
 
 

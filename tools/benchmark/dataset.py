@@ -89,7 +89,7 @@ def check(json_file: str, images: str) -> None:
 MEASURES = {"detectron2": detectron2, "checked": checked, "check": check}
 
 
-def _measure(what: str, folder: str) -> None:
+def _measure(what: str, folder: str, as_json: bool) -> None:
     files = os.path.join(folder, "train.json"), os.path.join(folder, "images")
     import skd.data  # noqa: F401: not to be counted
 
@@ -97,7 +97,10 @@ def _measure(what: str, folder: str) -> None:
     MEASURES[what](*files)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     cpu, wall = time.process_time() - before, time.perf_counter() - start
-    print(f"{what}: {cpu:.1f} s of CPU, {wall:.1f} s, peak {peak:.1f} GiB")
+    if as_json:
+        print(json.dumps({"cpu": cpu, "wall": wall, "peak": 1024 * peak}))
+    else:
+        print(f"{what}: {cpu:.1f} s of CPU, {wall:.1f} s, peak {peak:.1f} GiB")
 
 
 def main() -> None:
@@ -106,11 +109,12 @@ def main() -> None:
     )
     parser.add_argument("folder", help="where the dataset is, or is made")
     parser.add_argument("--only", choices=tuple(MEASURES), help="measure in this process")
+    parser.add_argument("--json", action="store_true", help="with --only: seconds and MB")
     args = parser.parse_args()
     if not os.path.exists(args.folder):
         coco_size(args.folder)
     if args.only:
-        return _measure(args.only, args.folder)
+        return _measure(args.only, args.folder, args.json)
     for what in MEASURES:
         command = [sys.executable, "-W", "ignore", __file__, args.folder, "--only", what]
         subprocess.run(command, check=True)

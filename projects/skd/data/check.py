@@ -3,7 +3,7 @@ What is wrong with a dataset in COCO's format: all of it at once.
 
 The file comes from anywhere, so nothing in it may crash or hang the check: types are looked at
 before values, and values are bounded before pycocotools, which writes past its memory for some,
-sees them. A clean annotation, as nearly all are, is recognised in about a microsecond; only the
+sees them. Clean annotations, as nearly all are, are recognised many at a time (clean.py); only the
 others are looked at in detail.
 """
 
@@ -20,6 +20,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from .clean import LEAST, Size, not_clean
 from .mend import Notes, column, mend, types
 
 LISTS = ("images", "annotations", "categories")
@@ -28,7 +29,6 @@ NEEDS = {
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
 }
-LEAST = 1e-5  # pixels of a box's side: Detectron2's filter_empty_instances drops smaller ones
 LONGEST = 20  # times as long as wide: little is left of such an image at a usual size
 # No coordinate may be further away than this many times the image's longer side: pycocotools
 # overflows at about 4e8 pixels, and takes memory for every pixel of an edge before.
@@ -37,7 +37,6 @@ TURNS = {
     2: "mirrors it", 3: "turns it by 180 degrees", 4: "mirrors it", 5: "turns and mirrors it",
     6: "turns it by 90 degrees", 7: "turns and mirrors it", 8: "turns it by 90 degrees",
 }  # fmt: skip
-Size = Tuple[float, float, float]  # an image's width and height, and how far away is too far
 
 
 class Problem(NamedTuple):
@@ -238,13 +237,10 @@ def _annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
     images = {image["id"]: image for image in content["images"]}
     sizes = {key: _size(image) for key, image in images.items()}
     categories = {category["id"] for category in content["categories"]}
-    for annotation in content["annotations"]:
-        size = sizes.get(annotation["image_id"])
-        clean = size is not None and annotation["category_id"] in categories
-        if clean and _clean(annotation, size):
-            continue
+    for annotation in not_clean(content["annotations"], sizes, categories):
         found = list(_annotation(annotation, images, sizes, categories))
         yield from found
+        size = sizes.get(annotation["image_id"])
         if not any(problem.level == "error" for problem in found) and _is_flat(annotation, size):
             notes.add(annotation_name(annotation), "its mask has no area in the image: left out")
             notes.flat.append(annotation)
@@ -275,43 +271,6 @@ def _size(image: Dict[str, Any]) -> Size:
     if not (_is_number(width) and _is_number(height)):
         return math.inf, math.inf, FAR_LEAST
     return width, height, max(FAR * max(width, height), FAR_LEAST)
-
-
-def _clean(annotation: Dict[str, Any], size: Size) -> bool:
-    """Whether box, polygons and keypoints are as they should be: fast, and strict."""
-    width, height, far = size
-    box = annotation.get("bbox")
-    try:  # what is no number does not compare, and nan compares as False
-        x, y, w, h = box
-        inside = x >= 0 and y >= 0 and x + w <= width and y + h <= height
-        if not (type(box) is list and w > LEAST and h > LEAST and inside):
-            return False
-        if bool in map(type, box):
-            return False
-        for polygon in annotation.get("segmentation") or ():
-            if len(polygon) < 6 or len(polygon) % 2:
-                return False
-            xs, ys = polygon[::2], polygon[1::2]
-            left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
-            near = left >= -far and top >= -far and right <= far and bottom <= far
-            # a mask outside of the image, or a line: is there any pixel of it?
-            seen = 1 < right - left and 1 < bottom - top and 1 < right and 1 < bottom
-            if not (near and seen and left < width - 1 and top < height - 1):
-                return False
-            total = sum(polygon)
-            if total != total or (len(polygon) <= 8 and _doubled_area(xs, ys) < 4):
-                return False
-    except (TypeError, ValueError):
-        return False
-    if "keypoints" in annotation or type(annotation.get("segmentation")) is dict:
-        return False
-    return annotation.get("iscrowd") in (0, 1)
-
-
-def _doubled_area(xs: List[float], ys: List[float]) -> float:
-    """Of a polygon, by the shoelace formula."""
-    pairs = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1])
-    return abs(sum(x * v - u * y for x, y, u, v in pairs))
 
 
 def _annotation(annotation, images, sizes, categories) -> Iterator[Problem]:

@@ -14,7 +14,8 @@ import re
 import tempfile
 import threading
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from itertools import chain
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,7 +25,8 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
 from . import records
-from .check import LEAST, Report, examine, masks_missing, once, sample_images, summary, without_gc
+from .check import Report, examine, masks_missing, once, sample_images, summary, without_gc
+from .clean import LEAST
 from .mend import finish, renumber
 
 logger = logging.getLogger(__name__)
@@ -282,11 +284,16 @@ def _boxes_with_area(content: Dict[str, Any]) -> np.ndarray:
     """Which boxes have an area once they are clipped to the image: bool (annotations,)."""
     annotations = content.get("annotations", [])
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    limits = np.array([sizes[a["image_id"]] for a in annotations], np.float64).reshape(-1, 2)
+    boxes = _table((a["bbox"] for a in annotations), 4)
+    limits = _table((sizes[a["image_id"]] for a in annotations), 2)
     low = boxes[:, :2].clip(min=0)
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], limits)
     return (high - low > LEAST).all(1)
+
+
+def _table(rows: Iterable[Iterable[float]], columns: int) -> np.ndarray:
+    # of millions of rows, in a fraction of the time of np.array
+    return np.fromiter(chain.from_iterable(rows), dtype=np.float64).reshape(-1, columns)
 
 
 def _keypoint_names(content: Dict[str, Any]) -> Tuple[str, ...]:
