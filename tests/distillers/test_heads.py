@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from skd.distillers.heads import soft_binary_cross_entropy, soft_cross_entropy, weighted_l1
+from skd.distillers.heads import (
+    giou_distance,
+    quality_focal,
+    soft_binary_cross_entropy,
+    soft_cross_entropy,
+    weighted_l1,
+)
 
 GENERATOR = torch.Generator().manual_seed(4)
 
@@ -48,6 +54,29 @@ def test_weighted_l1():
     found = weighted_l1(student, teacher, weight).item()
     assert found == pytest.approx(total / weight.sum().item())
     assert weighted_l1(student, teacher, 0 * weight) == 0
+
+
+def test_quality_focal_is_that_of_generalized_focal_loss():
+    student, teacher = 2 * random(3, 4), 2 * random(3, 4)
+    total = 0.0
+    for a, b in zip(student.flatten().tolist(), teacher.flatten().tolist()):
+        s, t = 1 / (1 + math.exp(-a)), 1 / (1 + math.exp(-b))
+        total -= abs(t - s) ** 2 * ((1 - t) * math.log(1 - s) + t * math.log(s))
+    assert quality_focal(student, teacher).item() == pytest.approx(total)
+    assert quality_focal(teacher, teacher) == 0
+
+
+def test_giou_distance():
+    first = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 1, 1.0]], dtype=torch.float64)
+    second = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3], [3, 3, 4, 4.0]], dtype=torch.float64)
+    # 1; 1/7 - 2/9; 0 - 14/16
+    expected = 2 * 0 + 3 * (1 - 1 / 7 + 2 / 9) + 5 * (1 + 14 / 16)
+    weight = torch.tensor([2, 3, 5], dtype=torch.float64)
+    assert giou_distance(first, second, weight).item() == pytest.approx(expected)
+    empty = torch.zeros(2, 4, requires_grad=True)
+    loss = giou_distance(empty, torch.zeros(2, 4), torch.ones(2))
+    loss.backward()
+    assert loss.isfinite() and empty.grad.isfinite().all()
 
 
 def test_they_are_least_where_the_two_agree():

@@ -1,6 +1,21 @@
 """Losses between what two detectors' heads predict. They know tensors only."""
 
-from .losses import soft_binary_cross_entropy, soft_cross_entropy, weighted_l1
+from .losses import (
+    EPSILON,
+    giou_distance,
+    quality_focal,
+    soft_binary_cross_entropy,
+    soft_cross_entropy,
+    weighted_l1,
+)
 from .settings import HeadsSettings
 
-__all__ = ["HeadsSettings", "soft_binary_cross_entropy", "soft_cross_entropy", "weighted_l1"]
+__all__ = [
+    "EPSILON",
+    "HeadsSettings",
+    "giou_distance",
+    "quality_focal",
+    "soft_binary_cross_entropy",
+    "soft_cross_entropy",
+    "weighted_l1",
+]

@@ -3,6 +3,9 @@ Shape legend: M boxes or anchors, C classes and the background.
 
 G. Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NeurIPS
 2017: the classification. G. Hinton et al., arXiv 1503.02531: soft targets and their temperature.
+X. Li et al., "Generalized Focal Loss", NeurIPS 2020, arXiv 2006.04388, and J. Wang et al.,
+"CrossKD: Cross-Head Knowledge Distillation for Object Detection", CVPR 2024, arXiv 2306.11369:
+dense heads.
 """
 
 import torch
@@ -66,3 +69,40 @@ def weighted_l1(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tens
     """
     distance = (student - teacher).abs().sum(-1)
     return (weight * distance).sum() / weight.sum().clamp_min(EPSILON)
+
+
+def quality_focal(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """
+    The quality focal loss of Li et al. with beta 2, as CrossKD takes it for classes:
+    ``- |p_t - p_s|^2 ((1 - p_t) log(1 - p_s) + p_t log p_s)``, p a sigmoid, summed over all.
+
+    Args:
+        student, teacher: logits of any, equal shape.
+    """
+    entropy = F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none")
+    return ((teacher.sigmoid() - student.sigmoid()).square() * entropy).sum()
+
+
+def giou_distance(
+    student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """
+    ``sum_i w_i (1 - GIoU(b_s,i, b_t,i))``, of the teacher's boxes that have an area.
+
+    Args:
+        student, teacher: boxes (M, 4), XYXY.
+        weight: (M,), 0 or above.
+    """
+    low, high = torch.maximum(student, teacher)[:, :2], torch.minimum(student, teacher)[:, 2:]
+    inner = (high - low).clamp_min(0).prod(1)
+    union = _area(student) + _area(teacher) - inner
+    outer = torch.cat(
+        [torch.minimum(student, teacher)[:, :2], torch.maximum(student, teacher)[:, 2:]], 1
+    )
+    outer = _area(outer).clamp_min(EPSILON)
+    giou = inner / union.clamp_min(EPSILON) - (outer - union) / outer
+    return (weight * (_area(teacher) > 0) * (1 - giou)).sum()
+
+
+def _area(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)

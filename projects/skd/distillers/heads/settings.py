@@ -9,7 +9,8 @@ from ..settings import Settings, number, texts
 @dataclass(frozen=True)
 class HeadsSettings(Settings):
     # Kinds of heads to learn from besides the features, of those in skd.HEAD_REGISTRY: "RPNHead",
-    # "BoxHead", "MaskHead". Empty: none, and the teacher runs no heads.
+    # "BoxHead", "MaskHead" of an R-CNN, "DenseHead", "CrossHead" of a RetinaNet or an FCOS. Empty:
+    # none, and the teacher runs no heads.
     names: Sequence[str] = texts(())
     # Of the softmax over the classes of a box.
     temperature: float = number(1.0, positive=True)

@@ -44,7 +44,8 @@ class HeadPair:
     :meth:`check` and :meth:`terms`.
     """
 
-    watched: Dict[str, str] = {}  # from a short name to the student's module
+    watched: Dict[str, str] = {}  # from a short name to the student's module, that runs once
+    watched_often: Dict[str, str] = {}  # the same of modules that run once a level
     needs_classes = False
 
     def __init__(self, settings: HeadsSettings, pairs: Dict[str, LevelPair], classes: Classes):
@@ -67,12 +68,13 @@ class HeadPair:
         raise NotImplementedError
 
     def terms(
-        self, student: nn.Module, teacher: nn.Module, calls: Dict[str, Call], maps: Maps
+        self, student: nn.Module, teacher: nn.Module, calls: Dict[str, Any], maps: Maps
     ) -> Dict[str, Dict[str, torch.Tensor]]:
         """
         Args:
             student, teacher: as in :meth:`check`.
-            calls: of the modules in ``watched``, by their short names.
+            calls: of the modules in ``watched``, by their short names, and of those in
+                ``watched_often`` a list.
             maps: all of the teacher's feature maps (N, C, H, W), in fp32.
 
         Returns:
@@ -106,3 +108,40 @@ def equal(values: Sequence[Any], what: str) -> None:
     ours, theirs = values
     if ours != theirs:
         raise Unfit(f"{what} is {ours} in the student and {theirs} in the teacher")
+
+
+Level = Tuple[str, int, int]  # its name, its place in the student's list and in the teacher's
+
+
+def common_levels(
+    ours: Sequence[str], theirs: Sequence[str], pairs: Dict[str, LevelPair]
+) -> List[Level]:
+    """
+    Args:
+        ours, theirs: names of the feature maps that the heads take.
+        pairs: of maps.
+    """
+    return [
+        (name, i, list(theirs).index(pairs[name].teacher_name))
+        for i, name in enumerate(ours)
+        if name in pairs and pairs[name].teacher_name in theirs
+    ]
+
+
+def check_anchors(student: nn.Module, teacher: nn.Module, levels: Sequence[Level]) -> None:
+    """
+    Args:
+        student, teacher: Detectron2's anchor generators.
+        levels: to compare.
+
+    Raises:
+        Unfit: no levels, or other anchors.
+    """
+    if not levels:
+        raise Unfit("no level of the two has feature maps of the same stride")
+    equal([getattr(g, "offset", 0) for g in (student, teacher)], "the anchors' offset")
+    ours, theirs = list(student.cell_anchors), list(teacher.cell_anchors)
+    for name, i, j in levels:
+        a, b = ours[i].cpu(), theirs[j].cpu()
+        if a.shape != b.shape or not torch.allclose(a, b):
+            raise Unfit(f"the anchors at '{name}' are others: {a.tolist()} and {b.tolist()}")

@@ -1,13 +1,12 @@
 """The region proposal network: objectness and box deltas at the student's anchors."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, List
 
 import torch
-from torch import nn
 
 from ...distillers.heads import soft_binary_cross_entropy, weighted_l1
 from ..features import crop
-from .base import HEAD_REGISTRY, HeadPair, Unfit, equal, part
+from .base import HEAD_REGISTRY, HeadPair, check_anchors, common_levels, part
 
 RPN = "proposal_generator"
 
@@ -28,23 +27,8 @@ class RPNHead(HeadPair):
             part(d, RPN, w, "in_features", "rpn_head", "anchor_generator", "box2box_transform")
             for d, w in ((student, "student"), (teacher, "teacher"))
         )
-        levels = self._levels(ours, theirs)
-        if not levels:
-            raise Unfit("no level of the two RPNs has feature maps of the same stride")
-        equal([getattr(m.anchor_generator, "offset", 0) for m in (ours, theirs)], "anchors' offset")
-        all_a, all_b = ([*m.anchor_generator.cell_anchors] for m in (ours, theirs))
-        for name, i, j in levels:
-            a, b = all_a[i].cpu(), all_b[j].cpu()
-            if a.shape != b.shape or not torch.allclose(a, b):
-                raise Unfit(f"the anchors at '{name}' are others: {a.tolist()} and {b.tolist()}")
-
-    def _levels(self, ours: nn.Module, theirs: nn.Module) -> List[Tuple[str, int, int]]:
-        """Of each common level its name, its place in the student's list and in the teacher's."""
-        return [
-            (name, i, theirs.in_features.index(self.pairs[name].teacher_name))
-            for i, name in enumerate(ours.in_features)
-            if name in self.pairs and self.pairs[name].teacher_name in theirs.in_features
-        ]
+        generators = [m.anchor_generator for m in (ours, theirs)]
+        check_anchors(*generators, common_levels(ours.in_features, theirs.in_features, self.pairs))
 
     def terms(self, student, teacher, calls, maps):
         ours, theirs = student.get_submodule(RPN), teacher.get_submodule(RPN)
@@ -53,7 +37,7 @@ class RPNHead(HeadPair):
         scales = [list(m.box2box_transform.weights) for m in (ours, theirs)]
         classes: Dict[str, torch.Tensor] = {}
         boxes: Dict[str, torch.Tensor] = {}
-        for name, i, j in self._levels(ours, theirs):
+        for name, i, j in common_levels(ours.in_features, theirs.in_features, self.pairs):
             (logits, deltas), (t_logits, t_deltas) = (
                 [x[k].float() for x in predicted]
                 for predicted, k in ((calls["head"].output, i), (wanted, j))

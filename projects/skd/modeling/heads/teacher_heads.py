@@ -91,7 +91,8 @@ class TeacherHeads:
     @contextmanager
     def watch(self, student: nn.Module) -> Iterator[Calls]:
         """Within, the calls of the modules that are needed are written down, by their names."""
-        calls: Calls = {name: [] for kind in self.kinds for name in kind.watched.values()}
+        names = [n for k in self.kinds for n in (*k.watched.values(), *k.watched_often.values())]
+        calls: Calls = {name: [] for name in names}
         handles = [
             student.get_submodule(name).register_forward_hook(
                 lambda _, inputs, output, name=name: calls[name].append(Call(inputs, output))
@@ -121,7 +122,8 @@ class TeacherHeads:
         with torch.autocast(device.type, enabled=False):
             maps = {name: x.float() for name, x in maps.items() if isinstance(x, torch.Tensor)}
             for kind in self.kinds:
-                own = {short: _once(calls, name) for short, name in kind.watched.items()}
+                own: Dict[str, Any] = {k: _once(calls, name) for k, name in kind.watched.items()}
+                own.update({k: calls[name] for k, name in kind.watched_often.items()})
                 found.update(kind.terms(student, teacher.whole, own, maps))
         return found
 

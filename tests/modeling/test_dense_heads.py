@@ -1,0 +1,119 @@
+"""RetinaNet and FCOS: the teacher's class and box maps, and CrossKD."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.utils.events import EventStorage
+
+from skd import DistillRCNN, FrozenTeacher, StructuredDistiller, TeacherHeads
+from tests.helpers import batch, tiny_config
+
+CLASSES = ["a", "b", "c", "d", "e", "f"]
+
+
+def retinanet(seed, **changes):
+    torch.manual_seed(seed)
+    changes = {"MODEL__RETINANET__NUM_CONVS": 2, "MODEL__FPN__NORM": "", **changes}
+    return build_model(tiny_config("retinanet", MODEL__RESNETS__NORM="FrozenBN", **changes))
+
+
+def fcos(seed):
+    torch.manual_seed(seed)
+    cfg = tiny_config("retinanet", MODEL__RESNETS__NORM="FrozenBN")
+    backbone = build_backbone(cfg)
+    shapes = list(backbone.output_shape().values())
+    head = FCOSHead(input_shape=shapes, num_classes=6, conv_dims=[16, 16])
+    torch.nn.init.constant_(head.bbox_pred.bias, 2.0)  # boxes of some pixels, as trained ones are
+    return FCOS(
+        backbone=backbone, head=head, num_classes=6, pixel_mean=[120.0] * 3, pixel_std=[60.0] * 3
+    )
+
+
+def pair(student, teacher, *names, theirs=CLASSES):
+    teacher = FrozenTeacher(model=teacher, weights=None, input_format="BGR", heads=True)
+    heads = TeacherHeads(names=names, student_classes=CLASSES, teacher_classes=theirs)
+    return DistillRCNN(
+        student=student, teacher=teacher, distiller=StructuredDistiller(), balance=None,
+        input_format="BGR", heads=heads,
+    )  # fmt: skip
+
+
+def step(model):
+    model.zero_grad()
+    with EventStorage():
+        losses = model(batch())
+    sum(losses.values()).backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {k: v.detach() for k, v in losses.items()}, grads
+
+
+def terms(losses, *kinds):
+    return [losses[f"loss_distill_{kind}_{term}"] for kind in kinds for term in ("cls", "box")]
+
+
+@pytest.mark.parametrize("build", [retinanet, fcos])
+def test_they_learn_from_another_and_agree_with_themselves(build):
+    losses, _ = step(pair(build(0), build(1), "DenseHead", "CrossHead"))
+    assert all(x.isfinite() and x > 0 for x in terms(losses, "dense", "cross"))
+    student = build(0)
+    losses, _ = step(pair(student, copy.deepcopy(student), "DenseHead", "CrossHead"))
+    assert all(x.abs() < 1e-4 for x in terms(losses, "dense", "cross"))
+
+
+def test_classes_in_another_order_are_the_same_classes():
+    student = retinanet(0)
+    score = student.head.cls_score
+    anchors = len(score.bias) // 6
+    torch.nn.init.normal_(score.bias)
+    teacher, other = copy.deepcopy(student), copy.deepcopy(student)
+    with torch.no_grad():
+        for name, value in score.named_parameters():
+            turned = value.view(anchors, 6, *value.shape[1:]).flip(1).flatten(0, 1)
+            teacher.head.cls_score.get_parameter(name).copy_(turned)
+    agreeing, _ = step(pair(student, copy.deepcopy(teacher), "DenseHead", theirs=CLASSES[::-1]))
+    assert all(x.abs() < 1e-4 for x in terms(agreeing, "dense"))
+    straight, _ = step(pair(other, teacher, "DenseHead"))
+    assert terms(straight, "dense")[0] > 0.1
+
+
+def test_cross_predictions_leave_the_students_last_layers_to_the_labels():
+    losses, grads = step(pair(retinanet(0), retinanet(1), "CrossHead"))
+    _, expected = step(pair(retinanet(0), retinanet(1), "DenseHead"))
+    model = pair(retinanet(0), retinanet(1), "CrossHead")
+    model._skd.heads = None
+    _, baseline = step(model)
+    last = [k for k in grads if "cls_score" in k or "bbox_pred" in k]
+    assert last and all(torch.equal(grads[k], baseline[k]) for k in last)
+    assert all(not torch.equal(expected[k], baseline[k]) for k in last)
+    assert not torch.equal(grads["head.cls_subnet.0.weight"], baseline["head.cls_subnet.0.weight"])
+    assert grads.keys() == baseline.keys()
+
+
+def test_heads_of_another_depth_cross_before_the_last_layer_that_both_have():
+    deeper = retinanet(1, MODEL__RETINANET__NUM_CONVS=3)
+    losses, _ = step(pair(retinanet(0), deeper, "CrossHead"))
+    assert all(x.isfinite() and x > 0 for x in terms(losses, "cross"))
+    shallow = retinanet(0, MODEL__RETINANET__NUM_CONVS=1)
+    losses, _ = step(pair(shallow, retinanet(1), "CrossHead"))
+    assert all(x.isfinite() and x > 0 for x in terms(losses, "cross"))
+
+
+def test_what_does_not_fit_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="'CrossHead'.* channels of the features that cross over"):
+        pair(retinanet(0), retinanet(1, MODEL__FPN__OUT_CHANNELS=24), "CrossHead")
+    pair(retinanet(0), retinanet(1, MODEL__FPN__OUT_CHANNELS=24), "DenseHead")
+    with pytest.raises(ValueError, match="'DenseHead'.* box transform is Box2BoxTransform in"):
+        pair(retinanet(0), fcos(1), "DenseHead")
+    with pytest.raises(ValueError, match="'DenseHead'.* has no 'head'"):
+        pair(build_model(tiny_config()), retinanet(1), "DenseHead")
+
+
+def test_under_autocast():
+    model = pair(retinanet(0), retinanet(1), "DenseHead", "CrossHead")
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch())
+    assert all(x.isfinite() and x.dtype == torch.float32 for x in terms(losses, "dense", "cross"))
+    sum(losses.values()).backward()
