@@ -22,7 +22,7 @@ def retinanet(seed, **changes):
 
 def fcos(seed):
     torch.manual_seed(seed)
-    cfg = tiny_config("retinanet", MODEL__RESNETS__NORM="FrozenBN")
+    cfg = tiny_config("retinanet", MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="")
     backbone = build_backbone(cfg)
     shapes = list(backbone.output_shape().values())
     head = FCOSHead(input_shape=shapes, num_classes=6, conv_dims=[16, 16])
