@@ -16,6 +16,7 @@ from ..runtime.whole_files import write_whole
 from .common.bench_table import bench_table, machine_line
 from .gains import draw_curves, draw_gains, gains_table, sizes_table
 from .log_pictures import draw_healthy, draw_sick
+from .pieces import draw_pieces
 from .teachers import teachers_table
 
 BLOCK = re.compile(r"(<!-- (\w+): made by make results -->\n).*?(<!-- end -->)", re.S)
@@ -111,4 +112,5 @@ PICTURES = {
     "curves.png": draw_curves,
     "log/healthy.png": draw_healthy,
     "log/sick.png": draw_sick,
+    "pieces.png": draw_pieces,
 }
