@@ -10,9 +10,17 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from skd import DistillRCNN, StructuredDistiller, TeacherHeads, build_teacher, student_of
-from skd.engine import SKDTrainer, wrap_data_parallel
+from skd import (
+    DistillRCNN,
+    StructuredDistiller,
+    TeacherHeads,
+    build_teacher,
+    distill,
+    student_of,
+)
+from skd.engine import SKDTrainer, describe, wrap_data_parallel
 from skd.modeling.heads.teacher_heads import match_classes
+from tests.engine.test_run import lazy_config
 from tests.helpers import batch, distilling, tiny_config
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
@@ -109,6 +117,48 @@ def test_another_order_of_the_teachers_classes_is_another_loss(teacher_files):
     assert straight["loss_distill_rpn_cls"] == turned["loss_distill_rpn_cls"]
 
 
+def test_a_teacher_with_turned_classes_is_the_same_teacher(teacher_files):
+    """Its weights of the classes in another order, and their names too."""
+    expected, _ = step(build(teacher_files))
+    model = build(teacher_files, theirs=CLASSES[::-1])
+    heads = model.teacher.whole.roi_heads
+    order = torch.arange(5, -1, -1)
+    with torch.no_grad():
+        for layer, places in (
+            (heads.box_predictor.cls_score, torch.cat([order, torch.tensor([6])])),
+            (heads.box_predictor.bbox_pred, torch.arange(24).view(6, 4)[order].flatten()),
+            (heads.mask_head.predictor, order),
+        ):
+            for value in layer.parameters():
+                value.copy_(value[places])
+    losses, _ = step(model)
+    for name in TERMS:
+        torch.testing.assert_close(losses[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_from_a_lazy_config(teacher_files, shapes, tmp_path):
+    cfg = lazy_config(tmp_path)
+    distill(cfg, *teacher_files)
+    heads = {"names": ["BoxHead"], "student_classes": CLASSES, "teacher_classes": CLASSES}
+    cfg.model.heads = {"_target_": "skd.TeacherHeads", **heads}
+    with pytest.raises(ValueError, match="built without its heads"):
+        describe(cfg).build_model()
+    cfg.model.teacher.heads = True
+    assert len(describe(cfg).build_model()._skd.heads.kinds) == 1
+    cfg.model.heads.names = ["DenseHead"]
+    with pytest.raises(ValueError, match=r"^model.heads.names has 'DenseHead', and these heads ca"):
+        describe(cfg).build_model()
+
+
+def test_on_images_without_labels_the_features_alone_are_learnt_from(teacher_files):
+    model = build(teacher_files, balance=True)
+    other = {"image": batch(1, seed=7)[0]["image"], "height": 96, "width": 128, "unlabelled": []}
+    losses, _ = step(model, [*batch(), other])
+    expected, _ = step(build(teacher_files, balance=True))
+    assert losses["loss_distill_unlabelled"] > 0
+    assert all(torch.equal(losses[k], v) for k, v in expected.items())
+
+
 def test_they_join_the_balance(teacher_files):
     model = build(teacher_files, balance=True)
     model.pop_metrics()
@@ -159,7 +209,9 @@ def test_heads_that_do_not_fit_are_refused_with_the_reason(teacher_files, change
 
 
 def test_what_the_user_forgot_is_said(teacher_files):
-    with pytest.raises(ValueError, match=r".*HEADS.NAMES is \['Nose'\]; .* BoxHead, MaskHead, RPN"):
+    with pytest.raises(
+        ValueError, match=r".*HEADS.NAMES is \['Nose'\]; .* BoxHead, CrossHead, .*RPNHead"
+    ):
         build(teacher_files, names=["Nose"])
     with pytest.raises(
         ValueError, match="teacher's classes are not known: give .*HEADS.TEACHER_CL"

@@ -144,4 +144,9 @@ def check_anchors(student: nn.Module, teacher: nn.Module, levels: Sequence[Level
     for name, i, j in levels:
         a, b = ours[i].cpu(), theirs[j].cpu()
         if a.shape != b.shape or not torch.allclose(a, b):
-            raise Unfit(f"the anchors at '{name}' are others: {a.tolist()} and {b.tolist()}")
+            raise Unfit(f"the anchors at '{name}' are others: {_sides(a)} and {_sides(b)} pixels")
+
+
+def _sides(anchors: torch.Tensor) -> str:
+    """Width x height of each."""
+    return ", ".join(f"{x:.0f}x{y:.0f}" for x, y in (anchors[:, 2:] - anchors[:, :2]).tolist())
