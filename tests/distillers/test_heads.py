@@ -26,7 +26,7 @@ def softmax(logits):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_soft_cross_entropy_is_equation_3_of_chen_et_al(temperature):
+def test_soft_cross_entropy_is_the_weighted_one_of_chen_et_al(temperature):
     student, teacher = 3 * random(5, 4), 3 * random(5, 4)
     total = 0.0
     for s, t in zip((student / temperature).tolist(), (teacher / temperature).tolist()):

@@ -21,7 +21,7 @@ def soft_cross_entropy(
     temperature: float = 1.0,
 ) -> torch.Tensor:
     """
-    Chen et al., equation 3: the mean over the boxes of ``- sum_c w_c P_t(c) log P_s(c)``, where w
+    Chen et al.'s weighted cross entropy: the mean over the boxes of ``- sum_c w_c P_t(c) log P_s(c)``, where w
     is 1, and larger for the background; with a temperature T of both, times T^2.
 
     Args:
@@ -60,8 +60,8 @@ def weighted_l1(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tens
     """
     ``sum_i w_i |d_s,i - d_t,i|_1 / sum_i w_i``: where the teacher sees an object, its box.
 
-    Chen et al.'s regression (equation 4) compares both with the labels, and is no pull towards the
-    teacher; this one needs no labels, and is the plain distance.
+    Chen et al.'s teacher bounded regression compares both with the labels, because a teacher's box
+    may be worse than the student's; this one needs no labels, and is the plain distance.
 
     Args:
         student, teacher: box deltas (..., 4).
