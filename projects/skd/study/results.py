@@ -18,6 +18,7 @@ from .gains import draw_curves, draw_gains, gains_table, sizes_table
 from .log_pictures import draw_healthy, draw_sick
 from .pieces import draw_pieces
 from .teachers import teachers_table
+from .zoo import zoo_table
 
 BLOCK = re.compile(r"(<!-- (\w+): made by make results -->\n).*?(<!-- end -->)", re.S)
 
@@ -106,6 +107,7 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "gains": gains_table,
     "sizes": sizes_table,
     "teachers": teachers_table,
+    "zoo": zoo_table,
 }
 PICTURES = {
     "gains.png": draw_gains,

@@ -1,0 +1,38 @@
+"""docs/model_zoo.md: a row for each detector, method and teacher of each study."""
+
+import json
+
+from skd.study.gains import NONE
+from skd.study.zoo import zoo_table
+
+
+def run(method, seed, box, status="done", **ap):
+    row = {
+        "detector": "RetinaNet",
+        "method": method,
+        "teacher": "" if method == "baseline" else "T",
+    }
+    return {**row, "seed": seed, "iterations": 400, "status": status, "ap": {"bbox/AP": box, **ap}}
+
+
+def test_rows_are_means_over_the_seeds_of_what_is_done(tmp_path):
+    assert zoo_table(str(tmp_path)) == NONE
+    runs = [
+        run("baseline", 1, 10.0), run("baseline", 2, 12.0), run("SKD", 1, 20.0),
+        run("SKD", 2, 90.0, "failed"), run("FGD", 1, 30.0, **{"segm/AP": 25.0}),
+    ]  # fmt: skip
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    lines = "".join(json.dumps(r) + "\n" for r in runs)
+    (tmp_path / "a" / "b" / "results.jsonl").write_text(lines)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.jsonl").write_text('{"case": "of the doctor"}\n')
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in zoo_table(str(tmp_path)).splitlines()[2:]
+    ]
+    link = "[a/b](results/a/b/README.md)"
+    assert rows == [
+        [link, "RetinaNet", "baseline", "", "400", "2", "11.0 ± 12.7", "-"],
+        [link, "RetinaNet", "SKD", "T", "400", "1", "20.0", "-"],
+        [link, "RetinaNet", "FGD", "T", "400", "1", "30.0", "25.0"],
+    ]
