@@ -492,6 +492,24 @@ def test_exif(flag, size, level, said, add, tmp_path, caplog):
     assert (said in logged(caplog, logging.WARNING)) if said else not caplog.text.count("EXIF")
 
 
+def test_an_error_that_many_images_share_is_told_once(add, tmp_path):
+    content = content_of(tmp_path)
+    for image in content["images"]:
+        image["width"] += 1
+    path = add("a", content)
+    assert len(check_coco(path, str(tmp_path / "images"))) == 4  # the tool lists all
+    with pytest.raises(ValueError, match=r"4 times: image 1 .*, \.\.\.: is of 60 x 40") as error:
+        check_fit(["a"], [], BOXES)
+    assert str(error.value).count("is of 60") == 1
+
+
+def test_names_that_cannot_be_printed(add, tmp_path, caplog):
+    content = content_of(tmp_path, classes=("\ud800", "nut"))
+    add("a", content)
+    check_fit(["a"], [], BOXES)
+    logged(caplog).encode()  # or an error
+
+
 def test_exif_that_the_annotations_follow(add, tmp_path):
     """As tools annotate that show the image upright: the stored pixels lie on their side."""
     content = content_of(tmp_path)

@@ -241,6 +241,17 @@ def test_an_error_of_the_users_is_one_line(error, code, words, capsys):
     assert printed.startswith(words) and printed.count("\n") == 1
 
 
+def test_output_that_nobody_reads_is_no_error(monkeypatch, capsys):
+    """As of a command before "| head"."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert run_command(lambda: print("x")) == 141
+    monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+
+
 def test_an_error_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 / 0)

@@ -226,7 +226,9 @@ def _annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
                 yield Problem("error", f"{key} {_short(value)}", f"this id is there {count} times")
     for name, count in Counter(c["name"] for c in content["categories"]).items():
         if count > 1:
-            yield Problem("warning", f"category '{name}'", f"this name is there {count} times")
+            yield Problem(
+                "warning", f"category {_short(name)}", f"this name is there {count} times"
+            )
     if "annotations" not in content:
         yield Problem("warning", "annotations", "there are none: for predictions only")
         return
@@ -541,14 +543,17 @@ def sample_images(content: Dict[str, Any], root: str, most: int = 64) -> List[Pr
     return found
 
 
-def once(problems: List[Problem]) -> List[Problem]:
-    """Errors first; a warning that is the same of many images or annotations once."""
-    places: Dict[str, List[str]] = {}
+def once(problems: List[Problem], errors: bool = False) -> List[Problem]:
+    """
+    Errors first; what is the same of many images or annotations once. Of errors only if asked for:
+    a tool is to list all.
+    """
+    places: Dict[Tuple[str, str], List[str]] = {}
+    kept = [p for p in problems if p.level == "error" and not errors]
     for problem in problems:
-        if problem.level == "warning":
-            places.setdefault(problem.what, []).append(problem.where)
-    warnings = [Problem("warning", _first(where), what) for what, where in places.items()]
-    return [p for p in problems if p.level == "error"] + warnings
+        if errors or problem.level == "warning":
+            places.setdefault((problem.level, problem.what), []).append(problem.where)
+    return kept + [Problem(level, _first(where), what) for (level, what), where in places.items()]
 
 
 def _first(places: List[str], most: int = 3) -> str:
@@ -558,7 +563,8 @@ def _first(places: List[str], most: int = 3) -> str:
 
 
 def summary(problems: List[Problem], most: int = 10) -> str:
-    """The first of them, one a line, and how many more there are."""
+    """The first of them, one a line, and how many more there are; what many share is one."""
+    problems = once(problems, errors=True)
     lines = [f"  {problem}" for problem in problems[:most]]
     if len(problems) > most:
         lines.append(f"  and {len(problems) - most} more")

@@ -233,8 +233,9 @@ def different_classes(name: str, own: Sequence[str], classes: Sequence[str]) -> 
 
 
 def shown(names: Sequence[str]) -> str:
-    """The first names, for a message."""
-    return ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
+    """The first names, for a message; half a surrogate pair, which JSON may hold, as its number."""
+    text = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _write_copy(name: str, content: Dict[str, Any]) -> str:

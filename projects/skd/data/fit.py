@@ -267,7 +267,7 @@ def _say_what_reaches(name: str, checked: Checked) -> None:
         )
     pairs = list(zip(checked.classes, checked.usable, checked.objects))
     fewer = [pair for pair in pairs if pair[1] < pair[2]]
-    listed = ", ".join(f"{c} {n} of {m}" for c, n, m in (fewer or pairs)[:20])
+    listed = ", ".join(f"{shown([c])} {n} of {m}" for c, n, m in (fewer or pairs)[:20])
     more = ", ..." if len(fewer or pairs) > 20 else ""
     why = "; crowds, 'ignore' and objects without area are left out" if fewer else ""
     logger.info(f"Dataset '{name}': {usable} of {objects} objects reach the model{why} "

@@ -1,6 +1,7 @@
 """What every command in tools/ does the same way: help with defaults, errors of one line."""
 
 import argparse
+import os
 import sys
 from typing import Callable, List, Optional, Sequence
 
@@ -12,6 +13,8 @@ from ...runtime.user_errors import (
     message_of,
     wants_traceback,
 )
+
+EXIT_BROKEN_PIPE = 141
 
 
 class RunError(RuntimeError):
@@ -77,10 +80,15 @@ def run_command(main: Callable[[], Optional[int]]) -> int:
     """
     Returns:
         The exit code: 2 after an error of the user's, told in one line; 1 after a run that failed;
-        130 after Ctrl-C.
+        130 after Ctrl-C; 141, as of a program that SIGPIPE ends, if its output is not read.
     """
     try:
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads, like head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         print("Interrupted; repeat the command to go on.", file=sys.stderr)
         return 130
