@@ -21,8 +21,9 @@ def soft_cross_entropy(
     temperature: float = 1.0,
 ) -> torch.Tensor:
     """
-    Chen et al.'s weighted cross entropy: the mean over the boxes of ``- sum_c w_c P_t(c) log P_s(c)``, where w
-    is 1, and larger for the background; with a temperature T of both, times T^2.
+    Chen et al.'s weighted cross entropy: the mean over the boxes of
+    ``- sum_c w_c P_t(c) log P_s(c)``, where w is 1, and larger for the background; with a
+    temperature T of both, times T^2.
 
     Args:
         student, teacher: logits (M, C + 1), the background last.
