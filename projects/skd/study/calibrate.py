@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..config import Config, distill, form_of, read_config
+from ..config import Config, distill, form_of, read_config, run_settings
 from ..config.lazy import allow
 from ..data import check_datasets
 from ..data.fit import lazy_names
@@ -99,13 +99,13 @@ def _check(cfg: Config) -> None:
     """Raises ValueError for data or a device that is not there, before anything is built."""
     yaml = isinstance(cfg, CfgNode)
     names = cfg.DATASETS.TRAIN if yaml else lazy_names(cfg, "train")
-    key = "DATASETS.TRAIN" if yaml else "dataloader.train.dataset.names"
+    keys = run_settings.keys_of(run_settings.form_name(cfg))
+    key = keys["train_sets"]
     if yaml and not names:
         raise ValueError(f"{key} is empty; it must name the dataset to take a batch of.")
     for name in names:
         check_registered(name, key)
-    device = ("MODEL.DEVICE", cfg.MODEL.DEVICE) if yaml else ("train.device", cfg.train.device)
-    check_device(device[1], device[0])
+    check_device(run_settings.value_of(cfg, "device"), keys["device"])
     check_datasets(cfg)
 
 
