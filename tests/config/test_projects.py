@@ -114,7 +114,7 @@ def test_errors_of_names(toy):
     assert run_command(lambda: use_project("no_such_package")) == 2  # told in one line
 
 
-@pytest.mark.parametrize("name,key", [(n, k) for k, n in list(projects.TELLING.items())[:3]])
+@pytest.mark.parametrize("name,key", [(n, k) for k, n in list(projects.PROJECT_OF_KEY.items())[:3]])
 def test_projects_that_come_with_detectron2(name, key, toy):
     """Declared by name, and by the keys of a file."""
     if name == "Panoptic-DeepLab":

@@ -22,7 +22,7 @@ from skd.runtime.lock import FolderInUseError
 from skd.runtime.whole_files import write_whole
 from skd.study.common.command import positive, run_command, whole
 from skd.study.common.models import check_device
-from skd.study.common.runs import Run, lazy_options
+from skd.study.common.runs import ChildRun, lazy_options
 from skd.study.compare import run as module
 from skd.study.compare.design import Study
 
@@ -132,13 +132,13 @@ def finish(run, note=True):
 
 
 def test_a_changed_study_is_not_finished(tmp_path):
-    run = Run("x", "configs/shapes/student.yaml", str(tmp_path / "a"), 4)
+    run = ChildRun("x", "configs/shapes/student.yaml", str(tmp_path / "a"), 4)
     finish(run)
     module._check_commands([run])
     run.opts = ["SOLVER.BASE_LR", "9.0"]
     with pytest.raises(ValueError, match="holds another run than 'x' is now"):
         module._check_commands([run])
-    other = Run("y", "configs/shapes/student.yaml", str(tmp_path / "b"), 4)
+    other = ChildRun("y", "configs/shapes/student.yaml", str(tmp_path / "b"), 4)
     finish(other, note=False)
     with pytest.raises(ValueError, match="holds a finished run and no command.json"):
         module._check_commands([other])
@@ -170,7 +170,7 @@ def test_a_lazy_student_gets_the_method_of_its_name(name, tmp_path):
 
 def test_a_yaml_key_without_a_lazy_counterpart_is_refused(tmp_path):
     (tmp_path / "c.py").write_text("")
-    run = Run("x", str(tmp_path / "c.py"), "out", 7, ["SOLVER.STEPS", "()"])
+    run = ChildRun("x", str(tmp_path / "c.py"), "out", 7, ["SOLVER.STEPS", "()"])
     with pytest.raises(ValueError, match="SOLVER.STEPS has no counterpart"):
         run.command()
 

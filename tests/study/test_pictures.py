@@ -63,7 +63,7 @@ def test_predictions_and_attention_of_every_kind(kind, shapes, monkeypatch):
     predictor = DefaultPredictor(cfg)
     found = pictures.predictions(predictor, bgr, metadata)
     over = pictures.attention(predictor.model, bgr)
-    plain = pictures.cv2.resize(pictures.to_rgb(bgr), None, fx=3, fy=3)
+    plain = pictures.cv2.resize(pictures.bgr_to_rgb(bgr), None, fx=3, fy=3)
     for picture in (found, over):
         assert picture.shape == plain.shape and picture.dtype == np.uint8
         assert np.abs(picture.astype(int) - plain).mean() > 1  # something is drawn

@@ -10,11 +10,11 @@ from skd.study.common import runs
 from skd.study.common.command import RunError, command_parser, run_command
 from skd.study.common.devices import default_threads, same_threads, visible_gpus
 from skd.study.common.metrics import distillation, main_metrics, read_metrics, scores, title_of
-from skd.study.common.runs import Run, least_used
+from skd.study.common.runs import ChildRun, least_used
 from skd.study.common.tables import markdown_table, print_table
 from skd.study.compare import report
 from skd.study.compare.design import Study, StudyRun
-from skd.study.compare.results import header, table, terms_table, write_results
+from skd.study.compare.results import header, table, terms_table, write_study
 from skd.study.compare.run import _short_names
 
 
@@ -29,7 +29,7 @@ def write_rows(folder, *lines):
 def test_half_a_line_hides_nothing_else(tmp_path, half):
     write_rows(tmp_path, half, {"iteration": 39, "bbox/AP": 3.0})
     assert read_metrics(str(tmp_path)) == [{"iteration": 39, "bbox/AP": 3.0}]
-    assert Run("x", "c", str(tmp_path), 40).finished()
+    assert ChildRun("x", "c", str(tmp_path), 40).finished()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_later_report_knows_what_failed(tmp_path):
     failed.error = "ended with 1:\nout of paper"
     failed.note_failure()
     study = SimpleNamespace(comparisons=[], runs=lambda: [later])
-    write_results(study, str(tmp_path), "compare.py")
+    write_study(study, str(tmp_path), "compare.py")
     row = json.loads((tmp_path / "results.jsonl").read_text())
     assert row["status"] == "failed" and row["error"] == failed.error
     assert "## Failed" in (tmp_path / "README.md").read_text()
@@ -116,7 +116,7 @@ def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
         ["AT, seed 7", "1.5", "2", "at", "62.5%", "25.0%", "0.5", "3", "-0.02"]
     ]
     study = SimpleNamespace(comparisons=[comparison], runs=lambda: [run])
-    write_results(study, str(tmp_path), "compare.py")
+    write_study(study, str(tmp_path), "compare.py")
     assert " 62.5% |" in (tmp_path / "README.md").read_text()
     none = {"models": [], "maps": [], "images": []}
     monkeypatch.setattr(report, "_pictures", lambda study, images: none)
@@ -199,7 +199,7 @@ def test_a_gpu_for_each_run(monkeypatch):
     assert visible_gpus() == ["2", "GPU-ab"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus() == ["0", "1", "2"]
-    on = [Run("", "", "", 1, gpu=gpu) for gpu in ("0", "2", "1", "0")]
+    on = [ChildRun("", "", "", 1, gpu=gpu) for gpu in ("0", "2", "1", "0")]
     assert least_used(["0", "1", "2"], on[:2]) == "1" and least_used(["0", "1", "2"], on) == "1"
     assert least_used([], on) == ""
 
@@ -207,8 +207,8 @@ def test_a_gpu_for_each_run(monkeypatch):
 def test_a_run_sees_its_gpu_and_threads(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("VERSION: 2\n")
     code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"
-    run = Run("x", str(tmp_path / "c.yaml"), str(tmp_path / "run"), 1)
-    monkeypatch.setattr(Run, "command", lambda self: [runs.sys.executable, "-c", code])
+    run = ChildRun("x", str(tmp_path / "c.yaml"), str(tmp_path / "run"), 1)
+    monkeypatch.setattr(ChildRun, "command", lambda self: [runs.sys.executable, "-c", code])
     run.start(3, gpu="5")
     assert run.process.wait() == 0
     assert (tmp_path / "run" / "stdout.txt").read_text() == "5 3\n"
@@ -216,7 +216,7 @@ def test_a_run_sees_its_gpu_and_threads(tmp_path, monkeypatch):
 
 def test_the_command_of_a_lazy_config(tmp_path):
     (tmp_path / "c.py").write_text("")
-    run = Run("x", str(tmp_path / "c.py"), "out", 7, ["SEED", "3", "model.levels", "['p3']"])
+    run = ChildRun("x", str(tmp_path / "c.py"), "out", 7, ["SEED", "3", "model.levels", "['p3']"])
     assert run.command()[-4:] == [
         "train.max_iter=7", "train.output_dir=out", "train.seed=3", "model.levels=['p3']"
     ]  # fmt: skip

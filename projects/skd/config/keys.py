@@ -17,13 +17,13 @@ NODES = ("STUDENT", "TEACHER", "DISTILLER")
 
 
 # a key that the node has here, and in other projects' configs has not
-_MARKS = {
+_OWN_KEY = {
     "STUDENT": "INHERIT", "TEACHER": "RANDOM_WEIGHTS", "DISTILLER": "BALANCE", "TIMM": "NAME"
 }  # fmt: skip
 
 
 def _is_ours(cfg: CN, node: str) -> bool:
-    return isinstance(cfg.MODEL.get(node), dict) and _MARKS[node] in cfg.MODEL[node]
+    return isinstance(cfg.MODEL.get(node), dict) and _OWN_KEY[node] in cfg.MODEL[node]
 
 
 def own_nodes(cfg: CN) -> List[str]:

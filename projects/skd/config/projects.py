@@ -26,7 +26,7 @@ DETECTRON2S = {
     "PointSup": "point_sup:add_point_sup_config",
 }
 # A key that only configs of this project have.
-TELLING = {
+PROJECT_OF_KEY = {
     "MODEL.POINT_HEAD": "PointRend",
     "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": "DeepLab",
     "MODEL.PANOPTIC_DEEPLAB": "Panoptic-DeepLab",
@@ -144,7 +144,7 @@ def _absent(name: str, module: str, error: ImportError) -> str:
 
 def projects_of(content: Dict[str, Any]) -> List[str]:
     """Those of Detectron2's projects that a YAML file's keys tell of."""
-    return [name for key, name in TELLING.items() if _has(content, key)]
+    return [name for key, name in PROJECT_OF_KEY.items() if _has(content, key)]
 
 
 def _has(content: Any, key: str) -> bool:
@@ -163,7 +163,7 @@ def declare_installed(cfg: CN, content: Dict[str, Any], path: str) -> None:
     Raises:
         UnknownProjectError: this Detectron2 is without them.
     """
-    for key, name in TELLING.items():
+    for key, name in PROJECT_OF_KEY.items():
         module = DETECTRON2S[name]
         if not module.startswith("detectron2.") or not _has(content, key) or _has(cfg, key):
             continue

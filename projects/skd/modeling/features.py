@@ -212,7 +212,7 @@ def pair_levels(
     return pairs
 
 
-def check_teacher(shapes: Dict[str, ShapeSpec], pairs: Dict[str, LevelPair]) -> None:
+def check_teacher_maps(shapes: Dict[str, ShapeSpec], pairs: Dict[str, LevelPair]) -> None:
     """
     Args:
         shapes: ``output_shape()`` of a teacher.

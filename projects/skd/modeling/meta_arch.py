@@ -18,7 +18,7 @@ from ..distillers import Distiller
 from .attach import attach, check_every
 from .distill_step import run_step
 from .distillation import Distillation
-from .features import check_teacher
+from .features import check_teacher_maps
 from .load import spare_distiller
 from .parts import distilling_parts
 from .student_class import reduce_by_state
@@ -120,7 +120,7 @@ class DistillRCNN(nn.Module):
         if name != "teacher":
             super().__setattr__(name, value)
             return
-        check_teacher(value.output_shape(), self._skd.pairs)
+        check_teacher_maps(value.output_shape(), self._skd.pairs)
         self.__dict__[name] = value
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> "DistillRCNN":

@@ -11,7 +11,7 @@ from .common import pictures
 from .common.devices import cores
 from .common.metrics import TASKS, read_ap
 from .common.paths import find_file
-from .common.runs import Run, run_all
+from .common.runs import ChildRun, run_all
 from .common.tables import markdown_table, print_table
 
 CONFIGS = os.path.join("configs", "shapes")
@@ -42,11 +42,11 @@ def demo(args: argparse.Namespace) -> None:
     flags = ["--teacher", teacher, "--teacher-weights", weights]
     student, given = find_file(f"{CONFIGS}/student.yaml"), {"baseline": [], "distilled": flags}
     runs = [
-        Run(name, student, folder[name], args.iterations, students, more)
+        ChildRun(name, student, folder[name], args.iterations, students, more)
         for name, more in reversed(given.items())
     ]
     # trained already, so only evaluated
-    runs.append(Run("teacher", teacher, folder["teacher"], 0, ["MODEL.WEIGHTS", weights]))
+    runs.append(ChildRun("teacher", teacher, folder["teacher"], 0, ["MODEL.WEIGHTS", weights]))
     print("Training the baseline and the distilled student side by side ...", flush=True)
     run_all(runs, jobs=min(len(runs), cores()))
     shutil.copy(weights, os.path.join(folder["teacher"], "model_final.pth"))
@@ -69,7 +69,7 @@ def demo(args: argparse.Namespace) -> None:
     print_table("Built-in dataset, validation split", header, rows)
 
 
-def _write_report(args: argparse.Namespace, runs: List[Run], table: str) -> None:
+def _write_report(args: argparse.Namespace, runs: List[ChildRun], table: str) -> None:
     commands = "\n".join("python " + " ".join(run.command()[1:]) for run in runs)
     with open(os.path.join(args.output, "report.md"), "w") as f:
         f.write(f"""# A Mask R-CNN, distilled

@@ -66,7 +66,7 @@ def draw_all(output: str, folders: Dict[str, str]) -> Dict[str, float]:
     predictors = {name: load_predictor(cfg) for name, cfg in configs.items()}
     draw_predictions(os.path.join(output, "predictions.png"), predictors, records, dataset)
     models = {name: predictor.model for name, predictor in predictors.items()}
-    draw_attention(os.path.join(output, "attention.png"), models, records)
+    save_attention(os.path.join(output, "attention.png"), models, records)
     students = {n: f for n, f in folders.items() if n != "teacher"}
     draw_curves(os.path.join(output, "curves.png"), students)
     images = [read_image(record["file_name"], "BGR") for record in records]
@@ -132,7 +132,7 @@ def predictions(predictor: DefaultPredictor, bgr: np.ndarray, metadata) -> np.nd
     segmentation, objects, proposals or a semantic segmentation, the first of these that it has.
     """
     found = predictor(bgr)
-    visualizer = _ByClass(to_rgb(bgr), metadata)
+    visualizer = _ByClass(bgr_to_rgb(bgr), metadata)
     if "panoptic_seg" in found:
         segments, info = found["panoptic_seg"]
         drawn = visualizer.draw_panoptic_seg(segments.to("cpu"), info)
@@ -172,7 +172,7 @@ def attention(model: nn.Module, bgr: np.ndarray) -> np.ndarray:
     Spatial attention of :func:`shown_map` over an image, RGB, ``SCALE`` times as large. The image
     alone where there is none.
     """
-    over, shown = to_rgb(bgr), shown_map(model)
+    over, shown = bgr_to_rgb(bgr), shown_map(model)
     if shown is not None:
         module, name, stride = shown
         image = torch.as_tensor(np.ascontiguousarray(bgr.transpose(2, 0, 1)))
@@ -183,7 +183,7 @@ def attention(model: nn.Module, bgr: np.ndarray) -> np.ndarray:
     return cv2.resize(over, None, fx=SCALE, fy=SCALE)
 
 
-def to_rgb(bgr: np.ndarray) -> np.ndarray:
+def bgr_to_rgb(bgr: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(bgr[:, :, ::-1])
 
 
@@ -194,16 +194,16 @@ def draw_predictions(
     rows = []
     for record in records:
         bgr = read_image(record["file_name"], "BGR")
-        row = [ground_truth(record, to_rgb(bgr), metadata)]
+        row = [ground_truth(record, bgr_to_rgb(bgr), metadata)]
         rows.append(row + [predictions(p, bgr, metadata) for p in predictors.values()])
     _grid(path, ["ground truth", *(TITLES[name] for name in predictors)], rows)
 
 
-def draw_attention(path: str, models: Dict[str, nn.Module], records) -> None:
+def save_attention(path: str, models: Dict[str, nn.Module], records) -> None:
     rows = []
     for record in records:
         bgr = read_image(record["file_name"], "BGR")
-        row = [cv2.resize(to_rgb(bgr), None, fx=SCALE, fy=SCALE)]
+        row = [cv2.resize(bgr_to_rgb(bgr), None, fx=SCALE, fy=SCALE)]
         rows.append(row + [attention(model, bgr) for model in models.values()])
     _grid(
         path, ["input", *(f"{TITLES[n]}, {map_name(model)}" for n, model in models.items())], rows

@@ -20,7 +20,7 @@ from .progress import Display
 
 
 @dataclass
-class Run:
+class ChildRun:
     """
     One call of train_net, which evaluates only if no iterations are asked for. ``folder`` becomes
     an ordinary Detectron2 output folder. ``opts`` are KEY, VALUE, ... of either form of config.
@@ -32,7 +32,7 @@ class Run:
     iterations: int
     opts: List[str] = field(default_factory=list)
     flags: List[str] = field(default_factory=list)
-    after: Optional["Run"] = None  # has to end well before this one starts
+    after: Optional["ChildRun"] = None  # has to end well before this one starts
     process: Optional[subprocess.Popen] = None
     gpu: str = ""
     error: str = ""
@@ -109,11 +109,11 @@ def lazy_options(key: str, value: str) -> List[str]:
 
 
 def run_all(
-    runs: Sequence[Run],
+    runs: Sequence[ChildRun],
     jobs: int = 0,
     resume: bool = False,
     keep_going: bool = False,
-    on_end: Callable[[Run], None] = lambda run: None,
+    on_end: Callable[[ChildRun], None] = lambda run: None,
     threads: int = 0,
 ) -> None:
     """
@@ -166,7 +166,7 @@ def run_all(
             stop(running)
 
 
-def stop(runs: Sequence[Run]) -> None:
+def stop(runs: Sequence[ChildRun]) -> None:
     """End runs that are at work; a training then writes a checkpoint to go on from."""
     for run in runs:
         if run.process.poll() is None:
@@ -175,7 +175,7 @@ def stop(runs: Sequence[Run]) -> None:
         run.process.wait()
 
 
-def least_used(gpus: List[str], running: Sequence[Run]) -> str:
+def least_used(gpus: List[str], running: Sequence[ChildRun]) -> str:
     """The GPU that the fewest of these runs use; "" where there is none."""
     used = [run.gpu for run in running]
     return min(gpus, key=used.count) if gpus else ""

@@ -15,7 +15,7 @@ from ...runtime.whole_files import write_whole
 from ..common.metrics import distillation, evaluations, main_metrics, scores
 from ..common.models import check_registered
 from ..common.paths import find_file
-from ..common.runs import Run
+from ..common.runs import ChildRun
 from .schema import check_options, check_study
 
 BASELINE = "baseline"
@@ -24,7 +24,7 @@ ERROR = "error.txt"  # in a run's folder: why it failed, until it is started aga
 
 
 @dataclass
-class StudyRun(Run):
+class StudyRun(ChildRun):
     """One training of the study, or one teacher."""
 
     detector: str = ""

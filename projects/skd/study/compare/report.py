@@ -106,7 +106,7 @@ def _pictures(study: Study, images: int) -> Dict:
     records, metadata = DatasetCatalog.get(dataset)[:images], MetadataCatalog.get(dataset)
     pixels = [read_image(record["file_name"], "BGR") for record in records]
     for record, bgr in zip(records, pixels):
-        rgb = pictures.to_rgb(bgr)
+        rgb = pictures.bgr_to_rgb(bgr)
         shown["images"].append(
             [[_encode(pictures.ground_truth(record, rgb, metadata)), _encode(rgb)]]
         )

@@ -94,7 +94,7 @@ def _digits(value: Optional[float]) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def write_results(study: Study, output: str, command: str) -> None:
+def write_study(study: Study, output: str, command: str) -> None:
     """results.jsonl and README.md, from what is finished."""
     os.makedirs(output, exist_ok=True)
     results = [run.result() for run in study.runs()]

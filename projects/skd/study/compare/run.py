@@ -17,7 +17,7 @@ from ..common.paths import find_file
 from ..common.runs import run_all
 from ..common.tables import print_table
 from .design import BASELINE, Study, StudyRun, load_study
-from .results import header, table, write_results
+from .results import header, table, write_study
 
 COMMAND = "command.json"  # in a run's folder: what was run there
 
@@ -54,7 +54,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
             waiting, jobs, resume=True, keep_going=True, threads=threads,
             on_end=lambda run: _note_end(run, study, output, command),
         )  # fmt: skip
-    write_results(study, output, command)
+    write_study(study, output, command)
     for comparison in study.comparisons:
         print_table(comparison.name, header(comparison), table(comparison))
     from .report import write_report  # with matplotlib and the models
@@ -70,7 +70,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
 def _note_end(run: StudyRun, study: Study, output: str, command: str) -> None:
     if run.error:
         run.note_failure()
-    write_results(study, output, command)
+    write_study(study, output, command)
 
 
 def spec_of(args: argparse.Namespace) -> Dict[str, Any]:

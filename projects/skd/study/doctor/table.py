@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ...data import register_coco, register_shapes
 from ...runtime.lock import acquire
 from ..common.paths import find_file
-from ..common.runs import Run, run_all
+from ..common.runs import ChildRun, run_all
 from ..common.tables import markdown_table, print_table
 from .cases import OTHERS, SHAPES, TRAINED, Case, Other, faults, sound
 from .examine import examine
@@ -71,7 +71,7 @@ def _train(args: argparse.Namespace) -> str:
     folder = os.path.join(args.work, "student")
     opts = ["SEED", str(SEED), "DATASETS.TEST", "('skd_shapes_tune',)",
             "TEST.EVAL_PERIOD", "0"]  # fmt: skip
-    run = Run(TRAINED, find_file(f"{SHAPES}/student.yaml"), folder, ITERATIONS, opts)
+    run = ChildRun(TRAINED, find_file(f"{SHAPES}/student.yaml"), folder, ITERATIONS, opts)
     weights = os.path.join(folder, "model_final.pth")
     if not os.path.exists(weights):
         run_all([run], jobs=1, resume=True, threads=args.threads)

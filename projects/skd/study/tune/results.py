@@ -19,7 +19,7 @@ from ..compare.design import StudyRun
 CONFIRM = "confirm.yaml"
 
 
-def write_results(tuning: Any, output: str, command: str) -> None:
+def write_tuning(tuning: Any, output: str, command: str) -> None:
     """
     Args:
         output: folder of results.jsonl, a line for each run, README.md, and confirm.yaml.

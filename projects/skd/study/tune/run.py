@@ -30,7 +30,7 @@ from ..common.paths import find_file
 from ..common.runs import least_used, stop
 from ..compare.design import BASELINE, StudyRun
 from .held_out import hold_out
-from .results import print_results, write_results
+from .results import print_results, write_tuning
 from .search import WARMUP, Attempt, Rungs, Search, Space, options
 
 POLL = 1.0  # seconds between two looks at the runs
@@ -253,13 +253,13 @@ def tune(args: argparse.Namespace, command: str) -> int:
     def note(run: TrialRun) -> None:
         failed.extend([run] if run.error else [])
         tuning.clock.save()
-        write_results(tuning, output, command)
+        write_tuning(tuning, output, command)
 
     try:
         work_off(tuning.search, tuning.run_of, tuning.baseline, jobs, threads, args.metric, note)
     finally:
         tuning.clock.save()
-    write_results(tuning, output, command)
+    write_tuning(tuning, output, command)
     print_results(tuning)
     print(f"{output}/README.md holds all of it.")
     for run in failed:
