@@ -15,7 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
 from skd.engine import SKDTrainer
-from skd.runtime.loader import build_train_loader
+from skd.runtime.loader import build_train_loader, seeded
 from skd.runtime.reproducible import ReproducibleSteps
 from tests.helpers import distilling, environment, patched, run_script, tiny_config
 
@@ -269,3 +269,14 @@ def killed(self, inputs):
 
 DistillRCNN.forward = killed
 """
+
+
+def test_images_made_in_this_process_leave_gpus_their_seed(monkeypatch):
+    """torch.manual_seed reseeds every GPU, and the state that is put back is the CPU's."""
+    monkeypatch.setattr("torch.manual_seed", lambda seed: pytest.fail("reseeds GPUs"))
+    state = torch.get_rng_state()
+    with seeded(3, 4):
+        first = torch.rand(3)
+    with seeded(3, 4):
+        assert first.equal(torch.rand(3))
+    assert state.equal(torch.get_rng_state())
