@@ -54,6 +54,15 @@ def test_a_teacher_that_finds_nothing(teacher_files, shapes):
     assert names(verdict) == ["untrained teacher"]
 
 
+def test_weights_of_another_model_are_refused(teacher_files, shapes, tmp_path):
+    torch.save({"model": {"other.weight": torch.zeros(2)}}, tmp_path / "other.pth")
+    other = str(tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is .*takes none of its 1 tensors"):
+        examine(config(teacher_files, MODEL__WEIGHTS=other), iterations=1, images=0)
+    with pytest.raises(ValueError, match=r"\(--student-weights\) does not match its model"):
+        examine(config(teacher_files), iterations=0, images=1, student_weights=other)
+
+
 def test_an_untrained_detector_is_told_by_its_biases():
     from detectron2.modeling import build_model
 

@@ -16,12 +16,12 @@ from skd.config import distill, lazy, read_config
 from skd.config.safe_yaml import UnsafeConfigError
 from skd.data import register_shapes
 from skd.distillers import DISTILLER_REGISTRY
+from skd.engine.run import check_device
 from skd.evaluation import match_classes
 from skd.modeling.load import load_in_full
 from skd.runtime.lock import FolderInUseError
 from skd.runtime.whole_files import write_whole
 from skd.study.common.command import positive, run_command, whole
-from skd.study.common.models import check_device
 from skd.study.common.runs import ChildRun, lazy_options
 from skd.study.compare import run as module
 from skd.study.compare.design import Study

@@ -107,7 +107,7 @@ def check(run: Run, training: bool = True) -> None:
         _check_trackers(run)
         _check_datasets(run.keys["train_sets"], run.train_sets)
     _check_datasets(run.keys["test_sets"], run.test_sets)
-    _check_device(run)
+    check_device(str(run.device), run.keys["device"])
     if training:
         _check_accumulate(run)
         _check_amp(run)
@@ -122,12 +122,21 @@ def _check_values(run: Run) -> None:
             raise ValueError(f"{run.keys[setting.name]} is {value!r}; it must be {expected}.")
 
 
-def _check_device(run: Run) -> None:
-    if str(run.device).startswith("cuda") and not torch.cuda.is_available():
-        key = run.keys["device"]
+def check_device(device: str, key: str = "MODEL.DEVICE") -> None:
+    """
+    Raises:
+        ValueError: a device that is not there, or is none; names ``key``.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
         raise ValueError(
-            f"{key} is {run.device!r}, and PyTorch finds no GPU here: set {key} cpu, or look at "
-            "the driver and the build of PyTorch."
+            f"{key} is {device!r}; it must be cpu, cuda or the like: {error}"
+        ) from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{key} is {device!r}, and PyTorch finds no GPU here: set {key} cpu, or look at the "
+            "driver and the build of PyTorch."
         )
 
 

@@ -18,10 +18,11 @@ from ..data import check_datasets
 from ..data.fit import lazy_names
 from ..distillers import DISTILLER_REGISTRY
 from ..engine.lazy_run import lazy_run
+from ..engine.run import check_device
 from ..engine.weights import RunCheckpointer
 from ..runtime.loader import build_train_loader
 from .common.command import set_up
-from .common.models import check_device, check_registered
+from .common.models import check_registered
 from .common.paths import find_file
 from .common.tables import print_table
 

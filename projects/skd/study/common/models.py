@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass
 from typing import List
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
@@ -14,6 +13,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ...config import is_lazy_file, read_config, student_config
+from ...engine.run import check_device
 from ...modeling.load import load_in_full
 from ...runtime.weights_file import without_query
 from .command import add_setup_arguments, set_up
@@ -78,18 +78,6 @@ def check_registered(name: str, key: str) -> None:
             f"{key} is '{name}', and no dataset has that name; --register-coco {name} JSON IMAGES "
             "makes one known."
         )
-
-
-def check_device(device: str, key: str = "MODEL.DEVICE") -> None:
-    """Raises ValueError for a device that is not there, or is none."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(
-            f"{key} is {device!r}; it must be cpu, cuda or the like: {error}"
-        ) from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{key} is {device!r}, and PyTorch finds no GPU here: set {key} cpu.")
 
 
 def load_predictor(cfg: CfgNode) -> DefaultPredictor:

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from ...config import distill, form_of, is_distilling, read_config
 from ...config.lazy import allow
+from ...engine.run import check_device
 from ..common.command import set_up
 from ..common.paths import find_file
 from .examine import examine
@@ -19,7 +20,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         1 if anything is wrong, else 0.
 
     Raises:
-        ValueError: a config that does not distil, or a LazyConfig.
+        ValueError: a config that does not distil, a LazyConfig, or no such device.
     """
     set_up(args)
     cfg = read_config(find_file(args.config_file))
@@ -31,6 +32,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     form_of(cfg).override(cfg, args.opts)
     if not is_distilling(cfg):
         raise ValueError(f"{args.config_file} names no teacher: give --teacher.")
+    check_device(cfg.MODEL.DEVICE)
     verdict = examine(
         cfg,
         iterations=args.iterations,

@@ -12,7 +12,7 @@ from torch import nn
 from ...config import student_config
 from ...evaluation import Quality, find, quality, unseen_classes
 from ...modeling.build_detector import Detector, build_detector
-from ...runtime.checkpoint import SafeCheckpointer
+from ...modeling.load import load_in_full
 from .verdict import Finding, Verdict
 
 # How much better another way to read the images must be to say that the configured one is wrong, in
@@ -63,7 +63,7 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
         found = [_finds_nothing(seen, is_untrained(teacher.model))]
     if student_weights:
         student = build_model(student_config(cfg)).eval()
-        SafeCheckpointer(student).load(student_weights)
+        load_in_full(student, student_weights, "--student-weights", "--config-file")
         verdict.student = quality(find(student, inputs), records).ap50
         found = found or _no_better(verdict.teacher, verdict.student)
     verdict.findings += found

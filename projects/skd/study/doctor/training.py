@@ -13,9 +13,9 @@ from torch import nn
 
 from ...distillers import GradientBalance
 from ...distillers.balance import DETECTOR
+from ...engine.weights import RunCheckpointer
 from ...modeling.distillation import pairs_of
 from ...modeling.features import FeatureTap, Maps, get_feature_module
-from ...runtime.checkpoint import SafeCheckpointer
 from ...runtime.loader import build_train_loader
 from .position import Position, moved
 from .similarity import linear_cka
@@ -35,7 +35,7 @@ def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
     seed_all_rng(max(cfg.SEED, 0))
     model = build_model(cfg).train()
     if cfg.MODEL.WEIGHTS:
-        SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        RunCheckpointer(model, key="MODEL.WEIGHTS").load(cfg.MODEL.WEIGHTS)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     watch = _Watch(
