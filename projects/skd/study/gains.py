@@ -145,6 +145,7 @@ def draw_gains(folder: str, path: str) -> bool:
         axes.plot(gains, [y] * len(gains), ".", color="0.6", zorder=1)
         axes.errorbar(statistics.mean(gains), y, xerr=error, fmt="o", color="C0", capsize=4)
     axes.axvline(0, color="0.3", lw=1)
+    axes.set_ylim(-0.6, len(points) - 0.4)
     axes.set_yticks(range(len(points)), [name for name, _ in reversed(points)])
     axes.set_xlabel("gain over the baseline of the same seed (AP): mean, 95% interval, seeds")
     save(figure, path)
