@@ -69,6 +69,26 @@ def test_teacher_is_outside_of_everything(cfg):
     assert not any(m.training for m in model.modules())
 
 
+def test_the_optimizer_s_groups_are_the_baseline_s_and_the_distiller_s(cfg):
+    cfg.SOLVER.BIAS_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_BIAS = 2.0, 0.5
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.25
+    ours, expected = (rates(cfg, build_model(c)) for c in (cfg, student_config(cfg)))
+    of_distiller = {name for name in ours if name.startswith("distiller.")}
+    assert of_distiller and ours.keys() - of_distiller == expected.keys()
+    assert {name: ours[name] for name in expected} == expected
+    assert {rate for rate, _ in expected.values()} == {0.01, 0.02}
+    assert {decay for _, decay in expected.values()} == {1e-4, 0.25, 0.5}
+
+
+def rates(cfg, model):
+    """Learning rate and weight decay by parameter, as Detectron2's optimizer has them."""
+    groups = build_optimizer(cfg, model).param_groups
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(found) == sum(len(g["params"]) for g in groups)
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[key]: value for key, value in found.items()}
+
+
 def test_everything_moves_together(cfg):
     model = build_model(cfg)
     for dtype in (torch.float64, torch.float32):
