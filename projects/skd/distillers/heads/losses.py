@@ -74,14 +74,14 @@ def weighted_l1(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tens
 
 def quality_focal(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """
-    The quality focal loss of Li et al. with beta 2, as CrossKD takes it for classes:
-    ``- |p_t - p_s|^2 ((1 - p_t) log(1 - p_s) + p_t log p_s)``, p a sigmoid, summed over all.
+    The quality focal loss of Li et al. with beta 1, as CrossKD's code takes it for classes:
+    ``- |p_t - p_s| ((1 - p_t) log(1 - p_s) + p_t log p_s)``, p a sigmoid, summed over all.
 
     Args:
         student, teacher: logits of any, equal shape.
     """
     entropy = F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none")
-    return ((teacher.sigmoid() - student.sigmoid()).square() * entropy).sum()
+    return ((teacher.sigmoid() - student.sigmoid()).abs() * entropy).sum()
 
 
 def giou_distance(
