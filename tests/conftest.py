@@ -5,7 +5,8 @@ from detectron2.data.datasets import register_coco_instances
 
 from tests.helpers import save_detector, tiny_config  # first: it sets the threads
 
-from skd.data.shapes import VERSION, write_split  # isort: skip
+from skd.data.draw_shapes import write_split  # isort: skip
+from skd.data.shapes import VERSION  # isort: skip
 
 
 @pytest.fixture(scope="session")

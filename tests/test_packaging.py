@@ -82,6 +82,18 @@ def test_import_and_configs_outside_of_the_checkout(installed, tmp_path):
     assert path.startswith(str(installed))
 
 
+def test_only_what_detectron2_brings_is_needed(installed, tmp_path):
+    """Detectron2 does not ask for OpenCV, and nothing of our extras is in its environment."""
+    code = (
+        "import sys\n"
+        "absent = 'cv2 scipy jinja2 optuna rich timm imagecorruptions onnx wandb mlflow'.split()\n"
+        "sys.modules.update(dict.fromkeys(absent))\n"
+        "import skd, skd.train_net, skd.evaluation, skd.visualization, skd.data\n"
+        "skd.train_net.argument_parser()\n"
+    )
+    outside(installed, tmp_path, "-c", code)
+
+
 def test_train_net_is_a_module(installed, tmp_path):
     printed = outside(installed, tmp_path, "-m", "skd.train_net", "--help")
     assert "--config-file" in printed and "--teacher" in printed

@@ -8,8 +8,9 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from skd.data import SHAPES_CLASSES
-from skd.data.shapes import SIDE, SPLITS, draw, register_shapes, shapes_root, write_split
+from skd.data import SHAPES_CLASSES, register_shapes
+from skd.data.draw_shapes import draw, write_split
+from skd.data.shapes import SIDE, SPLITS, shapes_root
 
 # of the first 20 images of each split: changes only with the dataset's VERSION
 PIXELS = {

@@ -410,6 +410,16 @@ def test_steps_that_cannot_be_distilled_are_refused(build, student, error, messa
         step(build(student)[0])
 
 
+class NoMapFirst(GeneralizedRCNN):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.backbone.register_forward_hook(lambda module, inputs, maps: {"aux": None, **maps})
+
+
+def test_what_is_no_map_and_not_distilled_is_no_matter(build):
+    assert any(name.startswith("loss_distill") for name in step(build(NoMapFirst)[0]))
+
+
 class OneLoss(GeneralizedRCNN):
     def forward(self, inputs):
         return sum(super().forward(inputs).values())

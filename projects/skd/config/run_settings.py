@@ -151,7 +151,7 @@ class RunSettings:
     # What it computes in.
     amp_precision: str = _setting(
         "SOLVER.AMP.PRECISION", "train.amp.precision", "fp16", _one_of("fp16", "bf16"),
-        added=(YAML,), learnt=True,
+        added=(YAML, LAZY), learnt=True,
     )  # fmt: skip
 
     # From one to the next, in iterations.

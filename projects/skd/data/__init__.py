@@ -1,6 +1,7 @@
 from .coco import register_coco
 from .fit import check_datasets, thing_classes
-from .shapes import SHAPES_CLASSES, register_shapes
+from .shapes import SHAPES_CLASSES
+from .shapes_catalog import register_shapes
 
 __all__ = [
     "SHAPES_CLASSES",

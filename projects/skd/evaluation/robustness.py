@@ -8,7 +8,6 @@ import statistics
 import zlib
 from typing import Any, Dict, Sequence
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -59,7 +58,7 @@ def corrupt(image: np.ndarray, corruption: str, severity: int, seed: Sequence[in
     own = {"seed": number} if corruption in ("impulse_noise", "glass_blur") else {}
     h, w = image.shape[:2]
     below, right = max(_LEAST - h, 0), max(_LEAST - w, 0)
-    padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    padded = np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")
     state = np.random.get_state()
     try:
         np.random.seed(number)

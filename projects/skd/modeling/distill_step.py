@@ -174,7 +174,9 @@ def _tap_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped
 
 
 def _check_gradient(module: nn.Module, maps: Maps, key: str) -> None:
-    if not torch.is_grad_enabled() or any(x.requires_grad for x in maps.values()):
+    # what is no map is told by name later, if it is among the pairs
+    tensors = [x for x in maps.values() if isinstance(x, torch.Tensor)]
+    if not torch.is_grad_enabled() or any(x.requires_grad for x in tensors):
         return
     if any(p.requires_grad for p in module.parameters()):
         raise ValueError(

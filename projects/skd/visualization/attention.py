@@ -3,7 +3,6 @@
 import re
 from typing import Any, Dict, Optional, Tuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,8 @@ def heat(attention: torch.Tensor, image: np.ndarray) -> np.ndarray:
     Returns:
         RGB, uint8 of the image's shape.
     """
+    import cv2  # opencv is needed by whoever draws, not by ``import skd``
+
     a = attention.detach().float().cpu().numpy()
     a = (a - a.min()) / max(float(a.max() - a.min()), 1e-12)
     a = cv2.resize((a * 255).astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
@@ -75,6 +76,8 @@ def draw_attention(
         RGB, uint8 (3, levels * height, 3 * width), of the image's size or, if that is larger, of
         at most ``MAX_TILE`` pixels a side.
     """
+    import cv2
+
     image = to_rgb(pixels, image_format)
     tiles = {
         name: [image]

@@ -100,8 +100,8 @@ class CrossHead(DenseHead):
     predictions learn from the labels alone.
 
     Both heads' features have equal channels there, before the last of the convolutions that both
-    have (of four, as the authors' configs of RetinaNet), or where there is one only, in front of the
-    head. The authors' code also gives the student's features the mean and deviation of the
+    have (of four, as the authors' configs of RetinaNet), or where there is one only, in front of
+    the head. The authors' code also gives the student's features the mean and deviation of the
     teacher's there, channel by channel; this one does not.
     """
 
