@@ -17,6 +17,7 @@ from skd.distillers import (
     StructuredDistiller,
     build_balance,
     build_distiller,
+    warn_of_idle_weights,
 )
 from skd.distillers.settings import number
 
@@ -122,24 +123,16 @@ def test_a_method_of_one_s_own_has_keys(early):
 
 
 @pytest.mark.parametrize(
-    "enabled,preset,balanced",
-    [
-        (None, "auto", True),
-        (None, "two_stage", False),
-        (None, "one_stage_paper", False),
-        (True, "two_stage", True),
-        (False, "auto", False),
-    ],
+    "preset,enabled,balanced",
+    [("auto", None, True), ("one_stage_paper", None, False), ("one_stage_paper", True, True)],
 )
-def test_published_weights_are_not_balanced(cfg, enabled, preset, balanced):
-    cfg.MODEL.DISTILLER.BALANCE.ENABLED = enabled
-    cfg.MODEL.DISTILLER.STRUCTURED.PRESET = preset
-    assert (build_balance(cfg) is not None) == balanced
-    distiller = StructuredDistiller(cfg)
-    assert enabled is not None or distiller.has_published_weights != balanced  # so Python's "auto"
+def test_published_weights_are_not_balanced_in_a_combination_either(preset, enabled, balanced):
+    method = StructuredDistiller(preset=preset)
+    distiller = CombinedDistiller({"StructuredDistiller": (method, 1.0)})
     shape = ShapeSpec(channels=4, stride=8)
-    distiller.bind_once({"p3": (shape, shape)}, build_balance(cfg))
-    assert distiller.settings.reduction == ("mean" if balanced else "sum")
+    distiller.bind_once({"p3": (shape, shape)}, GradientBalance(enabled=enabled))
+    assert (distiller.balance is not None) == balanced
+    assert method.settings.reduction == ("mean" if balanced else "sum")
 
 
 def test_a_distiller_has_one_student():
@@ -169,8 +162,8 @@ def test_weights_without_effect_are_named(cfg, caplog):
     cfg.MODEL.DISTILLER.BALANCE.ENABLED = True
     cfg.MODEL.DISTILLER.STRUCTURED.WEIGHT_AT = 0.0
     cfg.MODEL.DISTILLER.PKD.WEIGHT = 3.0  # of another method
-    build_balance(cfg)
+    warn_of_idle_weights(cfg, build_distiller(cfg))
     assert not caplog.records
     cfg.MODEL.DISTILLER.STRUCTURED.WEIGHT_AM = 1e-3
-    build_balance(cfg)
+    warn_of_idle_weights(cfg, build_distiller(cfg))
     assert "MODEL.DISTILLER.STRUCTURED.WEIGHT_AM set, and without effect" in caplog.text

@@ -742,19 +742,6 @@ def test_a_subclass_with_an_init_is_refused():
                 super().__init__(cfg)
 
 
-def test_balance_is_on_in_python_as_in_a_config(build):
-    model, cfg = build()
-
-    def distiller_of(**parts):
-        return attach(model, build_model(student_config(cfg)), **parts).distiller
-
-    found = distiller_of()
-    assert found.balance is not None and found.settings.reduction == "mean"
-    published = StructuredDistiller(preset="two_stage")
-    assert distiller_of(distiller=published).balance is None
-    assert distiller_of(balance=None).settings.reduction == "sum"
-
-
 @pytest.mark.parametrize(
     "parts,yaml_key,lazy_key,argument",
     [

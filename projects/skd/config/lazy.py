@@ -175,8 +175,8 @@ def distil(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[s
         teacher=L("skd.build_teacher")(
             config_file=teacher, weights=weights, **({"projects": list(further)} if further else {})
         ),
-        distiller=L("skd.StructuredDistiller")(reduction="mean"),
-        balance=L("skd.GradientBalance")(max_iter=max_iter),
+        distiller=L("skd.StructuredDistiller")(),
+        balance=L("skd.GradientBalance")(max_iter=max_iter, enabled=None),
         input_format=image_format(cfg),
     )
 

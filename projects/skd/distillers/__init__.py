@@ -6,7 +6,7 @@ from .build import (
     build_balance,
     build_distiller,
     distiller_node,
-    is_balanced,
+    warn_of_idle_weights,
 )
 from .combined import CombinedDistiller
 from .cwd import CWD
@@ -47,5 +47,5 @@ __all__ = [
     "build_balance",
     "build_distiller",
     "distiller_node",
-    "is_balanced",
+    "warn_of_idle_weights",
 ]

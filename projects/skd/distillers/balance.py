@@ -44,8 +44,8 @@ class BalanceSettings(Settings):
     """The keys ``MODEL.DISTILLER.BALANCE.*``."""
 
     # Weigh each term such that its gradient at the student's maps is a set share of the detector's
-    # own there, whatever the term's scale. None: yes, unless STRUCTURED.PRESET names published
-    # weights.
+    # own there, whatever the term's scale. None: yes, unless the method in use names published
+    # weights, as StructuredDistiller does by STRUCTURED.PRESET.
     enabled: Optional[bool] = flag(None)
     # Of all terms together, in norms of the detector's gradient.
     share: float = number(3.0)
@@ -74,12 +74,20 @@ class GradientBalance(nn.Module):
     waits for the device.
     """
 
-    def __init__(self, *, max_iter: int = 0, key: str = "", **settings: Any):
+    def __init__(
+        self,
+        *,
+        max_iter: int = 0,
+        key: str = "",
+        enabled: Optional[bool] = True,
+        **settings: Any,
+    ):
         """
         Args:
             max_iter: iterations of the training; needed for a decay.
             key: of the config's node that has the settings, for errors.
-            settings: fields of :class:`BalanceSettings`.
+            enabled: None leaves it to the distiller, see :meth:`Distiller.wants_balance`.
+            settings: further fields of :class:`BalanceSettings`.
 
         Raises:
             ValueError: a value out of range, or a decay without a ``max_iter``; names the key.
@@ -87,6 +95,7 @@ class GradientBalance(nn.Module):
         """
         super().__init__()
         self._key = key
+        settings["enabled"] = enabled
         self.settings = s = BalanceSettings.make(settings, "GradientBalance")
         BalanceSettings.check(settings, lambda f: self._name(f.name))
         if s.decay != "none" and max_iter <= s.warmup + s.ramp:

@@ -90,7 +90,7 @@ class Distiller(nn.Module):
 
         Args:
             shapes: see :meth:`bind`.
-            balance: see above.
+            balance: what is to weigh the terms; dropped if :meth:`wants_balance` says no.
 
         Raises:
             ValueError: it was done before: the layers are those of another student.
@@ -100,6 +100,8 @@ class Distiller(nn.Module):
                 f"The {type(self).__name__} is another model's distiller: it has layers that fit, "
                 "and learn with, that one's student. Make one for each student."
             )
+        if balance is not None and not self.wants_balance(balance.settings.enabled):
+            balance = None
         self.balanced = balance is not None
         self.bind(shapes)
         self.balance = balance
@@ -107,8 +109,20 @@ class Distiller(nn.Module):
 
     @property
     def has_published_weights(self) -> bool:
-        """Whether the settings name weights that were published, which a balance would change."""
+        """
+        Whether the settings name weights that were published, which a balance would change. To be
+        asked before :meth:`bind`.
+        """
         return False
+
+    def wants_balance(self, enabled: Optional[bool] = None) -> bool:
+        """
+        The one rule of when terms are weighed by their gradients, in YAML, LazyConfig and Python.
+
+        Args:
+            enabled: of :class:`BalanceSettings`. None: yes, unless the weights are published ones.
+        """
+        return not self.has_published_weights if enabled is None else enabled
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> "Distiller":
         """``.half()`` and its like leave the layers: losses are computed in at least fp32."""

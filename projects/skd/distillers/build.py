@@ -1,7 +1,7 @@
 """From names to methods: the registry, its part of the config, and what builds from it."""
 
 import logging
-from typing import List, Optional
+from typing import List
 
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
@@ -51,31 +51,27 @@ def distiller_node() -> CfgNode:
     return node
 
 
-def is_balanced(cfg: CfgNode) -> bool:
-    """Whether the terms are weighted by their gradients; see ``MODEL.DISTILLER.BALANCE``."""
-    enabled = cfg.MODEL.DISTILLER.BALANCE.ENABLED
-    return cfg.MODEL.DISTILLER.STRUCTURED.PRESET == "auto" if enabled is None else enabled
-
-
-def build_balance(cfg: CfgNode) -> Optional[GradientBalance]:
+def build_balance(cfg: CfgNode) -> GradientBalance:
     """
-    What ``MODEL.DISTILLER.BALANCE`` describes; None where it is off.
+    What ``MODEL.DISTILLER.BALANCE`` describes; :meth:`Distiller.bind_once` drops one that is off.
 
     Raises:
         ValueError: a value out of range; names the key.
     """
     key = "MODEL.DISTILLER.BALANCE"
     settings = BalanceSettings.arguments(cfg.MODEL.DISTILLER.BALANCE, key)
-    if not is_balanced(cfg):
-        return None
+    return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, key=key, **settings)
+
+
+def warn_of_idle_weights(cfg: CfgNode, distiller: Distiller) -> None:
+    """Name the weights that are set and without effect, because ``distiller`` is balanced."""
     idle = _weights_without_effect(cfg)
-    if idle:
+    if idle and distiller.wants_balance(cfg.MODEL.DISTILLER.BALANCE.ENABLED):
         logger.warning(
             f"{', '.join(idle)} set, and without effect: MODEL.DISTILLER.BALANCE weighs the terms "
             "by their gradients. BALANCE.SHARES sets their proportions; with BALANCE.ENABLED False "
             "the weights are used."
         )
-    return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, key=key, **settings)
 
 
 def _weights_without_effect(cfg: CfgNode) -> List[str]:

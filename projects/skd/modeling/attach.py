@@ -68,7 +68,7 @@ def attach(
     check_every(every)
     _check_weight(unlabelled_weight)
     _check_student(student, base)
-    balance = _choose_balance(balance, distiller)
+    balance = _as_balance(balance)
     input_format = input_format or getattr(student, "input_format", None)
     if not isinstance(input_format, str) or not input_format:
         raise ValueError(
@@ -107,9 +107,9 @@ def _check_weight(weight: Any) -> None:
         )
 
 
-def _choose_balance(balance: Any, distiller: Distiller) -> Optional[GradientBalance]:
+def _as_balance(balance: Any) -> Optional[GradientBalance]:
     if balance == AUTO:
-        return None if distiller.has_published_weights else GradientBalance()
+        return GradientBalance(enabled=None)
     if balance is None or isinstance(balance, GradientBalance):
         return balance
     raise ValueError(

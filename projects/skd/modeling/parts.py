@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..config.naming import YAML, written_as
-from ..distillers import build_balance, build_distiller
+from ..distillers import build_balance, build_distiller, warn_of_idle_weights
 from .heads import build_heads
 from .teacher import FrozenTeacher
 
@@ -29,6 +29,7 @@ def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[
             teacher = FrozenTeacher(cfg)
         elif not isinstance(teacher, FrozenTeacher):
             teacher = FrozenTeacher.of_built(cfg, teacher)
+    warn_of_idle_weights(cfg, distiller)
     return {
         "teacher": teacher,
         "distiller": distiller,
