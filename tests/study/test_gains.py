@@ -30,7 +30,7 @@ def folder(tmp_path):
     for seed, (box, mask) in {1: (4.0, 1.0), 2: (5.0, -1.5), 3: (4.5, 0.5)}.items():
         rows.append(row("baseline", seed, 40.0 + seed, 36.0, curve))
         rows.append(row("SKD", seed, 40.0 + seed + box, 36.0 + mask, curve))
-    rows.append(row("baseline", 4, 0, 0, [], status="failed"))  # without a pair
+    rows.append(row("baseline", 4, 0, 0, [], status="not run"))  # without a pair
     rows.append(row("SKD", 4, 60.0, 60.0, curve))
     rows.append(row("SKD", 1, 0.0, 0.0, curve, teacher="another"))  # of another table
     (study / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -40,9 +40,11 @@ def folder(tmp_path):
 def test_gains_are_paired_and_named(folder):
     (pairs,) = read_pairs(str(folder))
     assert pairs.seeds() == [1, 2, 3] and pairs.gains("bbox/AP") == [4.0, 5.0, 4.5]
-    assert pairs.verdict("bbox/AP") == "win" and pairs.verdict("segm/AP") == "tie"
+    assert pairs.verdict("bbox/AP") == "win so far" and pairs.verdict("segm/AP") == "tie so far"
     assert pairs.last_third() == pytest.approx(0.5)
     pairs.distilled, pairs.baseline = pairs.baseline, pairs.distilled
+    assert pairs.verdict("bbox/AP") == "loss so far"
+    pairs.planned = 3
     assert pairs.verdict("bbox/AP") == "loss"
     del pairs.baseline[2], pairs.baseline[3]
     assert pairs.verdict("bbox/AP") == "one seed"
@@ -52,7 +54,11 @@ def test_tables(folder):
     box, mask = gains_table(str(folder)).splitlines()[2:]
     # 4.5 ± t(2) 0.5 / sqrt(3), by hand
     assert (
-        "| 3 " in box and "+4.5 ± 1.2" in box and "win" in box and "50.0" in box and "+0.5" in box
+        "| 3 of 4 " in box
+        and "+4.5 ± 1.2" in box
+        and "win" in box
+        and "50.0" in box
+        and "+0.5" in box
     )
     assert "tie" in mask and "+0.0 ± 3.3" in mask
     sizes = sizes_table(str(folder)).splitlines()[2:]
@@ -75,3 +81,14 @@ def test_pictures_and_blocks_are_made_and_then_stay(folder):
     assert "+4.5 ± 1.2" in (root / "README.md").read_text()
     assert results(str(root)) == []
     assert draw_curves(str(folder), str(root / "again.png"))
+
+
+def test_a_run_that_failed_counts_as_0(folder):
+    path = folder / "real" / "carparts" / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [r for r in rows if (r["method"], r["seed"]) not in (("SKD", 2), ("baseline", 4))]
+    rows.append(row("SKD", 2, 0, 0, [], status="failed"))
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (pairs,) = read_pairs(str(folder))
+    assert pairs.gains("bbox/AP") == [4.0, -42.0, 4.5]
+    assert draw_curves(str(folder), str(folder / "x.png"))

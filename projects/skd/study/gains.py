@@ -1,6 +1,7 @@
 """What the flag alone gives: tables and pictures from the results.jsonl of committed studies."""
 
 import json
+import math
 import os
 import statistics
 from dataclasses import dataclass
@@ -32,13 +33,15 @@ class Pairs:
     baseline: Dict[int, Row]
     distilled: Dict[int, Row]
     teacher: Dict[str, float]
+    planned: int  # seeds, of which some may not have run yet
 
     def seeds(self) -> List[int]:
         return sorted(set(self.baseline) & set(self.distilled))
 
     def metrics(self) -> List[str]:
         """Those of :data:`METRICS` that the runs have."""
-        return [key for key in METRICS if key in self.baseline[self.seeds()[0]]["ap"]]
+        both = [self.baseline[seed]["ap"] for seed in self.seeds()]
+        return [key for key in METRICS if any(key in ap for ap in both)]
 
     def values(self, runs: Dict[int, Row], key: str) -> List[float]:
         return [runs[seed]["ap"].get(key) or 0.0 for seed in self.seeds()]
@@ -53,13 +56,18 @@ class Pairs:
         gains = self.gains(key)
         if len(gains) < 2:
             return "one seed"
+        word = "win" if statistics.mean(gains) > 0 else "loss"
         if abs(statistics.mean(gains)) <= half_width(gains):
-            return "tie"
-        return "win" if statistics.mean(gains) > 0 else "loss"
+            word = "tie"
+        return word if len(gains) == self.planned else f"{word} so far"
 
     def last_third(self) -> float:
         """By how much the baseline's mean AP rises in the last third of its iterations."""
-        return statistics.mean(_last_third(self.baseline[seed]) for seed in self.seeds())
+        done = [self.baseline[seed] for seed in self.seeds() if self.baseline[seed]["curve"]]
+        return statistics.mean(map(_last_third, done)) if done else math.nan
+
+    def curves(self, runs: Dict[int, Row]) -> List[List[Tuple[int, float]]]:
+        return [runs[seed]["curve"] for seed in self.seeds() if runs[seed]["curve"]]
 
 
 def read_pairs(folder: str) -> List[Pairs]:
@@ -72,8 +80,8 @@ def read_pairs(folder: str) -> List[Pairs]:
     """
     found = []
     for study, title in STUDIES.items():
-        rows = finished(os.path.join(folder, study, "results.jsonl"))
-        teachers = {row["teacher"]: row["ap"] for row in rows if row["method"] == "teacher"}
+        rows = _rows(os.path.join(folder, study, "results.jsonl"))
+        teachers = {row["teacher"]: row.get("ap", {}) for row in rows if row["method"] == "teacher"}
         students = [row for row in rows if row["method"] in (BASELINE, FLAG)]
         for detector in dict.fromkeys(row["detector"] for row in students):
             pairs = _pairs(f"{title}, {detector}", teachers, students, detector)
@@ -83,24 +91,31 @@ def read_pairs(folder: str) -> List[Pairs]:
 
 
 def _pairs(title: str, teachers: Dict[str, Any], rows: List[Row], detector: str) -> Pairs:
-    """With the teacher of the study's first table, where a study has several."""
+    """
+    With the teacher of the study's first table, where a study has several. A run that failed has no
+    AP, which counts as 0, as docs/results/real/PROTOCOL.md says.
+    """
     rows = [row for row in rows if row["detector"] == detector]
+    planned = len({row["seed"] for row in rows if row["method"] == FLAG})
+    rows = [{"ap": {}, "curve": [], **row} for row in rows if row["status"] != "not run"]
     name = next((row["teacher"] for row in rows if row["method"] == FLAG), "")
     baseline = {row["seed"]: row for row in rows if row["method"] == BASELINE}
     distilled = {r["seed"]: r for r in rows if r["method"] == FLAG and r["teacher"] == name}
-    return Pairs(title, baseline, distilled, teachers.get(name, {}))
+    return Pairs(title, baseline, distilled, teachers.get(name, {}), planned)
 
 
 def gains_table(folder: str) -> str:
     """Per student and metric: teacher, baseline, distilled, gain, and what that is."""
     header = [
-        "", "seeds", "metric", "teacher", "baseline", "with `--teacher`", "gain", "is a",
+        "", "seeds", "metric", "teacher", "baseline", "with `--teacher`", "gain", "verdict",
         "baseline's rise in its last third",
     ]  # fmt: skip
     rows = []
     for pairs in read_pairs(folder):
         for i, key in enumerate(pairs.metrics()):
-            first = [pairs.title, str(len(pairs.seeds()))] if i == 0 else ["", ""]
+            first = (
+                [pairs.title, f"{len(pairs.seeds())} of {pairs.planned}"] if i == 0 else ["", ""]
+            )
             rows.append([*first, *_cells(pairs, key), _rise(pairs) if i == 0 else ""])
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NONE
 
@@ -112,7 +127,7 @@ def sizes_table(folder: str) -> str:
     for pairs in read_pairs(folder):
         for key in pairs.metrics():
             kind = key[: -len("AP")]
-            seen = pairs.baseline[pairs.seeds()[0]]["ap"]
+            seen = {k: v for seed in pairs.seeds() for k, v in pairs.baseline[seed]["ap"].items()}
             cells = [
                 interval(pairs.gains(kind + part), "+") if seen.get(kind + part) is not None else ""
                 for part in parts
@@ -171,7 +186,9 @@ def draw_curves(folder: str, path: str) -> bool:
         plot.set_axis_off()
     for plot, pairs in zip(axes.flat, found):
         for name, runs in (("baseline", pairs.baseline), ("with --teacher", pairs.distilled)):
-            plot.plot(*_mean_curve([runs[seed]["curve"] for seed in pairs.seeds()]), label=name)
+            curves = pairs.curves(runs)
+            if curves:
+                plot.plot(*_mean_curve(curves), label=name)
         if "bbox/AP" in pairs.teacher:
             plot.axhline(pairs.teacher["bbox/AP"], color="0.5", ls="--", label="teacher")
         plot.set_title(f"{pairs.title}, {len(pairs.seeds())} seeds", fontsize=9)
@@ -184,11 +201,14 @@ def draw_curves(folder: str, path: str) -> bool:
 
 def finished(path: str) -> List[Row]:
     """The rows of a results.jsonl that are done; none if the study was not run yet."""
+    return [row for row in _rows(path) if row["status"] == "done"]
+
+
+def _rows(path: str) -> List[Row]:
     if not os.path.exists(path):
         return []
     with open(path) as f:
-        rows = [json.loads(line) for line in f]
-    return [row for row in rows if row["status"] == "done"]
+        return [json.loads(line) for line in f]
 
 
 def _cells(pairs: Pairs, key: str) -> List[str]:
