@@ -21,7 +21,7 @@ from skd import (
 from skd.engine import SKDTrainer, describe, wrap_data_parallel
 from skd.modeling.heads.teacher_heads import match_classes
 from tests.engine.test_run import lazy_config
-from tests.helpers import batch, distilling, tiny_config
+from tests.helpers import batch, distilling, save_detector, tiny_config
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 ALL = ["RPNHead", "BoxHead", "MaskHead"]
@@ -208,7 +208,7 @@ def test_heads_that_do_not_fit_are_refused_with_the_reason(teacher_files, change
         build(teacher_files, student=cfg)
 
 
-def test_what_the_user_forgot_is_said(teacher_files):
+def test_what_the_user_forgot_is_said(teacher_files, tmp_path):
     with pytest.raises(
         ValueError, match=r".*HEADS.NAMES is \['Nose'\]; .* BoxHead, CrossHead, .*RPNHead"
     ):
@@ -216,7 +216,8 @@ def test_what_the_user_forgot_is_said(teacher_files):
     with pytest.raises(
         ValueError, match="teacher's classes are not known: give .*HEADS.TEACHER_CL"
     ):
-        build(teacher_files, theirs=[])
+        of_another_set = tiny_config(DATASETS__TRAIN=("never_registered",))
+        build(save_detector(of_another_set, tmp_path), theirs=[])
     config, weights = teacher_files
     with pytest.raises(ValueError, match="built without its heads"):
         DistillRCNN(

@@ -83,7 +83,7 @@ def test_a_failed_run_does_not_sink_the_rest(study):
         ("RetinaNet", "baseline", "", 1): "done",
         ("RetinaNet", "PKD", "good", 1): "done",
     }
-    assert "minutes left" in printed and "'Mask R-CNN, broken, 1' ended with 1" in printed
+    assert "minutes left" in printed and "'Mask R-CNN, broken, 1' ended with 2" in printed
     done = [r for r in rows if r["status"] == "done"]
     for row in done:
         assert row["command"].startswith("python -m skd.train_net --config-file configs/shapes/")
