@@ -95,9 +95,12 @@ def test_the_page(folder, monkeypatch, capsys):
     for script, *args in commands():
         if "compare" in script:
             args = [part for part in args if part not in ("2", "3")]  # of the seeds
+        if "doctor" in script:
+            args += ["--iterations", "2", "--images", "4"]
         run(monkeypatch, script, *args)
         printed[os.path.basename(script)] = capsys.readouterr().out
-    assert list(printed) == ["check_dataset.py", "train_net.py", "compare.py", "export.py"]
+    tools = ["check_dataset.py", "train_net.py", "doctor.py", "compare.py", "export.py"]
+    assert list(printed) == tools
     assert printed["check_dataset.py"].endswith("0 errors, 0 warnings\n")
     assert printed["train_net.py"].count("model_best.pth") and "detector_loss" in metrics("student")
     assert not re.search("loss_distill", metrics("teacher"))

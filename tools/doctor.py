@@ -3,8 +3,8 @@
 Is a distillation going to help, and if not, why? Tries the teacher on the student's own images, as
 it is configured and otherwise, trains for a few iterations without writing anything, and says what
 is wrong: wrong color order or normalization, a teacher that is untrained, of other data, or no
-better than the student, weights that drown the detector or do nothing, a frozen student, maps that
-do not lie on each other.
+better than the student, weights that drown the detector or do nothing, a frozen student, misaligned
+feature maps.
 
     python tools/doctor.py --config-file CONFIG --teacher CONFIG --teacher-weights FILE
 

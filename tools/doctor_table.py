@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """
 How often is tools/doctor.py right? Plants faults in real distillations of the built-in dataset
-(each for two detectors), adds twenty sound ones, examines all, and writes results.jsonl and
+(each for two detectors), adds sound ones, examines all, and writes results.jsonl and
 table.md to --output. Goes on where it was interrupted. About ten minutes on one core.
 
 A teacher of other data needs other data: --other, a dataset in COCO's format. With --other-teacher,

@@ -233,7 +233,7 @@ class Detector(nn.Module):
 
 
 @pytest.mark.parametrize("teacher_format", ["BGR", "RGB"])
-def test_channels_are_flipped_before_normalising(teacher_format):
+def test_channels_are_flipped_before_normalizing(teacher_format):
     mean, std = [10.0, 20.0, 30.0], [1.0, 2.0, 4.0]
     teacher = FrozenTeacher(
         model=Detector(mean, std, teacher_format), weights="", random_weights=True

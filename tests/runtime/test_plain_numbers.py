@@ -103,7 +103,7 @@ def test_retinanet_resumes_to_the_very_weights(teacher_files, shapes, tmp_path):
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-15)
 
 
-def test_fcos_keeps_its_normaliser_too():
+def test_fcos_keeps_its_normalizer_too():
     model = instantiate(model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py").model)
     hook = PlainNumbers(model, 2)
     hook.trainer = Trainer()

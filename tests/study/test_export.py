@@ -165,7 +165,7 @@ def test_a_student_with_a_timm_backbone_where_this_project_is_not(shapes, tmp_pa
     assert torch.equal(given["pred_classes"], classes) and torch.equal(given["scores"], scores)
 
 
-def test_the_onnx_lines_of_the_document(shapes, tmp_path, monkeypatch):
+def test_the_command_of_the_document(shapes, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     folder = tmp_path / "output"
     config, weights = save_detector(tiny_config(), folder)
@@ -174,7 +174,3 @@ def test_the_onnx_lines_of_the_document(shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (line,) = re.findall(r"python tools/export.py (.*)\\\n(.*)", read("docs/plugging_in.md"))
     assert run(monkeypatch, *shlex.split("".join(line))) == 0
-    (code,) = (b for b in python_blocks("docs/plugging_in.md") if "onnxruntime" in b)
-    space = {}
-    exec(code, space)
-    assert len(space["boxes"]) == len(space["classes"]) == len(space["scores"]) > 0

@@ -1,4 +1,4 @@
-"""Maps that lie beside their images."""
+"""Misaligned feature maps."""
 
 import pytest
 import torch

@@ -24,6 +24,8 @@ def test_rows_are_means_over_the_seeds_of_what_is_done(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     lines = "".join(json.dumps(r) + "\n" for r in runs)
     (tmp_path / "a" / "b" / "results.jsonl").write_text(lines)
+    (tmp_path / "search").mkdir()  # left out
+    (tmp_path / "search" / "results.jsonl").write_text(lines)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "results.jsonl").write_text('{"case": "of the doctor"}\n')
     rows = [

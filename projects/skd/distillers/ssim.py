@@ -24,7 +24,7 @@ class SSIM(LevelwiseDistiller):
     reflection, or by repetition on maps too small to reflect).
 
     The constants C1 and C2 are those of a dynamic range of 1, but the maps are compared as they
-    are. The authors may normalise them to [0, 1] first; no released code of theirs was found.
+    are. The authors may normalize them to [0, 1] first; no released code of theirs was found.
     """
 
     @dataclass(frozen=True)

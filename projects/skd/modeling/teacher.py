@@ -25,7 +25,7 @@ class FrozenTeacher(nn.Module):
     """
     The backbone of a trained detector, never trained and always in eval mode.
 
-    Images are normalised and padded by the detector's own code, whatever the student does. Its
+    Images are normalized and padded by the detector's own code, whatever the student does. Its
     weights never change, so models that are copied share it (:meth:`follow`).
     """
 

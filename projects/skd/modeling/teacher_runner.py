@@ -96,13 +96,13 @@ class BackboneRunner:
         return self._run
 
     def _prepare(self, images: Images) -> torch.Tensor:
-        """Normalised and padded (N, C, H, W)."""
+        """Normalized and padded (N, C, H, W)."""
         self._check_square(images)
         images = [x.to(self.device) for x in images]
         if hasattr(self.detector, "preprocess_image"):
             batch = self.detector.preprocess_image([{"image": x} for x in images])
         else:
-            batch = self._normalise(images)
+            batch = self._normalize(images)
         batch = batch.tensor if isinstance(batch, ImageList) else batch
         if not isinstance(batch, torch.Tensor):
             raise ValueError(
@@ -111,13 +111,13 @@ class BackboneRunner:
             )
         return batch
 
-    def _normalise(self, images: Images) -> ImageList:
+    def _normalize(self, images: Images) -> ImageList:
         """As Detectron2's detectors do; some of them in forward(), so that it cannot be called."""
         statistics = [getattr(self.detector, name, None) for name in ("pixel_mean", "pixel_std")]
         if not all(isinstance(x, torch.Tensor) for x in statistics):
             raise ValueError(
                 f"The teacher, a {type(self.detector).__name__}, has neither preprocess_image() "
-                "nor tensors pixel_mean and pixel_std, so how it normalises images is unknown: "
+                "nor tensors pixel_mean and pixel_std, so how it normalizes images is unknown: "
                 "give its class a preprocess_image(batched_inputs) that returns an ImageList."
             )
         mean, std = (x.to(self.device) for x in statistics)

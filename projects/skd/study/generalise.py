@@ -54,7 +54,7 @@ def generalise(args: argparse.Namespace) -> None:
         for r in rows
     ]
     with open(os.path.join(args.output, "README.md"), "w") as f:
-        f.write("# Domain generalisation\n\n" + markdown_table(header, table))
+        f.write("# Domain generalization\n\n" + markdown_table(header, table))
     print_table("domain generalisation", header, table)
 
 

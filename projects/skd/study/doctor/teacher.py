@@ -23,7 +23,7 @@ BETTER_COLORS, BETTER_NORMALIZATION = (1.0, 1.03), (3.0, 1.15)
 NOTHING = 1.0
 # A teacher should be better than its student by so many points of AP50.
 WORTH_LEARNING_FROM = 4.0
-# Normalisations in use, as (mean, std) in the order of the image's channels.
+# Normalizations in use, as (mean, std) in the order of the image's channels.
 NORMALIZATIONS: Dict[str, Tuple[Sequence[float], Sequence[float]]] = {
     "Caffe2's, BGR": ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),
     "torchvision's, BGR": ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
@@ -174,7 +174,7 @@ def _has(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> bool:
 
 @contextlib.contextmanager
 def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]):
-    """Within, a detector normalises its images with another mean and standard deviation."""
+    """Within, a detector normalizes its images with another mean and standard deviation."""
     before = model.pixel_mean.clone(), model.pixel_std.clone()
     try:
         for buffer, values in ((model.pixel_mean, mean), (model.pixel_std, std)):
