@@ -235,6 +235,9 @@ CASES = {
     "area of nan": (annotation(area=float("nan")), "area is missing or no number", TRAINS),
     "negative area given": (annotation(area=-4), "area is missing or no number", TRAINS),
     "area beyond float": (annotation(area=10**400), "area is missing or no number", TRAINS),
+    "area larger than pycocotools counts": (
+        annotation(area=2e10), "area is missing or no number: computed", TRAINS,
+    ),
     "no iscrowd": (annotation(iscrowd=...), "iscrowd is missing or null: 0 is taken", TRAINS),
     "iscrowd null": (annotation(iscrowd=None), "iscrowd is missing or null: 0 is taken", TRAINS),
     "iscrowd of text": (annotation(iscrowd="yes"), "iscrowd is text: taken for 0 or 1", TRAINS),

@@ -49,6 +49,17 @@ def test_none_without_the_key_and_errors_name_it(shapes, tmp_path):
     with pytest.raises(ValueError, match="SOLVER.BEST_METRIC is 'AP'; it must be TASK/RESULT"):
         trained(tmp_path, 1, metric="AP")
     assert "BEST_METRIC" not in student_config(tiny_config()).dump()
+    cfg = tiny_config(SOLVER__BEST_METRIC="bbox/AP", DATASETS__TEST=("tiny_val", "tiny_train"))
+    with pytest.raises(ValueError, match="BEST_METRIC is .*2 test sets.*'tiny_val/bbox/AP'"):
+        Scripted(cfg)
+
+
+def test_the_best_of_another_metric_starts_anew(caplog):
+    hook = BestCheckpointer(1, None, "segm/AP")
+    hook.load_state_dict({"metric": "bbox/AP", "best_metric": 40.0, "best_iter": 3})
+    assert hook.best_metric is None and "so far is of bbox/AP" in caplog.text
+    hook.load_state_dict({"best_metric": 40.0, "best_iter": 3})  # of an earlier version
+    assert hook.state_dict() == {"metric": "segm/AP", "best_metric": 40.0, "best_iter": 3}
 
 
 def waiting(folder, iterations=6, resume=False, patience=2, **changes):

@@ -169,17 +169,31 @@ def test_a_new_run_in_a_used_folder_leaves_no_trap(base, caplog):
     assert not all(torch.equal(before[k], now[k]) for k in before)
 
 
-def test_falling_back_takes_no_other_runs_checkpoint(tmp_path):
+@pytest.mark.parametrize("lost", ["damaged", "missing"])
+def test_falling_back_takes_no_other_runs_checkpoint(lost, tmp_path):
     for run_id, iterations in (("old", (5,)), ("new", (1, 2))):
         saver = SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
         saver.run_id = run_id
         for iteration in iterations:
             saver.save(f"model_{iteration:07d}", iteration=iteration)
     os.utime(tmp_path / "model_0000001.pth", (1, 1))  # older than the other run's
-    (tmp_path / "model_0000002.pth").write_bytes(b"")
+    last = tmp_path / "model_0000002.pth"
+    last.write_bytes(b"") if lost == "damaged" else last.unlink()
     (tmp_path / "runs.jsonl").write_text('{"run": "old"}\n{"run": "new"}\n{"half a li')
     reader = SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path))
     assert reader.resume_or_load("", resume=True)["iteration"] == 1
+
+
+def test_falling_back_passes_over_weights_only(tmp_path):
+    """As model_ema.pth, which a run writes last."""
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    saver = SafeCheckpointer(model, str(tmp_path), optimizer=optimizer)
+    for iteration in (1, 2):
+        saver.save(f"model_{iteration:07d}", iteration=iteration)
+    torch.save({"model": model.state_dict()}, tmp_path / "model_ema.pth")
+    (tmp_path / "model_0000002.pth").write_bytes(b"")
+    assert saver.resume_or_load("", resume=True)["iteration"] == 1
 
 
 HOLD = """

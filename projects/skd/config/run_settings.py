@@ -101,7 +101,7 @@ def _one_of(*names: str) -> Rule:
 
 
 def _metric(value: Any) -> str:
-    good = isinstance(value, str) and (not value or value.count("/") == 1)
+    good = isinstance(value, str) and (not value or "/" in value)
     return "" if good else "TASK/RESULT, e.g. 'bbox/AP', or empty"
 
 

@@ -248,6 +248,7 @@ def _write_copy(name: str, content: Dict[str, Any]) -> str:
         handle, part = tempfile.mkstemp(dir=folder, suffix=".tmp")
         with os.fdopen(handle, "wb") as f:
             f.write(text)
+        os.chmod(part, 0o644)  # the cache may be shared, and mkstemp's own mode is 0600
         os.replace(part, path)  # several processes may write it at once
     logger.warning(f"Dataset '{name}' is read from a mended copy: '{path}'.")
     return path

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 
 CROWD_WORDS = {"0": 0, "false": 0, "no": 0, "": 0, "1": 1, "true": 1, "yes": 1}
 
-MOST_AREA = 1e15  # pixels; no image has as many
+MOST_AREA = 1e10  # pixels; pycocotools leaves out what is larger, and no image has as many
 
 
 class Notes:

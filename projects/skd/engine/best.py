@@ -15,10 +15,20 @@ class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's, which after a resume still knows the best result up to then."""
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        best = {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {"metric": self._val_metric, **best}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+        if _is_of(self._val_metric, state):
+            self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+
+
+def _is_of(metric: str, state: Dict[str, Any]) -> bool:
+    """Whether a best result is of this metric; says so if not. Earlier states do not know."""
+    before = state.get("metric", metric)
+    if before != metric:
+        logger.warning(f"The best result so far is of {before}; the best of {metric} starts anew.")
+    return before == metric
 
 
 class Finished(BaseException):
@@ -81,7 +91,8 @@ class EarlyStopping(HookBase):
         raise Finished
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"best": self._best, "waited": self._waited}
+        return {"metric": self._metric, "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._best, self._waited = state["best"], state["waited"]
+        if _is_of(self._metric, state):
+            self._best, self._waited = state["best"], state["waited"]

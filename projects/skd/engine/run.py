@@ -170,6 +170,11 @@ def _check_best_metric(run: Run) -> None:
     key, metric = run.keys["best_metric"], run.best_metric
     if metric and run.test_sets is not None and not run.test_sets:
         raise ValueError(f"{key} is {metric!r}, and {run.keys['test_sets']} is empty.")
+    if len(run.test_sets or ()) > 1 and metric.count("/") == 1:
+        raise ValueError(
+            f"{key} is {metric!r}, and there are {len(run.test_sets)} test sets: say of which, "
+            f"e.g. '{run.test_sets[0]}/{metric}'."
+        )
     if run.patience and not (metric and run.eval_period):
         name = key if run.eval_period else run.keys["eval_period"]
         value = metric if run.eval_period else 0

@@ -95,9 +95,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             CheckpointError: all of them are damaged.
             OSError, MemoryError: reading failed, which says nothing about the file.
         """
-        files, tagged = comm.all_gather(self._newest_first())[0]
-        # without last_checkpoint only what says that it is the last run's own is taken
-        run_id, damaged = (None, False) if tagged else (self._last_run(), True)
+        files, tagged, there = comm.all_gather(self._newest_first())[0]
+        # without the file that last_checkpoint names, only what is the last run's own is taken
+        run_id, damaged = (None, False) if there else (self._last_run(), True)
         if not tagged and run_id is None:
             return None
         found_damaged = False
@@ -107,6 +107,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             except DamagedCheckpointError as error:
                 logger.error(f"{error} Going back to the checkpoint before it.")
                 run_id, damaged, found_damaged = run_id or self._last_run(), True, True
+                continue
+            if damaged and self.checkpointables and not set(self.checkpointables) & set(data):
+                logger.info(f"'{file}' has weights only, and is passed over.")
                 continue
             run_id = run_id if damaged else data.get("run")
             if run_id and data.get("run") not in ((None, run_id) if tagged else (run_id,)):
@@ -204,17 +207,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it set after an error
 
-    def _newest_first(self) -> Tuple[List[str], bool]:
-        """The folder's checkpoints, and whether its last_checkpoint names one."""
+    def _newest_first(self) -> Tuple[List[str], bool, bool]:
+        """The folder's checkpoints, whether its last_checkpoint names one, and if that is there."""
         tagged = bool(self.save_dir) and self.has_checkpoint()
         # a remote folder's handler may know no isdir: it is asked for files only
         if not tagged and (_is_remote(self.save_dir) or not os.path.isdir(self.save_dir)):
-            return [], False
+            return [], False, False
         last = self.get_checkpoint_file() if tagged else ""
         names = fnmatch.filter(self.path_manager.ls(self.save_dir), "model_*.pth")
         others = {os.path.join(self.save_dir, name) for name in names} - {last}
         first = [last] if tagged and self.path_manager.isfile(last) else []
-        return first + sorted(others, key=_age, reverse=True), tagged
+        return first + sorted(others, key=_age, reverse=True), tagged, bool(first)
 
     def _load_file(self, f: str) -> Dict[str, Any]:
         return with_model(self._path, self._load_kind(f))
