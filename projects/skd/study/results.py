@@ -101,7 +101,15 @@ def _bytes(path: str) -> bytes:
         return f.read()
 
 
+def _carparts(folder: str) -> str:
+    """The first table of methods of car parts, as tools/compare.py wrote it."""
+    with open(os.path.join(folder, "real", "carparts", "README.md")) as f:
+        text = f.read()
+    return re.search(r"^\| method.*?(?=\n\n)", text, re.M | re.S).group()
+
+
 MAKERS: Dict[str, Callable[[str], str]] = {
+    "carparts": _carparts,
     "bench": _bench,
     "gpu": _gpu,
     "gains": gains_table,
