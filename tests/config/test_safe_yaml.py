@@ -102,6 +102,19 @@ def test_a_binary_key_leads_nowhere(tmp_path):
         merge_file(config(), path)
 
 
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        ("MODEL:", "MODEL is None; it must hold keys"),
+        ("MODEL: 5", "MODEL is 5; it must hold keys"),
+        ("MODEL: {STUDENT: {PROJECTS: 5}}", "MODEL.STUDENT.PROJECTS is 5; it must be a list"),
+    ],
+)
+def test_sections_that_are_none_are_named(text, words, tmp_path):
+    with pytest.raises(ValueError, match=f"first.yaml' has .*{words}"):
+        merge_file(config(), write(tmp_path, first=text))
+
+
 def zoo():
     folder = os.path.join(os.path.dirname(model_zoo.__file__), "configs")
     files = [*glob.glob(f"{folder}/**/*.yaml", recursive=True)]

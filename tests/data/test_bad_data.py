@@ -313,6 +313,9 @@ CASES = {
     "a box beyond float": (annotation(bbox=[0, 0, 10**400, 9]), "it must be [x, y", "[x, y, w"),
     "a size beyond float": (image(width=10**400), "it must be at most", "it must be at most"),
     "a name with NUL": (image(file_name="1\0.png"), "has a NUL in its file_name", "has a NUL"),
+    "a name with half a letter": (
+        image(file_name="1\ud800.png"), "has half a letter", "has half a letter",
+    ),
     "a pipe for an image": (pipe, "is a pipe or device; it must be a file", "is a pipe"),
     "a folder for an image": (a_folder, "is a folder; it must be a file", "is a folder"),
     "a link that leads nowhere": (

@@ -59,9 +59,22 @@ def _declare_recorded(cfg: CN, loaded: CN) -> None:
 def _node(content: Dict[str, Any], path: str) -> CN:
     try:
         _check_keys(content)
+        _check_sections(content)
         return CN(content)
     except (AssertionError, AttributeError, TypeError) as error:  # keys and values yacs cannot take
         raise ValueError(f"Config file '{path}' has what no config may have: {error}") from None
+
+
+def _check_sections(content: Dict[str, Any]) -> None:
+    """What is read before yacs compares a config with its defaults."""
+    model = content.get("MODEL", {})
+    if not isinstance(model, dict):
+        raise TypeError(f"MODEL is {model!r:.80}; it must hold keys")
+    for name in ("STUDENT", "TEACHER"):
+        section = model.get(name)
+        named = section.get("PROJECTS") if isinstance(section, dict) else None
+        if not isinstance(named, (list, tuple, type(None))):
+            raise TypeError(f"MODEL.{name}.PROJECTS is {named!r:.80}; it must be a list")
 
 
 def _check_keys(content: Dict[Any, Any]) -> None:

@@ -208,6 +208,8 @@ def _entry(entry: Any, key: str) -> str:
             return f"has the {name} {_short(value)}, no {'text' if text else 'number or text'}"
         if isinstance(value, str) and "\0" in value:
             return f"has a NUL in its {name} {_short(value)}"
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            return f"has half a letter (a surrogate) in its {name} {_short(value)}"
     return ""
 
 
