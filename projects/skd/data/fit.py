@@ -195,8 +195,12 @@ def _one(
         found.append((name, checked))
     own = thing_classes(name, checked)
     _check_heads(name, own, model)
-    if strict and own and classes and list(own) != list(classes):
-        raise ValueError(different_classes(name, own, classes))
+    if own and classes and list(own) != list(classes):
+        message = different_classes(name, own, classes)
+        if strict:
+            raise ValueError(message)
+        # another dataset may be wanted, and nothing says for sure what the model was trained on
+        logger.warning(f"{message} The evaluation takes them as they are numbered.")
     return checked
 
 

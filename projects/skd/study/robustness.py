@@ -38,7 +38,8 @@ def robustness(args: argparse.Namespace) -> None:
         if not args.dataset and len(model.cfg.DATASETS.TEST) > 1:
             print(f"{model.name}: of DATASETS.TEST only '{name}' is used; see --dataset.")
         check_registered(name, "--dataset" if args.dataset else "DATASETS.TEST")
-        check_fit([], [name], yaml_model(model.cfg), eval_only=True)
+        trained_on = [n for n in model.cfg.DATASETS.TRAIN if n in DatasetCatalog]
+        check_fit(trained_on, [name], yaml_model(model.cfg), eval_only=True)
     os.makedirs(args.output, exist_ok=True)
     path = os.path.join(args.output, "results.jsonl")
     known = read_rows(path)
