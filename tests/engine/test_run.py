@@ -98,6 +98,12 @@ def lazy_config(tmp_path, *options):
     return LazyConfig.apply_overrides(LazyConfig.load(str(path)), [output, *options])
 
 
+def test_the_best_metric_of_several_lazy_test_sets_has_no_set_s_name(shapes, tmp_path):
+    """One evaluator gives one result for all of them; YAML configs have one each."""
+    names = "dataloader.test.dataset.names=[tiny_val,tiny_train]"
+    check(describe(lazy_config(tmp_path, names, "+train.best_metric=bbox/AP")), training=True)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_lazy_distillation_resumes_and_in_bf16_on_a_gpu(device, teacher_files, shapes, tmp_path):
     mixed = ["train.amp.enabled=True", "+train.amp.precision=bf16"] if device == "cuda" else []

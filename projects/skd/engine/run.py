@@ -170,7 +170,9 @@ def _check_best_metric(run: Run) -> None:
     key, metric = run.keys["best_metric"], run.best_metric
     if metric and run.test_sets is not None and not run.test_sets:
         raise ValueError(f"{key} is {metric!r}, and {run.keys['test_sets']} is empty.")
-    if len(run.test_sets or ()) > 1 and metric.count("/") == 1:
+    # a LazyConfig's one evaluator gives its results without a set's name
+    several = form_name(run.cfg) == YAML and len(run.test_sets or ()) > 1
+    if several and metric.count("/") == 1:
         raise ValueError(
             f"{key} is {metric!r}, and there are {len(run.test_sets)} test sets: say of which, "
             f"e.g. '{run.test_sets[0]}/{metric}'."
