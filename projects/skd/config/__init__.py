@@ -3,13 +3,16 @@ Every configuration key, and the same verbs for YAML and LazyConfig: read, overr
 of. What is here takes either form; :mod:`yaml` and :mod:`lazy` hold the two.
 """
 
+import os
 from types import ModuleType
-from typing import Sequence, Union
+from typing import Any, Sequence, Union
 
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
+from torch import nn
 
 from . import lazy, projects, yaml
+from .built import keep
 from .keys import META_ARCHITECTURE, add_skd_config
 from .projects import use_project
 from .safe_yaml import outline
@@ -66,17 +69,37 @@ def is_distilling(cfg: Config) -> bool:
     return form_of(cfg).is_distilling(cfg)
 
 
-def distill(cfg: Config, teacher: str, weights: str = "", projects: Sequence[str] = ()) -> None:
+def distill(cfg: Config, teacher: Any, weights: str = "", projects: Sequence[str] = ()) -> None:
     """
     Turn a plain config into one that distils, in place: what ``--teacher`` does.
 
     Args:
-        cfg: a YAML config with the keys of :func:`add_skd_config`, or a LazyConfig.
-        teacher: see ``MODEL.TEACHER.CONFIG_FILE``.
-        weights: see ``MODEL.TEACHER.WEIGHTS``.
+        cfg: a YAML config, or a LazyConfig. A YAML file with keys of this project needs
+            :func:`add_skd_config` before it is read.
+        teacher: see ``MODEL.TEACHER.CONFIG_FILE``; or a detector that is built, which is changed
+            when it becomes the teacher; or a :class:`FrozenTeacher`. A built one is kept as long as
+            the process runs, and the config works in this process only.
+        weights: see ``MODEL.TEACHER.WEIGHTS``. Empty for a built detector that has its weights.
         projects: see ``MODEL.TEACHER.PROJECTS``.
+
+    Raises:
+        TypeError: a config or a teacher that is none.
+        ValueError: a config that is frozen, or whose keys of these names are another project's.
     """
-    form_of(cfg).distil(cfg, teacher, weights, projects)
+    if not isinstance(cfg, (CfgNode, DictConfig)):
+        raise TypeError(
+            f"skd.distill() takes a config, a CfgNode or a LazyConfig, not a {type(cfg).__name__}. "
+            "A model that is built distils as skd.DistillRCNN(student=model, teacher=..., "
+            "distiller=skd.StructuredDistiller())."
+        )
+    if isinstance(teacher, nn.Module):
+        teacher = keep(teacher)
+    if not isinstance(teacher, (str, os.PathLike)):
+        raise TypeError(
+            f"The teacher is a {type(teacher).__name__}; it must be a config file, a name in "
+            "Detectron2's model zoo, a detector that is built, or a skd.FrozenTeacher."
+        )
+    form_of(cfg).distil(cfg, os.fspath(teacher), os.fspath(weights or ""), projects)
 
 
 def student_config(cfg: Config) -> Config:

@@ -147,12 +147,14 @@ def distil(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = ()
     Turn a plain config into one that distils, in place: what ``--teacher`` does.
 
     Args:
-        cfg: any Detectron2 config with the keys of :func:`add_skd_config`.
+        cfg: any Detectron2 config; the keys of :func:`add_skd_config` are added if it has none.
         teacher: see ``MODEL.TEACHER.CONFIG_FILE``.
         weights: see ``MODEL.TEACHER.WEIGHTS``.
         further: see ``MODEL.TEACHER.PROJECTS``.
     """
-    check_nodes(cfg)
+    if cfg.is_frozen():
+        raise ValueError("The config is frozen: call skd.distill() before cfg.freeze().")
+    add_skd_config(cfg)
     if not is_distilling(cfg):
         cfg.MODEL.STUDENT.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
         cfg.MODEL.META_ARCHITECTURE = META_ARCHITECTURE

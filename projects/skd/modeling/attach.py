@@ -61,10 +61,12 @@ def attach(
         The student.
 
     Raises:
+        TypeError: a student, teacher or distiller of another kind.
         ValueError: an unknown module or level, no common stride, nothing to inherit, an ``every``
             below 1, a balance that is none, a distiller that has a student already, or a student
             that has an attribute of a name that is needed.
     """
+    _check_kinds(student, teacher, distiller)
     check_every(every)
     _check_weight(unlabelled_weight)
     _check_student(student, base)
@@ -90,6 +92,31 @@ def attach(
     state = Distillation(input_format, features, every, pairs, features_key, every_key)
     state.unlabelled_weight, state.heads = unlabelled_weight, heads
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
+
+
+def _check_kinds(student: Any, teacher: Any, distiller: Any) -> None:
+    if not isinstance(student, nn.Module):
+        raise TypeError(
+            f"The student is a {type(student).__name__}; it must be a model. Of a config, "
+            "skd.distill(cfg, teacher) and build_model(cfg) make one that distils."
+        )
+    if not (hasattr(teacher, "output_shape") and hasattr(teacher, "start")):
+        raise TypeError(
+            f"The teacher is a {type(teacher).__name__}; it must be a FrozenTeacher: "
+            "skd.FrozenTeacher(model=..., weights=None) of a detector that has its weights, or "
+            "skd.build_teacher(config_file, weights=...)."
+        )
+    if not isinstance(distiller, Distiller):
+        raise TypeError(
+            f"The distiller is {distiller!r:.80}; it must be an object of one of the methods, like "
+            "skd.StructuredDistiller()."
+        )
+    frozen = {id(p) for p in teacher.parameters()} if isinstance(teacher, nn.Module) else set()
+    if any(id(p) in frozen for p in student.parameters()):
+        raise ValueError(
+            "Student and teacher share parameters, and a teacher's are frozen: give the teacher a "
+            "model of its own, copy.deepcopy(model) say."
+        )
 
 
 def check_every(every: Any) -> None:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..config import Config, is_lazy_file, lazy, projects, run_settings, student_config, yaml
+from ..config.built import find_built
 from ..config.naming import called
 from .load import check_exists, load_in_full
 from .model_zoo import find_config, zoo_weights
@@ -40,7 +41,15 @@ def build_detector(
         config_file, weights, opts, random_weights: see ``MODEL.TEACHER``.
         from_yaml: only a YAML config names it, which may not lead to code.
         further: see ``MODEL.TEACHER.PROJECTS``.
+
+    Raises:
+        ValueError: a teacher that Python has built, of which only a part may be left.
     """
+    if find_built(config_file) is not None:
+        raise ValueError(
+            f"The teacher is '{config_file}', and to look at what it finds "
+            f"({called('MODEL.TEACHER.EVALUATE')}) needs one that a config file names."
+        )
     given = {"opts": opts, "from_yaml": from_yaml, "further": further}
     args = detector_args(config_file, weights=weights, random_weights=random_weights, **given)
     if not random_weights:

@@ -62,6 +62,12 @@ class DistillRCNN(nn.Module):
         cls = getattr(cls, "_skd_base", cls)  # of a model's own class, as in type(model)(cfg)
         if cfg is None:
             return attach(cls, **kwargs)
+        if not isinstance(cfg, CfgNode):
+            raise TypeError(
+                f"{cls.__name__} takes a YAML config or arguments by their names, as in "
+                f"{cls.__name__}(student=..., teacher=..., distiller=...), not a "
+                f"{type(cfg).__name__}."
+            )
         with written_as(YAML):
             return attach(cls, **{**cls.from_config(cfg), **kwargs})
 

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..config.built import find_built
 from ..config.naming import YAML, written_as
 from ..distillers import build_balance, build_distiller, warn_of_idle_weights
 from .heads import build_heads
@@ -25,10 +26,8 @@ def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[
     # the student's random numbers are its own
     with written_as(YAML), torch.random.fork_rng(devices=[]):
         distiller, heads = build_distiller(cfg), build_heads(cfg)
-        if teacher is None:
-            teacher = FrozenTeacher(cfg)
-        elif not isinstance(teacher, FrozenTeacher):
-            teacher = FrozenTeacher.of_built(cfg, teacher)
+        built = teacher or find_built(cfg.MODEL.TEACHER.CONFIG_FILE)
+        teacher = FrozenTeacher.of_built(cfg, built) if built else FrozenTeacher(cfg)
     warn_of_idle_weights(cfg, distiller)
     return {
         "teacher": teacher,

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from itertools import chain
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -10,6 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from ..config.built import find_built
 from ..config.naming import called
 from .build_detector import detector_args
 from .features import Maps, Tapped
@@ -116,12 +118,17 @@ class FrozenTeacher(nn.Module):
         )
 
     @classmethod
-    def of_built(cls, cfg: CfgNode, model: nn.Module) -> "FrozenTeacher":
+    def of_built(cls, cfg: CfgNode, built: nn.Module) -> "FrozenTeacher":
         """A detector that is built and loaded, with what ``MODEL.TEACHER`` says of the rest."""
         teacher = cfg.MODEL.TEACHER
-        heads = bool(cfg.MODEL.DISTILLER.HEADS.NAMES)
-        weights = teacher.WEIGHTS or None
-        return cls(model=model, weights=weights, heads=heads, **_running_args(teacher))
+        return of_built(
+            built,
+            {"projects": teacher.PROJECTS, "random_weights": teacher.RANDOM_WEIGHTS},
+            weights=teacher.WEIGHTS,
+            opts=teacher.OPTS,
+            heads=bool(cfg.MODEL.DISTILLER.HEADS.NAMES),
+            **_running_args(teacher),
+        )
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stays in eval mode whatever is asked."""
@@ -280,15 +287,46 @@ def _follow(t: torch.Tensor, fn: Callable) -> torch.Tensor:
     return t.to(probe.device, t.dtype if halves else probe.dtype)
 
 
-def build_teacher(config_file: str, projects: Sequence[str] = (), **kwargs) -> FrozenTeacher:
+def build_teacher(
+    config_file: str, projects: Sequence[str] = (), weights: str = "", **kwargs: Any
+) -> FrozenTeacher:
     """
     Build a teacher from a file or a model-zoo name; for LazyConfig and for Python.
 
     Args:
-        config_file, projects: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.PROJECTS``.
-        kwargs: ``weights``, ``opts``, ``features``, ``random_weights``, ``precision``,
+        config_file, projects, weights: see ``MODEL.TEACHER``.
+        kwargs: ``opts``, ``features``, ``random_weights``, ``precision``,
             ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the config keys;
             ``heads``, as for :class:`FrozenTeacher`.
     """
+    config_file, kwargs["weights"] = os.fspath(config_file), os.fspath(weights or "")
+    built = find_built(config_file)
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
+        if built is not None:
+            return of_built(built, {"projects": projects}, **kwargs)
         return FrozenTeacher(**detector_args(config_file, further=projects, **kwargs))
+
+
+def of_built(
+    built: nn.Module, idle: Dict[str, Any], weights: str = "", **kwargs: Any
+) -> FrozenTeacher:
+    """
+    A teacher of a detector that is built, or the :class:`FrozenTeacher` that it is already.
+
+    Args:
+        idle: settings that only a teacher has that is built from a config, and their values.
+        weights: as for :class:`FrozenTeacher`; empty for a detector that has its weights.
+        kwargs: further arguments of :class:`FrozenTeacher`.
+
+    Raises:
+        ValueError: a setting that comes too late.
+    """
+    frozen = isinstance(built, FrozenTeacher)
+    idle = {**idle, "opts": kwargs.pop("opts", ()), **({"weights": weights} if frozen else {})}
+    for name, value in idle.items():
+        if value:
+            raise ValueError(
+                f"{called(f'MODEL.TEACHER.{name.upper()}')} is {value!r}, and the teacher is a "
+                f"{type(built).__name__} that is built already: leave it out."
+            )
+    return built if frozen else FrozenTeacher(model=built, weights=weights or None, **kwargs)
