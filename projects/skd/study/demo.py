@@ -11,6 +11,7 @@ from .common import pictures
 from .common.devices import cores
 from .common.metrics import TASKS, read_ap
 from .common.paths import find_file
+from .common.result_files import write_text
 from .common.runs import ChildRun, run_all
 from .common.tables import markdown_table, print_table
 
@@ -52,8 +53,8 @@ def demo(args: argparse.Namespace) -> None:
     shutil.copy(weights, os.path.join(folder["teacher"], "model_final.pth"))
 
     results = {name: read_ap(path) for name, path in folder.items()}
-    with open(os.path.join(args.output, "results.json"), "w") as f:
-        f.write(json.dumps(results, indent=2) + "\n")
+    path = os.path.join(args.output, "results.json")
+    write_text(path, json.dumps(results, indent=2) + "\n")
     print("Drawing pictures ...", flush=True)
     register_shapes()
     seconds = pictures.draw_all(args.output, folder)
@@ -71,8 +72,7 @@ def demo(args: argparse.Namespace) -> None:
 
 def _write_report(args: argparse.Namespace, runs: List[ChildRun], table: str) -> None:
     commands = "\n".join("python " + " ".join(run.command()[1:]) for run in runs)
-    with open(os.path.join(args.output, "report.md"), "w") as f:
-        f.write(f"""# A Mask R-CNN, distilled
+    text = f"""# A Mask R-CNN, distilled
 
 {table}
 The two students are the same network with the same first weights, {args.iterations} iterations,
@@ -92,4 +92,5 @@ Made by
 ```
 {commands}
 ```
-""")
+"""
+    write_text(os.path.join(args.output, "report.md"), text)

@@ -1,6 +1,5 @@
 """What the flag alone gives: tables and pictures from the results.jsonl of committed studies."""
 
-import json
 import math
 import os
 import statistics
@@ -10,6 +9,7 @@ from typing import Any, Dict, List, Tuple
 from tabulate import tabulate
 
 from .common.metrics import METRICS
+from .common.result_files import read_lines
 from .common.statistics import half_width, interval
 
 Row = Dict[str, Any]
@@ -80,7 +80,7 @@ def read_pairs(folder: str) -> List[Pairs]:
     """
     found = []
     for study, title in STUDIES.items():
-        rows = _rows(os.path.join(folder, study, "results.jsonl"))
+        rows = read_lines(os.path.join(folder, study, "results.jsonl"))
         teachers = {row["teacher"]: row.get("ap", {}) for row in rows if row["method"] == "teacher"}
         students = [row for row in rows if row["method"] in (BASELINE, FLAG)]
         for detector in dict.fromkeys(row["detector"] for row in students):
@@ -201,14 +201,7 @@ def draw_curves(folder: str, path: str) -> bool:
 
 def finished(path: str) -> List[Row]:
     """The rows of a results.jsonl that are done; none if the study was not run yet."""
-    return [row for row in _rows(path) if row["status"] == "done"]
-
-
-def _rows(path: str) -> List[Row]:
-    if not os.path.exists(path):
-        return []
-    with open(path) as f:
-        return [json.loads(line) for line in f]
+    return [row for row in read_lines(path) if row.get("status") == "done"]
 
 
 def _cells(pairs: Pairs, key: str) -> List[str]:

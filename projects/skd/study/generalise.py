@@ -16,6 +16,7 @@ from ..evaluation import match_classes, register_as
 from ..runtime.loader import NamedErrors
 from .common.metrics import TASKS, scores
 from .common.models import Model, check_registered, load_models
+from .common.result_files import write_text
 from .common.tables import markdown_table, print_table
 
 
@@ -45,17 +46,17 @@ def generalise(args: argparse.Namespace) -> None:
     for dataset in args.dataset:
         for model in models:
             rows.append(evaluate(model, dataset, mapping, args.output))
-            with open(os.path.join(args.output, "results.json"), "w") as f:
-                f.write(json.dumps(rows, indent=2) + "\n")
+            path = os.path.join(args.output, "results.json")
+            write_text(path, json.dumps(rows, indent=2) + "\n")
     header = ["dataset", "model", "classes", *TASKS.values()]
     table = [
         [r["dataset"], r["model"], str(len(r["classes"]))]
         + [f"{r['ap'][t]:.1f}" if t in r["ap"] else "-" for t in TASKS]
         for r in rows
     ]
-    with open(os.path.join(args.output, "README.md"), "w") as f:
-        f.write("# Domain generalization\n\n" + markdown_table(header, table))
-    print_table("domain generalisation", header, table)
+    text = "# Domain generalization\n\n" + markdown_table(header, table)
+    write_text(os.path.join(args.output, "README.md"), text)
+    print_table("domain generalization", header, table)
 
 
 def classes_of(dataset: str) -> List[str]:

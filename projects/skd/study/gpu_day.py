@@ -11,7 +11,7 @@ import time
 from typing import Any, Dict, List, NamedTuple
 from xml.etree import ElementTree
 
-from ..runtime.whole_files import write_whole
+from .common.result_files import write_text
 
 # Parts of tools/benchmark, and seconds for each. What matters most comes first: the last ones wait
 # for time that the others leave.
@@ -122,7 +122,7 @@ def run_parts(parts: List[Part], seconds: float, path: str, root: str) -> Dict[s
         print(f"{part.name}: {result['status']}, {result['seconds']:.0f} s", flush=True)
         day["parts"].append(result)
         _add_results(day, part.file)
-        write_whole(path, lambda f: f.write(json.dumps(day, indent=1).encode()))
+        write_text(path, json.dumps(day, indent=1))
     return day
 
 

@@ -12,8 +12,8 @@ from typing import Any, Callable, Dict, List
 
 from tabulate import tabulate
 
-from ..runtime.whole_files import write_whole
 from .common.bench_table import bench_table, machine_line
+from .common.result_files import write_text
 from .gains import draw_curves, draw_gains, gains_table, sizes_table
 from .log_pictures import draw_healthy, draw_sick
 from .pieces import draw_pieces
@@ -43,7 +43,7 @@ def results(root: str) -> List[str]:
             text = f.read()
         made = fill(text, root)
         if made != text:
-            write_whole(path, lambda f: f.write(made.encode()))
+            write_text(path, made)
             changed.append(path)
     return changed
 

@@ -19,6 +19,7 @@ from ..runtime.loader import NamedErrors
 from .common.metrics import METRICS, main_metrics, scores
 from .common.models import Model, check_registered, load_models
 from .common.pictures import as_label, plt
+from .common.result_files import add_line, read_lines, write_text
 from .common.tables import markdown_table, print_table
 
 Row = Dict[str, Any]
@@ -42,7 +43,7 @@ def robustness(args: argparse.Namespace) -> None:
         check_fit(trained_on, [name], yaml_model(model.cfg), eval_only=True)
     os.makedirs(args.output, exist_ok=True)
     path = os.path.join(args.output, "results.jsonl")
-    known = read_rows(path)
+    known = read_lines(path)
     conditions = [(None, 0)] + [(c, s) for c in args.corruptions for s in args.severities]
     keys = []
     for model in models:
@@ -56,8 +57,7 @@ def robustness(args: argparse.Namespace) -> None:
     for i in track(waiting, "evaluating", disable=not waiting):
         model = by_name[keys[i]["model"]]
         rows[i] = {**keys[i], "ap": evaluate(model, keys[i], args, keys[i]["dataset"])}
-        with open(path, "a") as f:  # each evaluation is kept as soon as it is done
-            f.write(json.dumps(rows[i]) + "\n")
+        add_line(path, rows[i])  # each evaluation is kept as soon as it is done
     report(rows, list(by_name), args)
 
 
@@ -123,24 +123,6 @@ def _same(row: Row, key: Row) -> bool:
     return all(row.get(k, "") == v for k, v in key.items() if k != "model") and "ap" in row
 
 
-def read_rows(path: str) -> List[Row]:
-    """What was evaluated before; a line cut off by an interruption is dropped from the file."""
-    if not os.path.exists(path):
-        return []
-    rows, good = [], []
-    with open(path) as f:
-        for line in f:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            rows.append(row)
-            good.append(line)
-    with open(path, "w") as f:
-        f.writelines(line.rstrip("\n") + "\n" for line in good)
-    return rows
-
-
 def evaluate(model: Model, key: Row, args: argparse.Namespace, dataset: str) -> Dict[str, float]:
     """The main metric by task, 0 to 100; 0 where the model finds nothing."""
     mapper = DatasetMapper(model.cfg, False)
@@ -199,8 +181,7 @@ def report(rows: List[Row], names: List[str], args: argparse.Namespace) -> None:
         ]
         draw(os.path.join(args.output, f"{task}.png"), selected, rows, task)
         lines.append(f"![{title} by severity]({task}.png)\n")
-    with open(os.path.join(args.output, "README.md"), "w") as f:
-        f.write("\n".join(lines))
+    write_text(os.path.join(args.output, "README.md"), "\n".join(lines))
     print_table("mean performance under corruption", header, table)
 
 

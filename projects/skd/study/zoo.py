@@ -1,7 +1,6 @@
 """All that was trained and committed, in one table: docs/model_zoo.md."""
 
 import glob
-import json
 import os
 from typing import Any, Dict, List, Tuple
 
@@ -9,7 +8,7 @@ from tabulate import tabulate
 
 from .common.metrics import TASKS
 from .common.statistics import interval
-from .gains import NONE
+from .gains import NONE, finished
 
 LEFT_OUT = {"search"}  # trials of a search, far too short to say what a method gives
 HEADER = ["study", "detector", "method", "teacher", "iterations", "seeds", *TASKS.values()]
@@ -36,9 +35,7 @@ def zoo_table(folder: str) -> str:
 
 def _done(path: str) -> List[Dict[str, Any]]:
     """Trainings with results; other commands' files of that name have none."""
-    with open(path) as f:
-        rows = [json.loads(line) for line in f]
-    return [row for row in rows if row.get("status") == "done" and row.get("ap")]
+    return [row for row in finished(path) if row.get("ap")]
 
 
 def _rows(runs: List[Dict[str, Any]]) -> List[List[str]]:

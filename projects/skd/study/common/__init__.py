@@ -1,15 +1,16 @@
 """
 What several commands use.
 
-    bench_table.py what tools/benchmark measured
-    command.py     arguments, help and errors of a command
-    devices.py     GPUs and cores, shared between runs
-    metrics.py     what metrics.json says
-    models.py      trained models, as ``--model NAME CONFIG WEIGHTS`` names them
-    paths.py       files that come with the project
-    pictures.py    predictions, attention and curves of finished runs
-    progress.py    the display while runs are at work
-    runs.py        trainings side by side, each a process of train_net
-    statistics.py  means with confidence intervals
-    tables.py      tables in a terminal and in Markdown
+    bench_table.py   what tools/benchmark measured
+    command.py       arguments, help and errors of a command
+    devices.py       GPUs and cores, shared between runs
+    metrics.py       what metrics.json says
+    models.py        trained models, as ``--model NAME CONFIG WEIGHTS`` names them
+    paths.py         files that come with the project
+    pictures.py      predictions, attention and curves of finished runs
+    progress.py      the display while runs are at work
+    result_files.py  JSON and text, written whole
+    runs.py          trainings side by side, each a process of train_net
+    statistics.py    means with confidence intervals
+    tables.py        tables in a terminal and in Markdown
 """

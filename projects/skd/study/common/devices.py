@@ -6,7 +6,7 @@ from typing import List
 
 import torch
 
-from ...runtime.whole_files import write_whole
+from .result_files import write_text
 
 
 def visible_gpus() -> List[str]:
@@ -56,5 +56,5 @@ def same_threads(work: str, given: int, default: int) -> int:
             )
         return noted
     os.makedirs(work, exist_ok=True)
-    write_whole(path, lambda f: f.write(json.dumps(given or default).encode()))
+    write_text(path, json.dumps(given or default))
     return given or default

@@ -1,10 +1,11 @@
 """What a run's metrics.json says. Metrics are 0 to 100; names are Detectron2's."""
 
-import json
 import math
 import os
 import re
 from typing import Any, Dict, List, Optional
+
+from .result_files import read_lines
 
 # By metric its name in tables. The first of these that a run has is its main metric.
 METRICS = {
@@ -23,20 +24,9 @@ _METRIC = re.compile(
 
 
 def read_metrics(folder: str) -> List[Dict]:
-    """The rows of metrics.json; a line that is cut off, as by a full disk, is left out."""
-    rows = []
-    try:
-        with open(os.path.join(folder, "metrics.json"), errors="replace") as f:
-            for line in f:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if isinstance(row, dict) and "iteration" in row:
-                    rows.append(row)
-    except FileNotFoundError:  # not there yet
-        pass
-    return rows
+    """The rows of metrics.json; none if it is not there yet."""
+    rows = read_lines(os.path.join(folder, "metrics.json"))
+    return [row for row in rows if "iteration" in row]
 
 
 def main_metrics(row: Dict) -> List[str]:

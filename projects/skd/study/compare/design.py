@@ -11,10 +11,10 @@ from ...config.safe_yaml import read_yaml
 from ...distillers import build_distiller
 from ...modeling.model_zoo import find_config
 from ...runtime.safe_files import is_url
-from ...runtime.whole_files import write_whole
 from ..common.metrics import distillation, evaluations, main_metrics, scores
 from ..common.models import check_registered
 from ..common.paths import find_file
+from ..common.result_files import write_text
 from ..common.runs import ChildRun
 from .schema import check_options, check_study
 
@@ -62,7 +62,7 @@ class StudyRun(ChildRun):
         """For later calls, which do not run it."""
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, ERROR)
-        write_whole(path, lambda f: f.write(self.error.encode(errors="replace")))
+        write_text(path, self.error)
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         if os.path.exists(os.path.join(self.folder, ERROR)):

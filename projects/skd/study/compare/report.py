@@ -15,10 +15,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ...config import is_lazy_file
-from ...runtime.whole_files import write_whole
 from ..common import pictures
 from ..common.models import load_predictor
 from ..common.pictures import as_label, plt
+from ..common.result_files import write_text
 from .design import Comparison, Study, StudyRun
 from .page import TEMPLATE
 from .results import TERMS_HEADER, groups, header, mean_ap, table, terms_table
@@ -42,7 +42,7 @@ def write_report(study: Study, output: str, command: str, images: int) -> None:
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE)
     shown = _pictures(study, images)
     text = page.render(comparisons=comparisons, command=command, pictures=shown)
-    write_whole(os.path.join(output, "report.html"), lambda f: f.write(text.encode()))
+    write_text(os.path.join(output, "report.html"), text)
 
 
 def _tables(comparison: Comparison) -> List[Tuple[str, List[str], List[List[str]]]]:

@@ -1,13 +1,12 @@
 """Results of a study, from the runs that are finished."""
 
-import json
 import math
 import os
 import statistics
 from typing import Any, Dict, List, Optional, Sequence
 
-from ...runtime.whole_files import write_whole
 from ..common.metrics import METRICS, main_metrics, title_of
+from ..common.result_files import write_lines, write_text
 from ..common.statistics import interval
 from ..common.tables import markdown_table
 from .design import BASELINE, Comparison, Study, StudyRun
@@ -98,7 +97,7 @@ def write_study(study: Study, output: str, command: str) -> None:
     """results.jsonl and README.md, from what is finished."""
     os.makedirs(output, exist_ok=True)
     results = [run.result() for run in study.runs()]
-    _write(output, "results.jsonl", "".join(json.dumps(row) + "\n" for row in results))
+    write_lines(os.path.join(output, "results.jsonl"), results)
     done = [row for row in results if row["status"] == "done"]
     lines = [
         "# Comparison of methods\n",
@@ -128,12 +127,7 @@ def write_study(study: Study, output: str, command: str) -> None:
         lines += [f"- `{row['command']}`" for row in failed]
         lines.append("")
     lines.append(f"Made by\n\n```\n{command}\n```")
-    _write(output, "README.md", "\n".join(lines) + "\n")
-
-
-def _write(output: str, name: str, text: str) -> None:
-    # whole or not at all: it is written anew after every run
-    write_whole(os.path.join(output, name), lambda f: f.write(text.encode(errors="replace")))
+    write_text(os.path.join(output, "README.md"), "\n".join(lines) + "\n")
 
 
 def mean_ap(runs: Sequence[StudyRun], key: str) -> float:

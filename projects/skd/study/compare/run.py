@@ -10,10 +10,10 @@ from ...config import is_lazy_file, read_config
 from ...config.lazy import allow
 from ...distillers import DISTILLER_REGISTRY
 from ...runtime.lock import acquire
-from ...runtime.whole_files import write_whole
 from ..common.command import set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads
 from ..common.paths import find_file
+from ..common.result_files import write_text
 from ..common.runs import run_all
 from ..common.tables import print_table
 from .design import BASELINE, Study, StudyRun, load_study
@@ -133,8 +133,4 @@ def _check_commands(runs: List[StudyRun]) -> None:
 def _note_commands(runs: List[StudyRun]) -> None:
     for run in runs:
         os.makedirs(run.folder, exist_ok=True)
-        _write(os.path.join(run.folder, COMMAND), run.command()[1:])
-
-
-def _write(path: str, content: Any) -> None:
-    write_whole(path, lambda f: f.write(json.dumps(content).encode()))
+        write_text(os.path.join(run.folder, COMMAND), json.dumps(run.command()[1:]))

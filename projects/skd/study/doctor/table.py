@@ -1,7 +1,6 @@
 """What tools/doctor_table.py does: how often the doctor is right."""
 
 import argparse
-import json
 import os
 import time
 from typing import Any, Dict, List, Optional, Tuple
@@ -12,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ...data import register_coco, register_shapes
 from ...runtime.lock import acquire
 from ..common.paths import find_file
+from ..common.result_files import add_line, read_lines, write_text
 from ..common.runs import ChildRun, run_all
 from ..common.tables import markdown_table, print_table
 from .cases import OTHERS, SHAPES, TRAINED, Case, Other, faults, sound
@@ -45,8 +45,7 @@ def doctor_table(args: argparse.Namespace, command: str) -> int:
             print(f"left out, as there is no {_lacks(case, other)}: {case.name}, {case.detector}")
         elif _key(case, args.seed) not in _done(args.output):
             row = _examine(case, args, trained, other)
-            with open(os.path.join(args.output, RESULTS), "a") as f:
-                f.write(json.dumps(row) + "\n")
+            add_line(os.path.join(args.output, RESULTS), row)
     return _write(args, command)
 
 
@@ -114,11 +113,7 @@ def _right(cause: str, found: List[str]) -> bool:
 
 
 def _done(output: str) -> Dict[Any, Dict[str, Any]]:
-    path = os.path.join(output, RESULTS)
-    if not os.path.exists(path):
-        return {}
-    with open(path) as f:
-        rows = [json.loads(line) for line in f]
+    rows = read_lines(os.path.join(output, RESULTS))
     return {(row["case"], row["detector"], row["seed"]): row for row in rows}
 
 
@@ -137,10 +132,12 @@ def _write(args: argparse.Namespace, command: str) -> int:
         f"Faults: {_count(planted)} named": (header, planted),
         f"Sound runs: {_count(good)} without a finding": (["run", *header[1:]], good),
     }
-    with open(os.path.join(args.output, "table.md"), "w") as f:
-        for title, (head, part) in tables.items():
-            f.write(f"### {title}\n\n{markdown_table(head, [_cells(row) for row in part])}\n")
-        f.write(f"Made by\n\n    {command}\n")
+    parts = [
+        f"### {title}\n\n{markdown_table(head, [_cells(row) for row in part])}\n"
+        for title, (head, part) in tables.items()
+    ]
+    text = "".join([*parts, f"Made by\n\n    {command}\n"])
+    write_text(os.path.join(args.output, "table.md"), text)
     for title, (head, part) in tables.items():
         print_table(title, head, [_cells(row) for row in part])
     return 0 if all(row["right"] for row in rows) else 1

@@ -7,6 +7,7 @@ from typing import Dict, List, Sequence, Tuple
 from detectron2.utils.file_io import PathManager
 
 from ...data.split import take_folds
+from ..common.result_files import write_text
 
 Dataset = Tuple[str, str, str]  # NAME, JSON, IMAGES
 
@@ -47,7 +48,6 @@ def hold_out(
             content = json.load(f)
         for part, take in parts.items():
             path = os.path.join(folder, f"{name}_{part}.json")
-            with open(path, "w") as f:
-                json.dump(take_folds(content, folds, take), f)
+            write_text(path, json.dumps(take_folds(content, folds, take)))
             found[part].append((f"{name}_{part}", path, given[name][1]))
     return found

@@ -4,7 +4,6 @@ What a search has found so far: results.jsonl, README.md, and the study that con
 ``tuning`` is a :class:`skd.study.tune.run.Tuning`.
 """
 
-import json
 import os
 import shlex
 from typing import Any, Dict, List, Optional
@@ -13,6 +12,7 @@ import yaml
 
 from ..common.command import setup_flags
 from ..common.metrics import main_metrics, title_of
+from ..common.result_files import write_lines, write_text
 from ..common.tables import markdown_table, print_table
 from ..compare.design import StudyRun
 
@@ -27,14 +27,13 @@ def write_tuning(tuning: Any, output: str, command: str) -> None:
     """
     os.makedirs(output, exist_ok=True)
     results = [run.result() for run in tuning.runs()]
-    with open(os.path.join(output, "results.jsonl"), "w") as f:
-        f.writelines(json.dumps(row) + "\n" for row in results)
+    write_lines(os.path.join(output, "results.jsonl"), results)
     best = _best(tuning)
     if best:
-        with open(os.path.join(output, CONFIRM), "w") as f:
-            yaml.safe_dump(_study(tuning, best), f, sort_keys=False)
-    with open(os.path.join(output, "README.md"), "w") as f:
-        f.write("\n".join(_page(tuning, results, best, output, command)) + "\n")
+        study = yaml.safe_dump(_study(tuning, best), sort_keys=False)
+        write_text(os.path.join(output, CONFIRM), study)
+    page = _page(tuning, results, best, output, command)
+    write_text(os.path.join(output, "README.md"), "\n".join(page) + "\n")
 
 
 def print_results(tuning: Any) -> None:

@@ -27,6 +27,7 @@ from ..common.command import RunError, set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
 from ..common.metrics import evaluations, main_metrics, scores
 from ..common.paths import find_file
+from ..common.result_files import write_text
 from ..common.runs import least_used, stop
 from ..compare.design import BASELINE, StudyRun
 from .held_out import hold_out
@@ -87,8 +88,7 @@ class Clock:
         return self.before + (time.monotonic() - self.begin) / 60
 
     def save(self) -> None:
-        with open(self.path, "w") as f:
-            json.dump(self(), f)
+        write_text(self.path, json.dumps(self()))
 
 
 class Tuning:
@@ -229,8 +229,7 @@ class Tuning:
                     f"'{self.work}' holds a search with another {', '.join(changed)}: only "
                     "--trials, --minutes and --methods may change. Choose another --work."
                 )
-        with open(path, "w") as f:
-            json.dump(now, f)
+        write_text(path, json.dumps(now))
 
 
 def tune(args: argparse.Namespace, command: str) -> int:

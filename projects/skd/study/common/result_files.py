@@ -1,0 +1,46 @@
+"""Results in files: written whole or not at all, and read around a line that is cut off."""
+
+import json
+import os
+from typing import Any, Dict, Iterable, List
+
+from ...runtime.whole_files import write_whole
+
+Row = Dict[str, Any]
+
+
+def read_lines(path: str) -> List[Row]:
+    """
+    Args:
+        path: of a file with a JSON object a line, like results.jsonl and metrics.json.
+
+    Returns:
+        The objects; none if there is no file. A line that is cut off, as by a full disk, or that is
+        no object is left out.
+    """
+    if not os.path.exists(path):
+        return []
+    with open(path, errors="replace") as f:
+        rows = [_parse(line) for line in f]
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def write_lines(path: str, rows: Iterable[Row]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def add_line(path: str, row: Row) -> None:
+    """Add a row to a file, in which nothing stays of a line that is cut off."""
+    write_lines(path, [*read_lines(path), row])
+
+
+def write_text(path: str, text: str) -> None:
+    # names of files need not be valid text
+    write_whole(path, lambda f: f.write(text.encode(errors="replace")))
