@@ -1,13 +1,15 @@
 """The best checkpoint: kept, overwritten by a better one only, and remembered by a resume."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from skd import student_config
-from skd.engine import SKDTrainer
-from skd.engine.best import BestCheckpointer
+from skd.engine import SKDTrainer, describe
+from skd.engine.best import BestCheckpointer, EarlyStopping
+from skd.engine.run import _check_best_metric
 from tests.helpers import tiny_config
 
 RESULTS = {1: 10.0, 2: 30.0, 3: 20.0, 4: 25.0, 5: float("nan"), 6: 1.0}
@@ -23,8 +25,9 @@ class Scripted(SKDTrainer):
         return super().build_hooks()
 
 
-def trained(folder, iterations, resume=False, metric="segm/AP"):
-    cfg = tiny_config("faster_rcnn", SOLVER__MAX_ITER=iterations, SOLVER__BEST_METRIC=metric)
+def trained(folder, iterations, resume=False, metric="segm/AP", **changes):
+    changes = {"SOLVER__MAX_ITER": iterations, "SOLVER__BEST_METRIC": metric, **changes}
+    cfg = tiny_config("faster_rcnn", **changes)
     cfg.TEST.EVAL_PERIOD, cfg.OUTPUT_DIR = 1, str(folder)
     trainer = Scripted(cfg)
     trainer.resume_or_load(resume)
@@ -55,11 +58,62 @@ def test_none_without_the_key_and_errors_name_it(shapes, tmp_path):
 
 
 def test_the_best_of_another_metric_starts_anew(caplog):
-    hook = BestCheckpointer(1, None, "segm/AP")
+    hook = BestCheckpointer(1, None, "segm/AP", ["a"])
     hook.load_state_dict({"metric": "bbox/AP", "best_metric": 40.0, "best_iter": 3})
-    assert hook.best_metric is None and "so far is of bbox/AP" in caplog.text
-    hook.load_state_dict({"best_metric": 40.0, "best_iter": 3})  # of an earlier version
-    assert hook.state_dict() == {"metric": "segm/AP", "best_metric": 40.0, "best_iter": 3}
+    assert hook.best_metric is None and "so far is bbox/AP on a" in caplog.text
+    best = {"best_metric": 40.0, "best_iter": 3}
+    hook.load_state_dict(best)  # of an earlier version
+    assert hook.state_dict() == {"metric": "segm/AP", "test_sets": ["a"], **best}
+
+
+def test_the_best_on_other_test_sets_starts_anew(caplog):
+    before = BestCheckpointer(1, None, "segm/AP", ["a"]).state_dict()
+    state = {**before, "best_metric": 40.0, "best_iter": 3, "best": 40.0, "waited": 5}
+    for hook in (
+        BestCheckpointer(1, None, "segm/AP", ["b", "c"]),
+        EarlyStopping(None, 1, "segm/AP", ["b", "c"], 3, "SOLVER.PATIENCE"),
+    ):
+        caplog.clear()
+        new = hook.state_dict()
+        hook.load_state_dict(state)
+        assert hook.state_dict() == new
+        assert "so far is segm/AP on a; the best of segm/AP on b, c starts anew" in caplog.text
+    hook = BestCheckpointer(1, None, "a/segm/AP", ["b", "a"])  # which names its set
+    hook.load_state_dict({**state, "metric": "a/segm/AP"})
+    assert hook.best_metric == 40.0
+
+
+def test_a_resume_on_another_test_set_keeps_its_own_best(shapes, tmp_path, caplog):
+    trained(tmp_path, 3)
+    trained(tmp_path, 5, resume=True, DATASETS__TEST=("tiny_train",))
+    assert torch.load(tmp_path / "model_best.pth", weights_only=False)["iteration"] == 3
+    assert "segm/AP on tiny_val; the best of segm/AP on tiny_train starts anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "metric,sets,message",
+    [
+        ("bbox/AP", ("a/b", "c"), "2 test sets: say of which, e.g. 'a/b/bbox/AP'"),
+        ("a/bbox/AP", ("a/b", "c"), "2 test sets: say of which, e.g. 'a/b/bbox/AP'"),
+        ("a/b/bbox/AP", ("a/b", "c"), ""),
+        ("c_EMA/bbox/AP", ("a/b", "c"), ""),
+        ("a/b/bbox/AP", ("a/b",), "with one test set it must be 'bbox/AP'"),
+        ("bbox/AP", ("a/b",), ""),
+        ("bbox/AP", ("bbox",), ""),
+    ],
+)
+def test_a_metric_says_of_which_set_where_there_are_several(metric, sets, message):
+    run = describe(tiny_config(SOLVER__BEST_METRIC=metric, DATASETS__TEST=sets))
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        _check_best_metric(run)
+
+
+def test_a_resume_at_its_end_says_so_and_evaluates(shapes, tmp_path, caplog):
+    trained(tmp_path, 3)
+    assert "NOTHING IS LEFT" not in caplog.text
+    trainer = trained(tmp_path, 2, resume=True)
+    words = "has 3 iterations, and SOLVER.MAX_ITER is 2: NOTHING IS LEFT TO TRAIN"
+    assert words in caplog.text and trainer._last_eval_results == {"segm": {"AP": 30.0}}
 
 
 def waiting(folder, iterations=6, resume=False, patience=2, **changes):

@@ -23,6 +23,7 @@ from skd.engine import SKDTrainer, describe, evaluate
 from skd.engine.lazy_run import _build_test_loader
 from skd.engine.run import check
 from skd.runtime.loader import DataError, build_train_loader
+from skd.runtime.user_errors import UserError
 from tests.engine.test_train_net import LAZY
 from tests.helpers import DEVICES, distilling, environment, tiny_config
 
@@ -259,6 +260,23 @@ def test_expected_results_are_verified(form, shapes, tmp_path):
     run.verify({"bbox": {"AP": 30.4}})
     with pytest.raises(SystemExit):
         run.verify({"bbox": {"AP": 30.6}})
+
+
+@pytest.mark.parametrize(
+    "rows", [[["bbox", "AP", 30.0]], ["bbox"], [[1, "AP", 30.0, 1]], [["bbox", "AP", "x", 1]], "x"]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_expected_results_that_are_none_are_named_before_the_work(rows, training, shapes):
+    run = describe(tiny_config())
+    run.expected = rows
+    with pytest.raises(ValueError, match=r"^TEST.EXPECTED_RESULTS is .* a list of \[task, metric"):
+        check(run, training)
+
+
+def test_expected_results_of_a_task_that_is_not_there_are_named(shapes):
+    run = describe(tiny_config(TEST__EXPECTED_RESULTS=[["box", "AP", 30.0, 0.5]]))
+    with pytest.raises(UserError, match="EXPECTED_RESULTS names 'box', .* are of 'bbox', 'segm'"):
+        run.verify({"bbox": {"AP": 30.4}, "segm": {}})
 
 
 @CPU_ONLY

@@ -81,8 +81,7 @@ def _is_whole(value: Any, least: int) -> bool:
 
 
 def _positive(value: Any) -> str:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return "" if number and 0 < value < math.inf else "a number above 0"
+    return "" if _is_number(value) and 0 < value < math.inf else "a number above 0"
 
 
 def _shared(value: Any) -> str:
@@ -92,8 +91,8 @@ def _shared(value: Any) -> str:
 
 
 def _decay(value: Any) -> str:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return "" if number and 0 <= value < 1 else "a number from 0 to below 1; 0 for no average"
+    good = _is_number(value) and 0 <= value < 1
+    return "" if good else "a number from 0 to below 1; 0 for no average"
 
 
 def _one_of(*names: str) -> Rule:
@@ -108,6 +107,21 @@ def _metric(value: Any) -> str:
 def _services(value: Any) -> str:
     good = isinstance(value, list) and set(value) <= {"wandb", "mlflow"}
     return "" if good else "a list of 'wandb' and 'mlflow'"
+
+
+def _expected(value: Any) -> str:
+    good = isinstance(value, list) and all(map(_is_expected, value))
+    return "" if good else "a list of [task, metric, value, tolerance], e.g. ['bbox', 'AP', 40, 1]"
+
+
+def _is_expected(row: Any) -> bool:
+    if not isinstance(row, (list, tuple)) or len(row) != 4:
+        return False
+    return all(isinstance(x, str) for x in row[:2]) and all(map(_is_number, row[2:]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _dataset(value: Any) -> str:
@@ -196,7 +210,7 @@ class RunSettings:
     )
     # Results to compare the evaluation's with: [[task, metric, value, tolerance], ...].
     expected: List[Any] = _setting(
-        "TEST.EXPECTED_RESULTS", "train.expected_results", (), added=(LAZY,)
+        "TEST.EXPECTED_RESULTS", "train.expected_results", (), _expected, added=(LAZY,)
     )
 
     num_workers: Optional[int] = _setting(

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any, Dict
+from typing import Any, Dict, Sequence
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
@@ -14,21 +14,50 @@ logger = logging.getLogger(__name__)
 class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's, which after a resume still knows the best result up to then."""
 
+    def __init__(
+        self, eval_period: int, checkpointer: Checkpointer, metric: str, test_sets: Sequence[str]
+    ):
+        """
+        Args:
+            eval_period, checkpointer: as for Detectron2's.
+            metric: see ``SOLVER.BEST_METRIC``.
+            test_sets: its evaluations are on these.
+        """
+        super().__init__(eval_period, checkpointer, metric)
+        self._of = _Result(metric, test_sets)
+
     def state_dict(self) -> Dict[str, Any]:
-        best = {"best_metric": self.best_metric, "best_iter": self.best_iter}
-        return {"metric": self._val_metric, **best}
+        return {**self._of.state(), "best_metric": self.best_metric, "best_iter": self.best_iter}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        if _is_of(self._val_metric, state):
+        if self._of.is_that_of(state):
             self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
 
 
-def _is_of(metric: str, state: Dict[str, Any]) -> bool:
-    """Whether a best result is of this metric; says so if not. Earlier states do not know."""
-    before = state.get("metric", metric)
-    if before != metric:
-        logger.warning(f"The best result so far is of {before}; the best of {metric} starts anew.")
-    return before == metric
+class _Result:
+    """What a best result is of: a metric, and the test sets that it is measured on."""
+
+    def __init__(self, metric: str, test_sets: Sequence[str]):
+        named = [name for name in test_sets if metric.startswith(f"{name}/")]
+        self.metric, self.test_sets = metric, named or list(test_sets)
+
+    def state(self) -> Dict[str, Any]:
+        return {"metric": self.metric, "test_sets": self.test_sets}
+
+    def is_that_of(self, state: Dict[str, Any]) -> bool:
+        """Says so if not. States of earlier versions do not know all of it."""
+        before, now = {**self.state(), **state}, self.state()
+        same = all(before[key] == value for key, value in now.items())
+        if not same:
+            logger.warning(
+                f"The best result so far is {_words(before)}; the best of {_words(now)} starts "
+                "anew."
+            )
+        return same
+
+
+def _words(state: Dict[str, Any]) -> str:
+    return f"{state['metric']} on {', '.join(state['test_sets']) or 'no named test set'}"
 
 
 class Finished(BaseException):
@@ -42,18 +71,26 @@ class EarlyStopping(HookBase):
     """
 
     def __init__(
-        self, checkpointer: Checkpointer, eval_period: int, metric: str, patience: int, key: str
+        self,
+        checkpointer: Checkpointer,
+        eval_period: int,
+        metric: str,
+        test_sets: Sequence[str],
+        patience: int,
+        key: str,
     ):
         """
         Args:
             checkpointer: of the run.
             eval_period: iterations from one evaluation to the next.
             metric: see ``SOLVER.BEST_METRIC``.
+            test_sets: its evaluations are on these.
             patience: evaluations.
             key: that names the patience, for the log.
         """
         self._checkpointer, self._period, self._key = checkpointer, eval_period, key
         self._metric, self._patience = metric, patience
+        self._of = _Result(metric, test_sets)
         self._best, self._waited = -math.inf, 0
 
     def before_step(self) -> None:
@@ -91,8 +128,8 @@ class EarlyStopping(HookBase):
         raise Finished
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"metric": self._metric, "best": self._best, "waited": self._waited}
+        return {**self._of.state(), "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        if _is_of(self._metric, state):
+        if self._of.is_that_of(state):
             self._best, self._waited = state["best"], state["waited"]

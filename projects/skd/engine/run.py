@@ -2,7 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -17,6 +17,7 @@ from ..config import Config, form_of
 from ..config.naming import YAML, called, written_as
 from ..config.run_settings import RunSettings, as_mapping, form_name, settings
 from ..runtime.record import RunFacts
+from ..runtime.user_errors import UserError
 from .teacher_quality import TeacherEvaluation
 
 
@@ -81,7 +82,16 @@ class Run(RunSettings):
     def verify(self, results: Dict[str, Any]) -> None:
         """Compare with the expected results, as Detectron2 does: exits with 1 if they differ."""
         if comm.is_main_process() and self.expected:
+            self._check_tasks(results)
             verify_results(CfgNode({"TEST": {"EXPECTED_RESULTS": self.expected}}), results)
+
+    def _check_tasks(self, results: Dict[str, Any]) -> None:
+        unknown = [row[0] for row in self.expected if row[0] not in results]
+        if unknown:
+            raise UserError(
+                f"{self.keys['expected']} names {', '.join(map(repr, unknown))}, and the results "
+                f"are of {', '.join(map(repr, results)) or 'nothing'}; it must name these."
+            )
 
 
 def memory_advice(run: Run) -> str:
@@ -106,6 +116,8 @@ def check(run: Run, training: bool = True) -> None:
         _check_best_metric(run)
         _check_trackers(run)
         _check_datasets(run.keys["train_sets"], run.train_sets)
+    else:
+        _check_values(run, ["expected"])
     _check_datasets(run.keys["test_sets"], run.test_sets)
     check_device(str(run.device), run.keys["device"])
     if training:
@@ -113,10 +125,10 @@ def check(run: Run, training: bool = True) -> None:
         _check_amp(run)
 
 
-def _check_values(run: Run) -> None:
-    """Each by itself, as it is declared."""
+def _check_values(run: Run, names: Optional[Sequence[str]] = None) -> None:
+    """Each by itself, as it is declared; all of them without ``names``."""
     for setting in settings():
-        value = getattr(run, setting.name)
+        value = getattr(run, setting.name) if names is None or setting.name in names else None
         expected = setting.must(value) if value is not None else ""
         if expected:
             raise ValueError(f"{run.keys[setting.name]} is {value!r}; it must be {expected}.")
@@ -171,12 +183,8 @@ def _check_best_metric(run: Run) -> None:
     if metric and run.test_sets is not None and not run.test_sets:
         raise ValueError(f"{key} is {metric!r}, and {run.keys['test_sets']} is empty.")
     # a LazyConfig's one evaluator gives its results without a set's name
-    several = form_name(run.cfg) == YAML and len(run.test_sets or ()) > 1
-    if several and metric.count("/") == 1:
-        raise ValueError(
-            f"{key} is {metric!r}, and there are {len(run.test_sets)} test sets: say of which, "
-            f"e.g. '{run.test_sets[0]}/{metric}'."
-        )
+    if metric and run.test_sets and form_name(run.cfg) == YAML:
+        _check_set_of_metric(key, metric, run.test_sets)
     if run.patience and not (metric and run.eval_period):
         name = key if run.eval_period else run.keys["eval_period"]
         value = metric if run.eval_period else 0
@@ -184,6 +192,20 @@ def _check_best_metric(run: Run) -> None:
             f"{run.keys['patience']} is {run.patience}, and {name} is {value!r}: it needs an "
             "evaluation, and a result to look at."
         )
+
+
+def _check_set_of_metric(key: str, metric: str, names: Sequence[str]) -> None:
+    """Results, also of the averaged weights, have a test set's name where there are several."""
+    starts = [f"{name}{of}/" for name in names for of in ("", "_EMA")]
+    named = any(metric.startswith(s) and "/" in metric[len(s) :] for s in starts)
+    plain = "/".join(metric.split("/")[-2:])
+    if len(names) > 1 and not named:
+        raise ValueError(
+            f"{key} is {metric!r}, and there are {len(names)} test sets: say of which, e.g. "
+            f"'{names[0]}/{plain}'."
+        )
+    if len(names) == 1 and named:
+        raise ValueError(f"{key} is {metric!r}; with one test set it must be '{plain}'.")
 
 
 def _check_trackers(run: Run) -> None:

@@ -127,13 +127,13 @@ class SKDTrainer(DefaultTrainer):
         run = self.run
         if not run.best_metric:
             return None
-        return BestCheckpointer(run.eval_period, self.checkpointer, run.best_metric)
+        sets = run.test_sets or ()
+        return BestCheckpointer(run.eval_period, self.checkpointer, run.best_metric, sets)
 
     def _early_stopping(self) -> HookBase:
         run = self.run
-        return EarlyStopping(
-            self.checkpointer, run.eval_period, run.best_metric, run.patience, run.keys["patience"]
-        )
+        looks = run.eval_period, run.best_metric, run.test_sets or ()
+        return EarlyStopping(self.checkpointer, *looks, run.patience, run.keys["patience"])
 
     def _weight_average(self) -> HookBase:
         self._average = WeightAverage(self.model, self.run.ema_decay, self.run.output_dir)
@@ -170,6 +170,12 @@ class SKDTrainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         with said_as(self.run.keys):
             self.start_iter = self.folder.resume_or_load(self.run.weights, resume)
+        if self.start_iter >= self.max_iter and comm.is_main_process():
+            logger.warning(
+                f"The checkpoint in '{self.run.output_dir}' has {self.start_iter} iterations, and "
+                f"{self.run.keys['max_iter']} is {self.max_iter}: NOTHING IS LEFT TO TRAIN, and "
+                f"the model is evaluated. To train on, raise {self.run.keys['max_iter']}."
+            )
 
     def train(self) -> Dict[str, Any]:
         """
