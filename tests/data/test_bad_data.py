@@ -100,6 +100,14 @@ def remove(content, images):
     os.remove(f"{images}/1.png")
 
 
+def rename(name):
+    def change(content, images):
+        os.rename(f"{images}/1.png", f"{images}/{name}")
+        content["images"][0]["file_name"] = name
+
+    return change
+
+
 def pipe(content, images):
     remove(content, images)
     os.mkfifo(f"{images}/1.png")
@@ -177,8 +185,14 @@ CASES = {
     "outside": (annotation(bbox=[99, 99, 9, 9]), "is outside of the image (48 x 48)", TRAINS),
     "reaching out": (annotation(bbox=[-9, 5, 99, 9]), "reaches out of the image", TRAINS),
     # masks
-    "no mask": (annotation(segmentation=...), "1 of 3 have no segmentation", "which the model"),
-    "no polygon": (annotation(segmentation=[]), "1 of 3 have no segmentation", "which the model"),
+    "no mask": (
+        annotation(segmentation=...), "1 of 3 objects have no segmentation", "which the model",
+    ),
+    "no polygon": (annotation(segmentation=[]), "its segmentation is empty: left out", TRAINS),
+    "a crowd without mask": (
+        annotation(segmentation=..., iscrowd=1), "is a crowd without segmentation: its", TRAINS,
+    ),
+    "two dots in a name": (rename("a..b.png"), None, TRAINS),
     "a list for a category": (annotation(category_id=[3]), "category_id [3], no n", "no number"),
     "a list for an image": (annotation(image_id={}), "has the image_id {}", "no number or text"),
     "a number for a class": (
@@ -311,6 +325,9 @@ CASES = {
     ),
     "a box far away": (annotation(bbox=[0, 0, 1e300, 9]), "further away than", "further away"),
     "a box beyond float": (annotation(bbox=[0, 0, 10**400, 9]), "it must be [x, y", "[x, y, w"),
+    "a size near the end of float": (image(width=1e308), "it must be at most", "must be at most"),
+    "a size of true": (image(width=True), "width is True; it must be", "width is True"),
+    "a size without end": (image(width=float("inf")), "width is inf; it must be", "width is inf"),
     "a size beyond float": (image(width=10**400), "it must be at most", "it must be at most"),
     "a name with NUL": (image(file_name="1\0.png"), "has a NUL in its file_name", "has a NUL"),
     "a name with half a letter": (

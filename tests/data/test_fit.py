@@ -209,7 +209,9 @@ def test_datasets_of_others_are_compared_by_name(add, tmp_path):
     DatasetCatalog.register("fit_other", list)
     MetadataCatalog.get("fit_other").set(thing_classes=["nut", "bolt"], evaluator_type="coco")
     try:
-        with pytest.raises(ValueError, match="'fit_other' has 2 classes .* do not agree by name"):
+        with pytest.raises(
+            ValueError, match="'fit_other' has 2 classes .* in another order.* Register its"
+        ):
             check_fit(["a"], ["fit_other"], BOXES)
     finally:
         DatasetCatalog.remove("fit_other")
@@ -222,7 +224,7 @@ def test_names_there_twice_are_not_mapped(add, tmp_path):
     content["annotations"] = [{**a, "category_id": 2} for a in content["annotations"]]
     add("a", content_of(tmp_path, ("bolt", "nut")))
     add("b", content)
-    with pytest.raises(ValueError, match="do not agree by name"):
+    with pytest.raises(ValueError, match="are not each there once. .*the same names"):
         check_fit(["a"], ["b"], BOXES)
 
 
@@ -339,7 +341,7 @@ def test_a_test_set_with_some_masks_missing_is_an_error(add, tmp_path):
     content = content_of(tmp_path)
     del content["annotations"][5]["segmentation"]
     add("b", content)
-    with pytest.raises(ValueError, match="1 of 8 annotations of .*'b'.* have no segmentation"):
+    with pytest.raises(ValueError, match="1 of 8 objects of .*'b'.* have no segmentation"):
         check_fit([], ["b"], MASKS)
     check_fit([], ["b"], BOXES)
 
@@ -352,6 +354,39 @@ def test_a_flat_mask_is_not_counted(polygons, add, tmp_path):
     check_fit([], ["b"], MASKS)
     results = evaluate("b", tmp_path, ("bolt", "nut"), masks=True)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+
+
+def test_crowds_without_masks_are_boxes_in_a_set_of_masks(add, tmp_path):
+    content = content_of(tmp_path)
+    crowd = {**content["annotations"][5], "id": 99, "iscrowd": 1}
+    del crowd["segmentation"]
+    content["annotations"].append(crowd)
+    add("b", content)
+    check_fit(["b"], [], MASKS)
+    check_fit([], ["b"], MASKS)
+    results = evaluate("b", tmp_path, ("bolt", "nut"), masks=True)
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+
+
+def test_the_area_of_a_box_ends_at_the_image(add, tmp_path):
+    content = content_of(tmp_path)
+    content["annotations"][0].update(bbox=[5, 5, 9000, 9000], segmentation=None)
+    del content["annotations"][0]["area"]
+    add("a", content, check=True)
+    with open(MetadataCatalog.get("a").json_file) as f:
+        assert json.load(f)["annotations"][0]["area"] == (WIDTH - 5) * (HEIGHT - 5)
+
+
+def test_a_mended_copy_has_the_mode_that_the_user_gives_files(add, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    content = content_of(tmp_path)
+    del content["annotations"][0]["area"]
+    before = os.umask(0o007)
+    try:
+        add("a", content, check=True)
+    finally:
+        os.umask(before)
+    assert os.stat(MetadataCatalog.get("a").json_file).st_mode & 0o777 == 0o660
 
 
 @pytest.mark.parametrize("annotations", [..., None, []])
@@ -540,6 +575,25 @@ def test_links_and_roots(add, tmp_path):
     for image in below_root["images"]:
         image["file_name"] = str(tmp_path / "store" / image["file_name"])[1:]
     assert check_coco(add("b", below_root), "/") == []
+
+
+def test_names_against_a_relative_root(add, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = content_of(tmp_path)
+    folder = tmp_path / "images"
+    first, second, third = content["images"][:3]
+    os.rename(folder / first["file_name"], folder / "a..b.jpg")
+    first["file_name"] = "a..b.jpg"
+    second["file_name"] = str(folder / second["file_name"])
+    third["file_name"] = f"../images/{third['file_name']}"
+    assert check_coco(add("a", content), "images") == []
+    for image in content["images"]:
+        image["file_name"] = f"images/{os.path.basename(image['file_name'])}"
+    assert check_coco(add("b", content), ".") == []
+    second["file_name"] = str(tmp_path / "outside.jpg")
+    assert "is not in the folder of images, 'images'" in str(
+        check_coco(add("c", content), "images")
+    )
 
 
 def test_pipes_and_devices_do_not_hang_the_check(tmp_path):

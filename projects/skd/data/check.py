@@ -234,10 +234,12 @@ def _annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
     if "annotations" not in content:
         yield Problem("warning", "annotations", "there are none: for predictions only")
         return
-    without = masks_missing(content)
-    if 0 < without < len(content["annotations"]):
-        what = f"{without} of {len(content['annotations'])} have no segmentation: for boxes only"
+    without, objects = masks_missing(content)
+    if 0 < without < objects:
+        what = f"{without} of {objects} objects have no segmentation: for boxes only"
         yield Problem("warning", "annotations", what)
+    if without < max(objects, 1):
+        _empty_masks(content["annotations"], notes)
     images = {image["id"]: image for image in content["images"]}
     sizes = {key: _size(image) for key, image in images.items()}
     categories = {category["id"] for category in content["categories"]}
@@ -248,6 +250,22 @@ def _annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
         if not any(problem.level == "error" for problem in found) and _is_flat(annotation, size):
             notes.add(annotation_name(annotation), "its mask has no area in the image: left out")
             notes.flat.append(annotation)
+
+
+def _empty_masks(annotations: List[Dict[str, Any]], notes: Notes) -> None:
+    """Where others have masks, the evaluation reads one of every object, and of crowds as well."""
+    for annotation in annotations:
+        mask = annotation.get("segmentation")
+        if mask:
+            continue
+        if annotation["iscrowd"] == 1:
+            what = "is a crowd without segmentation: its box is taken where masks are needed"
+        elif mask == []:
+            what = "its segmentation is empty: left out"
+        else:
+            continue
+        notes.add(annotation_name(annotation), what)
+        notes.flat.append(annotation)
 
 
 def _is_flat(annotation: Dict[str, Any], size: Size) -> bool:
@@ -264,15 +282,22 @@ def _is_flat(annotation: Dict[str, Any], size: Size) -> bool:
     return not sum(mask_util.area(mask if isinstance(mask, list) else [mask]))
 
 
-def masks_missing(content: Dict[str, Any]) -> int:
-    """How many annotations have no mask."""
-    return sum(not a.get("segmentation") for a in content.get("annotations", ()))
+def masks_missing(content: Dict[str, Any]) -> Tuple[int, int]:
+    """
+    How many objects have no mask, and how many there are. Crowds are none of them. An empty mask is
+    none in a file of boxes, and one without area where others have masks.
+    """
+    objects = [a for a in content.get("annotations", ()) if a.get("iscrowd") != 1]
+    without = [a for a in objects if not a.get("segmentation")]
+    if len(without) < len(objects):
+        without = [a for a in without if a.get("segmentation") != []]
+    return len(without), len(objects)
 
 
 def _size(image: Dict[str, Any]) -> Size:
     # (of an image whose own size is an error, no coordinate is judged by it)
     width, height = image.get("width"), image.get("height")
-    if not (_is_number(width) and _is_number(height)):
+    if not (_is_side(width) and _is_side(height)) or max(width, height) > most_pixels():
         return math.inf, math.inf, FAR_LEAST
     return width, height, max(FAR * max(width, height), FAR_LEAST)
 
@@ -405,7 +430,7 @@ def _files(content: Dict[str, Any], root: str) -> Iterator[Problem]:
     if not remote and not os.path.isdir(root):
         yield Problem("error", root, "there is no such folder of images")
         return
-    inside = os.path.join(os.path.normpath(root), "")
+    inside = os.path.join(os.path.abspath(root), "")
     folders: Dict[str, Dict[str, os.DirEntry]] = {}
     for image in content["images"]:
         yield from _sides(image)
@@ -413,8 +438,8 @@ def _files(content: Dict[str, Any], root: str) -> Iterator[Problem]:
         if remote:
             continue
         # as written: where links lead is up to whoever made them (DVC's and git-annex's lead out)
-        suspicious = ".." in path or os.path.isabs(image["file_name"])
-        if suspicious and not os.path.normpath(path).startswith(inside):
+        suspicious = ".." in image["file_name"] or os.path.isabs(image["file_name"])
+        if suspicious and not os.path.abspath(path).startswith(inside):
             what = f"is not in the folder of images, '{root}'"
             yield Problem("error", image_name(image), what)
             continue

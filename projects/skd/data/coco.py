@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import threading
 from contextlib import contextmanager
 from itertools import chain
@@ -24,6 +23,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
+from ..runtime.whole_files import write_whole
 from . import records
 from .check import Report, examine, masks_missing, once, sample_images, summary, without_gc
 from .clean import LEAST
@@ -46,7 +46,7 @@ class Checked(NamedTuple):
         usable: those of them that a training's loader keeps, by class.
         masks: annotations that are no crowds and have a mask.
         rles: masks among them that are RLE.
-        without_mask: annotations that have none.
+        without_mask: annotations that are no crowds and have none.
         keypoint_names: of the categories, if all agree.
         keypoints: numbers of keypoints of the annotations.
         options: of :func:`check_one`, to do the same on a machine that does not see the copy.
@@ -224,11 +224,19 @@ def _map_classes(name: str, report: Report, classes: Optional[Sequence[str]]) ->
 
 
 def different_classes(name: str, own: Sequence[str], classes: Sequence[str]) -> str:
-    unknown = [c for c in own if c not in classes] or own
+    unknown = [c for c in own if c not in classes]
+    why = f"do not agree by name: {shown(unknown)}", "Give the categories the same names."
+    if not unknown and len(set(own)) == len(own) and not is_own(name):
+        why = (
+            "are in another order, or fewer",
+            "Register its file by --register-coco under another name, which maps them by name.",
+        )
+    elif not unknown:
+        why = "are not each there once", why[1]
     return (
         f"Dataset '{name}' has {len(own)} classes ({shown(own)}) and training {len(classes)} "
-        f"({shown(classes)}), and they do not agree by name: {shown(unknown)}. A class is known to "
-        "the model by its place among them. Give the categories the same names."
+        f"({shown(classes)}), and they {why[0]}. A class is known to the model by its place among "
+        f"them. {why[1]}"
     )
 
 
@@ -245,11 +253,7 @@ def _write_copy(name: str, content: Dict[str, Any]) -> str:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f"{name}-{hashlib.sha256(text).hexdigest()[:16]}.json")
     if not os.path.isfile(path):
-        handle, part = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        with os.fdopen(handle, "wb") as f:
-            f.write(text)
-        os.chmod(part, 0o644)  # the cache may be shared, and mkstemp's own mode is 0600
-        os.replace(part, path)  # several processes may write it at once
+        write_whole(path, lambda f: f.write(text))  # several processes may do so at once
     logger.warning(f"Dataset '{name}' is read from a mended copy: '{path}'.")
     return path
 
@@ -275,7 +279,7 @@ def _facts(content: Dict[str, Any], json_file: str) -> Checked:
         usable=by_class(keep),
         masks=len(masks),
         rles=sum(isinstance(mask, dict) for mask in masks),
-        without_mask=masks_missing(content),
+        without_mask=masks_missing(content)[0],
         keypoint_names=_keypoint_names(content),
         keypoints=tuple(sorted(set(points) - {0})),
         options={},

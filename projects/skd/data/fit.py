@@ -309,10 +309,10 @@ def _check_test(name: str, checked: Checked, model: Model) -> None:
     if not checked.annotated:
         logger.warning(f"Dataset '{name}' has no annotations: predictions are written only.")
         return
-    some, objects = checked.without_mask, sum(checked.objects)
+    some, objects = checked.without_mask, checked.masks + checked.without_mask
     if model.masks and 0 < some < objects:
         raise ValueError(
-            f"{some} of {objects} annotations of {where} have no segmentation, which the "
+            f"{some} of {objects} objects of {where} have no segmentation, which the "
             f"evaluation needs ({model.masks}). Complete the dataset, take them out, or take all "
             "masks out: then boxes are evaluated only."
         )
@@ -333,9 +333,8 @@ def _check_test(name: str, checked: Checked, model: Model) -> None:
 
 def _evaluate(name: str, checked: Checked, model: Model) -> None:
     """What of the predictions can be evaluated, for :func:`skd.evaluation.build_evaluator`."""
-    objects = sum(checked.objects)
     lost = []
-    if model.masks and checked.annotated and objects and checked.without_mask == objects:
+    if model.masks and checked.annotated and checked.without_mask and not checked.masks:
         lost.append("segm")
     if model.keypoints[1] and checked.annotated and not checked.keypoints:
         lost.append("keypoints")

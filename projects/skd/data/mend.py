@@ -241,8 +241,10 @@ def _complete_keypoints(annotations: List[Dict[str, Any]], notes: Notes) -> None
 
 def _area(annotation: Dict[str, Any], height: int, width: int) -> float:
     mask = annotation.get("segmentation")
-    if not mask:
-        return float(max(annotation["bbox"][2], 0) * max(annotation["bbox"][3], 0))
+    if not mask:  # of what is in the image: a box may reach far out of it
+        x, y, w, h = annotation["bbox"]
+        inside = min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
+        return float(max(inside[0], 0) * max(inside[1], 0))
     if isinstance(mask, list):
         mask = mask_util.merge(mask_util.frPyObjects(mask, height, width))
     elif isinstance(mask["counts"], list):

@@ -5,7 +5,7 @@ import os
 import re
 from typing import BinaryIO, Callable
 
-_LEFTOVER = re.compile(r"(model_\w+\.pth|last_checkpoint)\.\d+\.tmp")
+_LEFTOVER = re.compile(r".+\.\d+\.tmp")  # as write_whole() names what it has not finished
 # what file systems answer that know no fsync, or none of folders (FUSE, SMB, some of NFS)
 _NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 
