@@ -63,7 +63,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trust-lazy",
         action="store_true",
-        help="let a YAML config name as its teacher a LazyConfig, or a project, which run code",
+        help="let a YAML config name as its teacher a LazyConfig, a project or a function, which run code",
     )
     projects.add_argument(parser)
     coco.add_argument(parser)
@@ -90,7 +90,7 @@ def setup(args: argparse.Namespace) -> Config:
     cfg = form.override(cfg, args.opts)
     if args.trust_lazy and isinstance(cfg, CfgNode):
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
-        projects.allow(cfg.MODEL.TEACHER.PROJECTS)
+        projects.allow([*cfg.MODEL.TEACHER.PROJECTS, cfg.MODEL.TEACHER.PREPROCESS])
     if args.project and isinstance(cfg, CfgNode):
         names = dict.fromkeys([*cfg.MODEL.STUDENT.PROJECTS, *args.project])
         cfg.MODEL.STUDENT.PROJECTS = list(names)

@@ -71,6 +71,9 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.STUDENT.META_ARCHITECTURE = "GeneralizedRCNN"
     # Name of the module whose dict of feature maps is distilled, e.g. "backbone.bottom_up".
     cfg.MODEL.STUDENT.FEATURES = "backbone"
+    # What these maps are, as [[name, stride, channels], ...]. Empty: as the module's output_shape()
+    # says, or where it has none, as measured on an image.
+    cfg.MODEL.STUDENT.FEATURE_SHAPES = []
     # Start the student's FPN and heads as copies of the teacher's, each where all its shapes agree
     # with the teacher's (as FGD and ICD do). What MODEL.WEIGHTS holds is loaded over them.
     cfg.MODEL.STUDENT.INHERIT = False
@@ -95,6 +98,12 @@ def add_skd_config(cfg: CN) -> None:
     # Like STUDENT.FEATURES: any of its modules that returns a map, or a list or dict of maps. What
     # comes behind it does not run.
     cfg.MODEL.TEACHER.FEATURES = "backbone"
+    # Like STUDENT.FEATURE_SHAPES.
+    cfg.MODEL.TEACHER.FEATURE_SHAPES = []
+    # What prepares its images in place of its own preprocess_image or forward: MODULE:FUNCTION, a
+    # function(detector, batched_inputs) that returns an ImageList or (N, C, H, W), for the module
+    # FEATURES. A YAML file may name only one of a project that the user names too.
+    cfg.MODEL.TEACHER.PREPROCESS = ""
     # What makes its forward cheaper; docs/performance.md has the measurements.
     # Numbers it computes in: "fp32", "bf16" or "fp16". The losses are computed in fp32 anyway.
     cfg.MODEL.TEACHER.PRECISION = "fp32"

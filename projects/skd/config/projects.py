@@ -9,6 +9,7 @@ or in Python; a YAML file may ask only for one that has been named, or that come
 import argparse
 import importlib
 import re
+from operator import attrgetter
 from types import ModuleType
 from typing import Any, Callable, Dict, List, Sequence, Set
 
@@ -84,6 +85,49 @@ def check_allowed(names: Sequence[str], key: str) -> None:
                 f"{key} names '{name}'. To import it runs its code, and only a YAML config names "
                 f"it: if you trust it, give --project {name}, or skd.use_project({name!r})."
             )
+
+
+def check_function_allowed(name: str, key: str) -> None:
+    """
+    Args:
+        name: MODULE:FUNCTION. Whoever has named its module, or a package around it, has named it.
+
+    Raises:
+        ValueError: only a YAML file names it.
+    """
+    module = name.partition(":")[0]
+    named = {n.partition(":")[0] for n in (*_used, *_named)}
+    if name and not any(f"{module}.".startswith(f"{n}.") for n in named):
+        raise ValueError(
+            f"{key} names '{name}'. To import it runs its code, and only a YAML config names it: "
+            f"if you trust it, give --project {module}, or skd.use_project({module!r})."
+        )
+
+
+def load_function(name: str, key: str) -> Callable:
+    """
+    Import a function.
+
+    Args:
+        name: MODULE:FUNCTION, or MODULE:CLASS.METHOD.
+        key: where it is named, for errors.
+
+    Raises:
+        UnknownProjectError: no such module or function.
+        ValueError: a name of another form.
+    """
+    module_name, _, function = name.partition(":")
+    if not module_name or not function:
+        raise ValueError(f"{key} is '{name}'; it must be MODULE:FUNCTION.")
+    try:
+        found = attrgetter(function)(importlib.import_module(module_name))
+    except ImportError as error:
+        raise UnknownProjectError(_absent(name, module_name, error)) from error
+    except AttributeError as error:
+        raise UnknownProjectError(f"{key} is '{name}': {error}.") from error
+    if not callable(found):
+        raise UnknownProjectError(f"{key} is '{name}', which is no function: {found!r:.80}.")
+    return found
 
 
 def declare(cfg: CN, names: Sequence[str] = ()) -> None:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 TEACHER_KEY = "MODEL.TEACHER.CONFIG_FILE"
 TEACHER_PROJECTS_KEY = "MODEL.TEACHER.PROJECTS"
+PREPROCESS_KEY = "MODEL.TEACHER.PREPROCESS"
 
 
 def merge_file(cfg: CN, path: str) -> None:
@@ -123,6 +124,8 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
     if TEACHER_PROJECTS_KEY in options[::2]:
         projects.allow(cfg.MODEL.TEACHER.PROJECTS)
+    if PREPROCESS_KEY in options[::2]:
+        projects.allow([cfg.MODEL.TEACHER.PREPROCESS])
     return cfg
 
 

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.engine.train_loop import TrainerBase
 from torch import nn
 
-from ..config import add_skd_config, distill, is_distilling
+from ..config import add_skd_config, distill, form_of, is_distilling
 from ..config.keys import NODES, own_nodes
 from ..modeling.meta_arch import DistillRCNN
 from ..modeling.parts import distilling_parts
@@ -92,5 +92,4 @@ def _settings(
         settings.MODEL[node] = cfg.MODEL[node].clone()
     settings.defrost()
     distill(settings, teacher if isinstance(teacher, str) else "", weights, projects)
-    settings.merge_from_list(list(opts))
-    return settings
+    return form_of(settings).override(settings, opts)  # the user's word

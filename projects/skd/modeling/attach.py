@@ -13,7 +13,7 @@ from .distillation import Distillation
 from .features import pair_levels
 from .heads import TeacherHeads
 from .inherit import inherit as inherit_from
-from .run_to import output_shapes
+from .run_to import check_module, given_shapes, output_shapes
 from .student_class import PARTS, STATE, is_distilling, set_parts
 from .teacher import FrozenTeacher
 
@@ -29,6 +29,7 @@ def attach(
     balance: Union[GradientBalance, str, None] = AUTO,
     input_format: Optional[str] = None,
     features: str = "backbone",
+    feature_shapes: Sequence[Sequence[Any]] = (),
     levels: Sequence[str] = (),
     inherit: bool = False,
     every: int = 1,
@@ -49,6 +50,8 @@ def attach(
         input_format: color order of the images given to the model, "BGR" or "RGB", or a name for
             images of other channels; by default ``student.input_format``.
         features: the student's module whose feature maps are distilled.
+        feature_shapes: (name, stride, channels) of these maps, if the module does not say it and it
+            is not to be measured.
         levels: names of these maps; empty for all that have a partner in the teacher.
         inherit: copy the teacher's FPN and heads into the student where they agree.
         every: distil in the iterations that it divides only, with so many times the weight; see
@@ -78,7 +81,10 @@ def attach(
             "color order of the training images: 'BGR' or 'RGB'."
         )
     features_key = called("MODEL.STUDENT.FEATURES")
-    ours = output_shapes(student, features, features_key)
+    ours = given_shapes(feature_shapes, called("MODEL.STUDENT.FEATURE_SHAPES"))
+    if ours:
+        check_module(student, features, features_key)
+    ours = ours or output_shapes(student, features, features_key)
     pairs = pair_levels(ours, teacher.output_shape(), levels)
     if heads is not None:
         heads.fit(student, teacher, pairs)

@@ -35,6 +35,7 @@ def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[
         "balance": build_balance(cfg),
         "input_format": cfg.INPUT.FORMAT,
         "features": cfg.MODEL.STUDENT.FEATURES,
+        "feature_shapes": cfg.MODEL.STUDENT.FEATURE_SHAPES,
         "levels": cfg.MODEL.DISTILLER.LEVELS,
         "inherit": cfg.MODEL.STUDENT.INHERIT,
         "every": cfg.MODEL.DISTILLER.EVERY,

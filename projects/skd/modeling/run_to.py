@@ -5,13 +5,13 @@ So a detector's images are prepared by its own code, wherever that is, and a mod
 that says nothing of its maps' strides and channels.
 """
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from .features import FeatureTap, Tapped, feature_modules
+from .features import FeatureTap, Maps, Tapped, feature_modules
 
 SIDE = 256  # of the image to measure with: the coarsest maps, of stride 128, have 2 x 2 positions
 
@@ -103,11 +103,7 @@ def measure(detector: nn.Module, name: str, key: str) -> Measured:
         ValueError: there is no such module, or the detector cannot be run as far as that, or it
             returns no feature maps.
     """
-    known = f"Modules that do: {', '.join(feature_modules(detector)) or 'none that says so'}."
-    if name not in dict(detector.named_modules()):
-        raise ValueError(
-            f"{key} is '{name}', which is no module that returns feature maps. {known}"
-        )
+    check_module(detector, name, key)
     first = _FirstInput(detector)
     device = next(iter(detector.parameters()), torch.zeros(())).device
     training = {m: m.training for m in detector.modules()}
@@ -120,17 +116,33 @@ def measure(detector: nn.Module, name: str, key: str) -> Measured:
     except Exception as error:  # of code that is not ours
         raise ValueError(
             f"{key} is '{name}', and a {type(detector).__name__} that is run on an image as far as "
-            f"that returns no feature maps: {error} {known}"
+            f"that returns no feature maps: {error} {_known(detector)}"
         ) from error
     finally:
         for module, mode in training.items():
             module.training = mode
-    shapes = {
-        n: ShapeSpec(channels=x.shape[1], stride=round(first.side / x.shape[2]))
+    return Measured(map_shapes(maps, first.side), first.name)
+
+
+def map_shapes(maps: Maps, side: int) -> Dict[str, ShapeSpec]:
+    """What maps are, of an image of that many pixels."""
+    return {
+        n: ShapeSpec(channels=x.shape[1], stride=round(side / x.shape[2]))
         for n, x in maps.items()
         if isinstance(x, torch.Tensor) and x.dim() == 4
     }
-    return Measured(shapes, first.name)
+
+
+def check_module(detector: nn.Module, name: str, key: str) -> None:
+    """Raise ValueError for a name that none of the detector's modules has."""
+    if not name or name not in dict(detector.named_modules()):
+        raise ValueError(
+            f"{key} is '{name}', which is no module that returns feature maps. {_known(detector)}"
+        )
+
+
+def _known(detector: nn.Module) -> str:
+    return f"Modules that do: {', '.join(feature_modules(detector)) or 'none that says so'}."
 
 
 class _FirstInput:
@@ -164,6 +176,28 @@ def says_its_shapes(model: nn.Module, name: str) -> bool:
     """Whether a module has an ``output_shape()`` with a stride for each map."""
     module = feature_modules(model).get(name)
     return module is not None and all(s.stride for s in module.output_shape().values())
+
+
+def given_shapes(entries: Sequence[Sequence[Any]], key: str) -> Dict[str, ShapeSpec]:
+    """
+    Shapes by name, as the user has given them; empty where there are none.
+
+    Args:
+        entries: (name, stride, channels) of each map.
+        key: where they are given.
+
+    Raises:
+        ValueError: something else.
+    """
+    entries = [list(e) if isinstance(e, Sequence) else [e] for e in entries]
+    kinds = [[type(x) for x in entry] for entry in entries]
+    good = all(kind == [str, int, int] for kind in kinds)
+    if not good or any(x < 1 for entry in entries for x in entry[1:]):
+        raise ValueError(
+            f"{key} is {entries}; it must be [[name, stride, channels], ...], as in "
+            "[['p3', 8, 256], ['p4', 16, 256]]."
+        )
+    return {name: ShapeSpec(stride=stride, channels=width) for name, stride, width in entries}
 
 
 def output_shapes(model: nn.Module, name: str, key: str) -> Dict[str, ShapeSpec]:

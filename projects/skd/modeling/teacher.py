@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 from itertools import chain
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,11 +13,13 @@ from torch import nn
 
 from ..config.built import find_built
 from ..config.naming import called
+from ..config.projects import check_function_allowed, load_function
 from .build_detector import detector_args
 from .features import Maps, Tapped
 from .inherit import State, components
 from .load import load_in_full
-from .teacher_runner import make_runner
+from .run_to import given_shapes
+from .teacher_runner import Told, make_runner
 from .teacher_speed import PRECISIONS, fold_batch_norm
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class FrozenTeacher(nn.Module):
         weights: Optional[str],
         input_format: Optional[str] = None,
         features: str = "backbone",
+        feature_shapes: Sequence[Sequence[Any]] = (),
+        preprocess: Union[str, Callable, None] = None,
         random_weights: bool = False,
         precision: str = "fp32",
         fold_bn: bool = True,
@@ -59,6 +63,10 @@ class FrozenTeacher(nn.Module):
             input_format: color order the detector was trained with, "BGR" or "RGB", or a name for
                 images of other channels ("L"); by default ``model.input_format``.
             features: the module of ``model`` to read feature maps from.
+            feature_shapes: (name, stride, channels) of these maps, in place of ``output_shape()``.
+            preprocess: what prepares images in place of the model's own code: a function of the
+                model and Detectron2's standard inputs that returns an ImageList or (N, C, H, W), or
+                its name, "MODULE:FUNCTION".
             random_weights: keep the model untrained; ``weights`` must be empty.
             precision, fold_bn, channels_last, compile, side_stream: see ``MODEL.TEACHER``.
             config: what ``model`` was made from, for the record of a run.
@@ -89,7 +97,9 @@ class FrozenTeacher(nn.Module):
         self.features = features
         self.side_stream = side_stream
         self._components = _on_host(components(model))
-        self._runner = runner = make_runner(model, features, PRECISIONS[precision], compile)
+        told = _told(feature_shapes, preprocess)
+        model.eval()
+        self._runner = runner = make_runner(model, features, PRECISIONS[precision], compile, told)
         self.detector = runner.detector
         self.whole, self.classes = copy.copy(model) if heads else None, list(classes)
         self.requires_grad_(False)
@@ -252,9 +262,19 @@ class FrozenTeacher(nn.Module):
         return self._runner(images)
 
 
+def _told(shapes: Sequence[Sequence[Any]], preprocess: Union[str, Callable, None]) -> Told:
+    if isinstance(preprocess, str):
+        key = called("MODEL.TEACHER.PREPROCESS")
+        preprocess = load_function(preprocess, key) if preprocess else None
+    return Told(given_shapes(shapes, called("MODEL.TEACHER.FEATURE_SHAPES")), preprocess)
+
+
 def _running_args(teacher: CfgNode) -> Dict[str, Any]:
+    check_function_allowed(teacher.PREPROCESS, "MODEL.TEACHER.PREPROCESS")
     return {
         "features": teacher.FEATURES,
+        "feature_shapes": teacher.FEATURE_SHAPES,
+        "preprocess": teacher.PREPROCESS,
         "precision": teacher.PRECISION,
         "fold_bn": teacher.FOLD_BN,
         "channels_last": teacher.CHANNELS_LAST,
@@ -295,9 +315,9 @@ def build_teacher(
 
     Args:
         config_file, projects, weights: see ``MODEL.TEACHER``.
-        kwargs: ``opts``, ``features``, ``random_weights``, ``precision``,
-            ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the config keys;
-            ``heads``, as for :class:`FrozenTeacher`.
+        kwargs: ``opts``, ``features``, ``feature_shapes``, ``preprocess``, ``random_weights``,
+            ``precision``, ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the
+            config keys; ``heads``, as for :class:`FrozenTeacher`.
     """
     config_file, kwargs["weights"] = os.fspath(config_file), os.fspath(weights or "")
     built = find_built(config_file)

@@ -6,17 +6,45 @@ by its own forward, as far as what is tapped.
 
 import copy
 from itertools import chain
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
 from torch import nn
 
 from ..config.naming import called
-from .features import FeatureTap, Tapped, check_input, feature_modules, get_feature_module
-from .run_to import has_forward, image_channels, measure, run_to, says_its_shapes
+from .features import (
+    FeatureTap,
+    Maps,
+    Tapped,
+    as_maps,
+    check_input,
+    feature_modules,
+    get_feature_module,
+)
+from .run_to import (
+    SIDE,
+    check_module,
+    has_forward,
+    image_channels,
+    map_shapes,
+    measure,
+    run_to,
+    says_its_shapes,
+)
 
 Images = List[torch.Tensor]  # (C, H, W) each, in the teacher's color order
+
+
+class Told(NamedTuple):
+    """
+    What the user says of a detector in place of its own code: shapes of what is tapped, by name; a
+    function of the detector and its inputs that returns an ImageList or (N, C, H, W).
+    """
+
+    shapes: Dict[str, ShapeSpec] = {}
+    preprocess: Optional[Callable] = None
 
 
 class BackboneRunner:
@@ -28,25 +56,37 @@ class BackboneRunner:
         shapes: of the maps, by name.
     """
 
-    def __init__(self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool):
+    def __init__(
+        self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool, told: Told
+    ):
         """
         Args:
-            model: with a ``preprocess_image`` and an ``output_shape()`` of what is tapped.
+            model: in eval mode, with a ``preprocess_image`` and an ``output_shape()`` of what is
+                tapped, as far as the user does not give these.
             features: the module of ``model`` to read feature maps from.
             dtype: to compute in.
             compile: the backbone, at the first images.
+            told: by the user.
         """
         self._key = called("MODEL.TEACHER.FEATURES")  # for errors of later steps
-        self._features, self._root = features, _root(model, features)
+        self._preprocess = told.preprocess
+        self._features, self._root = features, _root(model, features, told)
         if compile and features != self._root:
             raise ValueError(
                 f"{called('MODEL.TEACHER.COMPILE')} needs {self._key} '{self._root}', not "
                 f"'{features}'."
             )
-        self.shapes = model.get_submodule(features).output_shape()
         self.detector = _without_heads(model, features)
         self._dtype, self._compile = dtype, compile
         self._run: Optional[Callable] = None
+        self.shapes = told.shapes or self._own_shapes()
+
+    def _own_shapes(self) -> Dict[str, ShapeSpec]:
+        if says_its_shapes(self.detector, self._features) or self._preprocess is None:
+            return self.detector.get_submodule(self._features).output_shape()
+        images = [torch.full((image_channels(self.detector), SIDE, SIDE), 128, dtype=torch.uint8)]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            return map_shapes(self._tap(self._prepare(images)).maps, SIDE)
 
     def __getstate__(self) -> Dict[str, Any]:
         """Copies and pickles compile for themselves."""
@@ -84,10 +124,19 @@ class BackboneRunner:
     def _tap(self, batch: torch.Tensor) -> Tapped:
         size = tuple(batch.shape[-2:])
         if self._features == self._root:
-            return Tapped(self._compiled()(batch), size)
+            return Tapped(self._maps(self._compiled()(batch)), size)
         with FeatureTap(self.detector.get_submodule(self._features), self._key) as tap:
             self._compiled()(batch)
         return Tapped(tap.features, size)
+
+    def _maps(self, output: Any) -> Maps:
+        maps = as_maps(output)
+        if maps is None:
+            raise ValueError(
+                f"{self._key} is '{self._features}', which returned a {type(output).__name__}; it "
+                "must return a feature map, or a dict or a list of feature maps."
+            )
+        return maps
 
     def _compiled(self) -> Callable:
         if self._run is None:
@@ -99,15 +148,20 @@ class BackboneRunner:
         """Normalized and padded (N, C, H, W)."""
         self._check_square(images)
         images = [x.to(self.device) for x in images]
-        if hasattr(self.detector, "preprocess_image"):
+        if self._preprocess is not None:
+            batch = self._preprocess(self.detector, [{"image": x} for x in images])
+        elif hasattr(self.detector, "preprocess_image"):
             batch = self.detector.preprocess_image([{"image": x} for x in images])
         else:
             batch = self._normalize(images)
         batch = batch.tensor if isinstance(batch, ImageList) else batch
         if not isinstance(batch, torch.Tensor):
+            what = f"The teacher's preprocess_image(), of {type(self.detector).__name__},"
+            if self._preprocess is not None:
+                what = f"{called('MODEL.TEACHER.PREPROCESS')}, {self._preprocess},"
             raise ValueError(
-                f"The teacher's preprocess_image(), of {type(self.detector).__name__}, returned a "
-                f"{type(batch).__name__}; it must return an ImageList or a tensor (N, C, H, W)."
+                f"{what} returned a {type(batch).__name__}; it must return an ImageList or a "
+                "tensor (N, C, H, W)."
             )
         return batch
 
@@ -118,7 +172,8 @@ class BackboneRunner:
             raise ValueError(
                 f"The teacher, a {type(self.detector).__name__}, has neither preprocess_image() "
                 "nor tensors pixel_mean and pixel_std, so how it normalizes images is unknown: "
-                "give its class a preprocess_image(batched_inputs) that returns an ImageList."
+                "give its class a preprocess_image(batched_inputs) that returns an ImageList, or "
+                f"{called('MODEL.TEACHER.PREPROCESS')}."
             )
         mean, std = (x.to(self.device) for x in statistics)
         return ImageList.from_tensors(
@@ -143,10 +198,13 @@ class BackboneRunner:
 class ForwardRunner:
     """Runs a detector by its own forward, so that it sees images as it always does."""
 
-    def __init__(self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool):
+    def __init__(
+        self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool, told: Told
+    ):
         """See :class:`BackboneRunner`."""
         self._key, self._features = called("MODEL.TEACHER.FEATURES"), features
-        self.shapes, self._entry = measure(model, features, self._key)
+        measured, self._entry = measure(model, features, self._key)
+        self.shapes = told.shapes or measured
         if compile:
             raise ValueError(
                 f"{called('MODEL.TEACHER.COMPILE')} needs a teacher with a preprocess_image() and "
@@ -186,21 +244,28 @@ class ForwardRunner:
 Runner = Union[BackboneRunner, ForwardRunner]
 
 
-def make_runner(model: nn.Module, features: str, dtype: torch.dtype, compile: bool) -> Runner:
-    """The first where the model says what that needs, or has no forward to run."""
-    says = hasattr(model, "preprocess_image") and says_its_shapes(model, features)
+def make_runner(
+    model: nn.Module, features: str, dtype: torch.dtype, compile: bool, told: Told
+) -> Runner:
+    """The first where model or user say what that needs, or the model has no forward to run."""
+    shaped = bool(told.shapes) or says_its_shapes(model, features)
+    says = told.preprocess is not None or (hasattr(model, "preprocess_image") and shaped)
     kind = BackboneRunner if says or not has_forward(model) else ForwardRunner
-    return kind(model, features, dtype, compile)
+    return kind(model, features, dtype, compile, told)
 
 
 def _device(backbone: nn.Module, detector: nn.Module) -> torch.device:
     return next(chain(backbone.parameters(), detector.buffers(), [torch.zeros(())])).device
 
 
-def _root(model: nn.Module, features: str) -> str:
+def _root(model: nn.Module, features: str, told: Told) -> str:
     """The outermost module with feature maps around the one that is named: it takes images."""
-    get_feature_module(model, features, called("MODEL.TEACHER.FEATURES"))  # or an error
-    names = feature_modules(model)
+    key = called("MODEL.TEACHER.FEATURES")
+    if told.shapes or told.preprocess:
+        check_module(model, features, key)
+    else:
+        get_feature_module(model, features, key)  # or an error
+    names = [features, *feature_modules(model)]
     return min((n for n in names if f"{features}.".startswith(f"{n}.")), key=len)
 
 
