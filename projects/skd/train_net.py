@@ -89,6 +89,7 @@ def setup(args: argparse.Namespace) -> Config:
     if args.unlabelled:
         run_settings.extend(cfg, "unlabelled", args.unlabelled)
     cfg = form.override(cfg, args.opts)
+    form.check(cfg, training=not args.eval_only)
     if args.trust_lazy and isinstance(cfg, CfgNode):
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
         projects.allow([*cfg.MODEL.TEACHER.PROJECTS, cfg.MODEL.TEACHER.PREPROCESS])

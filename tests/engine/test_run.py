@@ -14,6 +14,7 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.defaults import default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
+from omegaconf import OmegaConf
 
 from skd import distill, student_config
 from skd.config import form_of
@@ -24,6 +25,7 @@ from skd.engine.lazy_run import _build_test_loader
 from skd.engine.run import check
 from skd.runtime.loader import DataError, build_train_loader
 from skd.runtime.user_errors import UserError
+from skd.train_net import argument_parser, setup
 from tests.engine.test_train_net import LAZY
 from tests.helpers import DEVICES, distilling, environment, tiny_config
 
@@ -308,6 +310,47 @@ def test_lazy_values_out_of_range_are_named_by_their_path(name, option, message,
     key = keys_of(LAZY_FORM)[name]
     with pytest.raises(ValueError, match=f"^{re.escape(key)} {message}"):
         SKDTrainer(lazy_config(tmp_path, f"{key}={option}"))
+
+
+@pytest.mark.parametrize(
+    "path,value,words",
+    [
+        ("model", None, "model is missing"),
+        ("train", None, "train is missing"),
+        ("train.ddp", 5, "train.ddp is 5; it must be a section"),
+        ("train.amp", 5, "train.amp is 5; it must be a section"),
+        ("train.seed", "x", "train.seed is 'x'; it must be a whole number"),
+        ("train.output_dir", 5, "train.output_dir is 5; it must be text"),
+        ("train.cudnn_benchmark", "x", "train.cudnn_benchmark is 'x'; it must be True or False"),
+        ("dataloader.train.dataset.names", 5, "dataloader.train.dataset.names is 5; it must be a"),
+        ("dataloader.test.dataset.names", 5, "dataloader.test.dataset.names is 5; it must be a"),
+        ("dataloader.evaluator", 5, "dataloader.evaluator is 5; it must be made by LazyCall"),
+        ("optimizer", None, "optimizer is missing"),
+        ("optimizer.params", 5, "optimizer.params is 5; it must be a section"),
+        ("lr_multiplier", None, "lr_multiplier is missing"),
+        ("dataloader.train._target_", None, "dataloader.train has no _target_"),
+    ],
+)
+def test_sections_and_kinds_of_a_lazy_config_are_named(path, value, words, tmp_path):
+    cfg = lazy_config(tmp_path)
+    OmegaConf.update(cfg, path, value, force_add=True)
+    if value is None:
+        parent, _, name = path.rpartition(".")
+        del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
+        form_of(cfg).check(cfg)
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval-only"], ["--teacher", "none.yaml"]])
+def test_a_lazy_config_without_a_model_is_told_first(flags, tmp_path):
+    path = tmp_path / "empty.py"
+    path.write_text("train = {'output_dir': 'out'}")
+    with pytest.raises(ValueError, match="^model is missing"):
+        setup(argument_parser().parse_args(["--config-file", str(path), *flags]))
+
+
+def test_a_lazy_config_may_leave_out_ddp(tmp_path):
+    assert describe(lazy_config(tmp_path, "train.ddp=null")).ddp == {}
 
 
 def test_what_lazy_training_does_not_do_is_said(tmp_path, caplog):

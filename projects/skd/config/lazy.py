@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..runtime.safe_files import TRUST_VARIABLE, is_trusted
 from ..runtime.user_errors import UserError
@@ -92,6 +92,54 @@ def override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
         ) from error
 
 
+# What a run reads: a section made by LazyCall, or one of plain values. The others may be absent.
+_CALLS, _PLAIN = ("model", "optimizer", "dataloader.train"), ("train",)
+_OPTIONAL_CALLS = ("dataloader.test",)
+_OPTIONAL = (
+    "train.ddp", "train.amp", "train.checkpointer", "dataloader", "dataloader.train.dataset",
+    "optimizer.params",
+)  # fmt: skip
+_VALUES = {
+    "train.cudnn_benchmark": (bool, "True or False"),
+    "train.checkpointer.max_to_keep": (int, "a whole number"),
+    "dataloader.evaluator": ((DictConfig, ListConfig), "made by LazyCall, or a list of such"),
+}
+
+
+def check(cfg: DictConfig, training: bool = True) -> None:
+    """
+    Raises:
+        ValueError: a section that a run needs is missing, or a section or value is of another kind
+            than it must be; names its path.
+    """
+    needed = (*_PLAIN, *_CALLS, "lr_multiplier") if training else (*_PLAIN, "model")
+    missing = [path for path in needed if _at(cfg, path) is None]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing; the config of a run must have it.")
+    for path in (*_PLAIN, *_OPTIONAL, *_CALLS, *_OPTIONAL_CALLS):
+        _check_section(path, _at(cfg, path), path in (*_CALLS, *_OPTIONAL_CALLS))
+    for path, (kind, expected) in _VALUES.items():
+        value = _at(cfg, path)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{path} is {value!r:.80}; it must be {expected}.")
+    run_settings.check_kinds(cfg)
+
+
+def _at(cfg: DictConfig, path: str) -> Any:
+    for name in path.split("."):
+        cfg = cfg.get(name) if isinstance(cfg, DictConfig) else None
+    return cfg
+
+
+def _check_section(path: str, value: Any, call: bool) -> None:
+    if value is None:
+        return
+    if not isinstance(value, DictConfig):
+        raise ValueError(f"{path} is {value!r:.80}; it must be a section of the config.")
+    if call and "_target_" not in value:
+        raise ValueError(f"{path} has no _target_; it must be made by LazyCall.")
+
+
 def output_dir(cfg: DictConfig) -> str:
     """The folder of the run."""
     return cfg.train.output_dir
@@ -128,7 +176,14 @@ def _targets(value: Any, place: str = "") -> Dict[str, Any]:
 
 
 def is_distilling(cfg: DictConfig) -> bool:
-    """Whether a LazyConfig describes a student with a teacher: by the class of its model."""
+    """
+    Whether a LazyConfig describes a student with a teacher: by the class of its model.
+
+    Raises:
+        ValueError: it has no model.
+    """
+    if not isinstance(_at(cfg, "model"), DictConfig):
+        raise ValueError("model is missing, or no section; the config of a run must have it.")
     target = cfg.model.get("_target_")
     try:
         kind = locate(target) if isinstance(target, str) else target

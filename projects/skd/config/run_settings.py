@@ -53,8 +53,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _names(value: Any) -> List[str]:
-    return [value] if isinstance(value, str) else list(value)
+def _names(value: Any) -> Any:
+    """A list of what is one; ``check_kinds`` names what is none."""
+    return [value] if isinstance(value, str) else _plain(value)
 
 
 def _setting(
@@ -76,7 +77,7 @@ def _whole(least: int, further: str = "") -> Rule:
     return lambda value: "" if _is_whole(value, least) else words
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: Any, least: float) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -122,6 +123,19 @@ def _is_expected(row: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    return "" if isinstance(value, str) else "text"
+
+
+def _integer(value: Any) -> str:
+    return "" if _is_whole(value, -math.inf) else "a whole number"
+
+
+def _list_of_names(value: Any) -> str:
+    good = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return "" if good else "a name, or a list of them"
 
 
 def _dataset(value: Any) -> str:
@@ -294,6 +308,26 @@ def read(cfg: Config) -> Dict[str, Any]:
 def value_of(cfg: Config, name: str) -> Any:
     """One setting's value, see :func:`read`."""
     return next(_read(cfg, setting) for setting in settings() if setting.name == name)
+
+
+# of what is read before the rules of all settings are asked
+_KINDS = {
+    "output_dir": _text, "weights": _text, "seed": _integer, "train_sets": _list_of_names,
+    "test_sets": _list_of_names, "unlabelled": _list_of_names,
+}  # fmt: skip
+
+
+def check_kinds(cfg: Config) -> None:
+    """
+    Raises:
+        ValueError: a folder, a file, a seed or names that are none; names the key.
+    """
+    keys = keys_of(form_name(cfg))
+    for name, rule in _KINDS.items():
+        value = value_of(cfg, name)
+        expected = rule(value) if value is not None else ""
+        if expected:
+            raise ValueError(f"{keys[name]} is {value!r}; it must be {expected}.")
 
 
 def _read(cfg: Config, setting: Setting) -> Any:

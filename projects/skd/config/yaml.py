@@ -129,6 +129,14 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
     return cfg
 
 
+def check(cfg: CN, training: bool = True) -> None:
+    """
+    Raises:
+        ValueError: a value that is read first is of another kind than it must be; names its key.
+    """
+    run_settings.check_kinds(cfg)
+
+
 def output_dir(cfg: CN) -> str:
     """The folder of the run."""
     return cfg.OUTPUT_DIR

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..config import run_settings
-from ..config.lazy import check_teacher, image_format, is_distilling
+from ..config.lazy import check, check_teacher, image_format, is_distilling
 from ..config.naming import LAZY, written_as
 from ..modeling.build_detector import build_detector
 from ..modeling.teacher import build_teacher
@@ -38,6 +38,7 @@ def lazy_run(cfg: DictConfig) -> Run:
         ValueError: a setting of ``train`` that is missing, or a config without a teacher that
             distils.
     """
+    check(cfg, training=False)  # an evaluation needs less
     check_teacher(cfg)
     train = cfg.train
     _check_train(train)
@@ -55,7 +56,7 @@ def lazy_run(cfg: DictConfig) -> Run:
         nested=False,
         teacher=_teacher_evaluation(cfg, values),
         checkpointer={k: v for k, v in train.checkpointer.items() if k != "period"},
-        ddp=dict(train.ddp),
+        ddp=dict(train.get("ddp") or {}),
     )
 
 
