@@ -1,5 +1,8 @@
 """Structured knowledge distillation for Detectron2."""
 
+from .runtime import interrupt  # first: what follows imports torch, which takes seconds
+
+# isort: split
 from .config import add_skd_config, distill, student_config, use_project
 from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, GradientBalance, StructuredDistiller
@@ -9,6 +12,8 @@ from .modeling.meta_arch import DistillRCNN
 from .modeling.student_class import detach, student_of
 from .modeling.teacher import FrozenTeacher, build_teacher
 from .modeling.timm_backbone import TimmBackbone
+
+interrupt.told_as_before()
 
 __version__ = "0.1.0"
 

@@ -17,6 +17,7 @@ from skd.config import is_lazy_file, lazy, merge_file, read_config
 from skd.config.safe_yaml import (
     MAX_BYTES,
     MAX_FILE_DEPTH,
+    MAX_VALUES,
     UnsafeConfigError,
     _load,
     evaluate,
@@ -217,6 +218,12 @@ BROKEN = {
     "laughs of arithmetic": (
         f"a: &a !!python/object/apply:eval ['1']\nb: [{'*a, ' * 9999}]".encode()
     ),
+    # below the limit of characters, and minutes of making a config of it
+    "smiles of mappings": (
+        "".join(LAUGHS.splitlines(True)[:16]).replace("[", "{k: ").replace(", ", ", l: ")
+        .replace("]", "}").encode()
+    ),
+    "many": b"a: [" + b"1," * MAX_VALUES + b"1]",
     "deep": b"[" * 100_000, "deep mappings": b"{a: " * 100_000, "deep block": b"- " * 100_000,
     "deep keys": b"? " * 100_000, "deep by aliases": "".join(
         f"a{i}: &a{i} [{'*a%d' % (i - 1) if i else ''}]\n" for i in range(99)

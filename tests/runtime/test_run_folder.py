@@ -357,7 +357,8 @@ def test_a_line_that_is_no_record_is_ignored_with_a_warning(tmp_path, caplog, li
 
 def test_half_written_files_of_killed_runs_go(base):
     os.makedirs(base.OUTPUT_DIR)
-    for name in ("model_0000001.pth.123.tmp", "last_checkpoint.123.tmp", "mine.tmp"):
+    ours = ("model_0000001.pth.123.tmp", "my-prefix_0000001.pth.123.tmp", "last_checkpoint.9.tmp")
+    for name in (*ours, "mine.tmp"):
         with open(os.path.join(base.OUTPUT_DIR, name), "w"):
             pass
     train(base)

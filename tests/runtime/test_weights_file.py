@@ -10,6 +10,7 @@ import torch
 
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
 from skd.runtime.weights_file import NON_FINITE_VARIABLE
+from skd.study.slim_checkpoint import slim
 
 
 def model():
@@ -52,6 +53,53 @@ def test_pickles_too(tmp_path):
     path.write_bytes(pickle.dumps({"model": None, "__author__": "me"}))
     with pytest.raises(CheckpointError, match="w.pkl' has None under 'model'"):
         SafeCheckpointer(model()).load(str(path))
+
+
+@pytest.mark.parametrize(
+    "content,expected",
+    [
+        ({}, "has nothing as weights"),
+        ({"blobs": {}}, "has nothing as weights"),
+        ({"blobs": 5}, "has a int as weights"),
+        ({"blobs": None}, "has None as weights"),
+        ({1: np.ones(2)}, "has the name 1 .of type int. as weights"),
+    ],
+)
+def test_pickles_without_weights_are_one_line(content, expected, tmp_path):
+    path = tmp_path / "w.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError, match=f"w.pkl' {expected}; there must be tensors by name"):
+        SafeCheckpointer(model()).load(str(path))
+
+
+ODD = {
+    "sparse": lambda x: x.to_sparse(),
+    "meta": lambda x: x.to("meta"),
+    "nested": lambda x: torch.nested.nested_tensor([x, x]),
+    "quantized": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # nested tensors are a prototype
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_plain_ones_are_named(kind, tmp_path):
+    state = {**model().state_dict(), "0.weight": ODD[kind](torch.ones(2, 2))}
+    path = saved(tmp_path, {"model": state})
+    with pytest.raises(CheckpointError, match=f"^0.weight is a {kind} tensor in the checkpoint"):
+        SafeCheckpointer(model()).load(path)
+    with pytest.raises(ValueError, match=f"w.pth': 0.weight is a {kind} tensor; it must be a"):
+        slim(path, str(tmp_path / "slim.pth"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_eight_bits_are_read_and_stay_so_in_half_precision(dtype, tmp_path):
+    state = {k: torch.full_like(v, 2) for k, v in model().state_dict().items()}
+    state["0.weight"] = state["0.weight"].to(dtype)
+    path, target = saved(tmp_path, {"model": state}), model()
+    SafeCheckpointer(target).load(path)
+    assert (target[0].weight == 2).all()
+    slim(path, str(tmp_path / "slim.pth"))
+    assert torch.load(tmp_path / "slim.pth")["model"]["0.weight"].dtype == dtype
 
 
 def test_other_projects_state_dict_is_taken_with_a_warning(tmp_path, caplog):

@@ -16,6 +16,7 @@ from skd.study.compare import report
 from skd.study.compare.design import Study, StudyRun
 from skd.study.compare.results import header, table, terms_table, write_study
 from skd.study.compare.run import _short_names
+from skd.study.robustness import _same
 
 
 def write_rows(folder, *lines):
@@ -23,6 +24,23 @@ def write_rows(folder, *lines):
     with open(os.path.join(folder, "metrics.json"), "w") as f:
         f.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
     open(os.path.join(folder, "model_final.pth"), "w").close()
+
+
+def test_what_is_no_number_among_metrics_is_left_out_with_a_warning(tmp_path, caplog):
+    row = {"iteration": 39, "bbox/AP": "a lot", "bbox/AP50": 3.0, "segm/AP": None, "x": [1]}
+    write_rows(tmp_path, row, {"iteration": "one", "bbox/AP": 1.0})
+    assert (
+        read_metrics(str(tmp_path))
+        == read_metrics(str(tmp_path))
+        == [{"iteration": 39, "bbox/AP50": 3.0}]
+    )
+    assert caplog.text.count("something else than a number as 'bbox/AP'") == 1
+
+
+@pytest.mark.parametrize("ap", [None, 5, "x", {"bbox": "x"}])
+def test_kept_results_that_are_none_are_evaluated_again(ap):
+    key = {"model": "a", "seed": 1}
+    assert _same({"seed": 1, "ap": {"bbox": 1.0}}, key) and not _same({"seed": 1, "ap": ap}, key)
 
 
 @pytest.mark.parametrize("half", ['{"iteration": 19, "total_lo\n', "\0\0\n", "7\n"])

@@ -22,6 +22,7 @@ from ..runtime.user_errors import UserError
 BASE_KEY = "_BASE_"
 MAX_BYTES = 2**20  # of a file and all it is based on
 MAX_WRITTEN_OUT = 2**22  # characters, with every alias written out
+MAX_VALUES = 20_000  # also with every alias written out; reading so many takes seconds
 MAX_DEPTH = 40  # of values in values
 MAX_FILES = 64
 MAX_FILE_DEPTH = 16  # of files based on files
@@ -186,13 +187,16 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str):
         super().__init__(text)
-        self._depth = 0
-        self._sizes: Dict[yaml.Node, Any] = {}  # of finished nodes: characters, depth
+        self._depth, self._count = 0, 0
+        self._sizes: Dict[yaml.Node, Any] = {}  # of finished nodes: characters, depth, values
 
     def compose_node(self, parent: Optional[yaml.Node], index: Any) -> yaml.Node:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise ValueError(f"values in values, more than {MAX_DEPTH} deep")
+        self._count += 1
+        if self._count > MAX_VALUES:  # before it has read all of them
+            raise ValueError(f"more than {MAX_VALUES} values")
         alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -203,9 +207,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _measure(self, node: yaml.Node) -> Any:
-        """Size and depth with all aliases written out, before any of it is constructed."""
+        """Size, depth and number with all aliases written out, before any of it is constructed."""
         if isinstance(node, yaml.ScalarNode):
-            return len(node.value) + 1, 1
+            return len(node.value) + 1, 1, 1
         if isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
         else:
@@ -213,12 +217,14 @@ class _Loader(yaml.SafeLoader):
         size = MAX_STEPS if node.tag == _EVAL else 1
         size += sum(self._sizes[child][0] for child in children)
         depth = 1 + max((self._sizes[child][1] for child in children), default=0)
-        if size > MAX_WRITTEN_OUT or depth > MAX_DEPTH:
+        count = 1 + sum(self._sizes[child][2] for child in children)
+        if size > MAX_WRITTEN_OUT or depth > MAX_DEPTH or count > MAX_VALUES:
             raise ValueError(
                 f"aliases in line {node.start_mark.line + 1} make it too large: at most "
-                f"{MAX_WRITTEN_OUT} characters, and {MAX_DEPTH} values in values"
+                f"{MAX_WRITTEN_OUT} characters, {MAX_VALUES} values, and {MAX_DEPTH} values in "
+                "values"
             )
-        return size, depth
+        return size, depth, count
 
     def construct_yaml_int(self, node: yaml.Node) -> int:
         self._check_length(node)

@@ -19,7 +19,7 @@ from .safe_files import (
     load_pickle,
     load_tensors,
 )
-from .weights_file import check_finite, with_model
+from .weights_file import check_finite, not_weights, with_model
 from .whole_files import write_whole
 from .words import word
 
@@ -232,6 +232,12 @@ class SafeCheckpointer(DetectionCheckpointer):
                 return data
             # of Caffe2, as Detectron2 reads it: detectors have "blobs", ImageNet models do not
             blobs = data.get("blobs", data)
+            if (
+                not blobs
+                or not isinstance(blobs, dict)
+                or not all(isinstance(k, str) for k in blobs)
+            ):
+                raise not_weights(self._path, blobs)
             blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
         if f.endswith(".pyth"):

@@ -185,17 +185,34 @@ def check_kinds(state: Mapping[str, Any], model: Mapping[str, torch.Tensor]) -> 
         model: the state of the model they are for; other names are left alone.
 
     Raises:
-        CheckpointError: integers, bools or complex numbers where the model has real ones.
+        CheckpointError: integers, bools or complex numbers where the model has real ones, or
+            something else than a plain tensor.
     """
     for name, value in state.items():
         here = model.get(name[7:] if name.startswith("module.") else name)
         if here is None or not isinstance(value, torch.Tensor):
             continue
+        if kind_of(value):
+            raise CheckpointError(
+                f"{name:.200} is a {kind_of(value)} tensor in the checkpoint; it must be a plain "
+                "one, of numbers."
+            )
         if here.is_floating_point() and not value.is_floating_point():
             raise CheckpointError(
                 f"{name:.200} is {value.dtype} in the checkpoint; it must be of floating point, "
                 f"as the model's {here.dtype}."
             )
+
+
+def kind_of(value: torch.Tensor) -> str:
+    """What a tensor is that does not hold a number for each of its places; "" for a plain one."""
+    kinds = {
+        "meta": value.is_meta,
+        "nested": value.is_nested,
+        "quantized": value.is_quantized,
+        "sparse": value.layout != torch.strided,
+    }
+    return next((kind for kind, so in kinds.items() if so), "")
 
 
 # ------------------------------------------------------------------------------------- pickles

@@ -42,13 +42,17 @@ def with_model(path: str, data: Any) -> Dict[str, Any]:
     if isinstance(data, Mapping) and "model" not in data:
         data, place = {"model": data}, "in it, and no 'model'"
     state = data["model"] if isinstance(data, Mapping) else data
-    wrong = _what_is_wrong(state)
-    if wrong:
-        raise CheckpointError(
-            f"'{path}' has {wrong} {place}; there must be tensors by name, as model.state_dict() "
-            "gives them: torch.save({'model': model.state_dict()}, FILE)."
-        )
+    if _what_is_wrong(state):
+        raise not_weights(path, state, place)
     return data
+
+
+def not_weights(path: str, state: Any, place: str = "as weights") -> CheckpointError:
+    """The error of a file that holds something else in the place of tensors by name."""
+    return CheckpointError(
+        f"'{path}' has {_what_is_wrong(state) or 'nothing'} {place}; there must be tensors by "
+        "name, as model.state_dict() gives them: torch.save({'model': model.state_dict()}, FILE)."
+    )
 
 
 def _is_state(state: Any) -> bool:
@@ -93,5 +97,10 @@ def _not_finite(state: Mapping[str, Any], model: nn.Module) -> Iterator[str]:
     asked |= {k for k, _ in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
     for name, value in state.items():
         known = (name[7:] if name.startswith("module.") else name) in asked
-        if known and isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+        if known and isinstance(value, torch.Tensor) and not _is_finite(value):
             yield name
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    value = value.float() if value.itemsize == 1 and value.is_floating_point() else value  # fp8
+    return bool(torch.isfinite(value).all())

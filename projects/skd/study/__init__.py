@@ -18,3 +18,7 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
 
 ``check_dataset.py`` and ``split_dataset.py`` stand on :mod:`skd.data`.
 """
+
+from ..runtime import interrupt
+
+interrupt.told_shortly()  # for what commands import; Ctrl-C after that is theirs

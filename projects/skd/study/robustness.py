@@ -120,7 +120,13 @@ def _hash(data: bytes) -> str:
 
 
 def _same(row: Row, key: Row) -> bool:
-    return all(row.get(k, "") == v for k, v in key.items() if k != "model") and "ap" in row
+    return all(row.get(k, "") == v for k, v in key.items() if k != "model") and _is_result(row)
+
+
+def _is_result(row: Row) -> bool:
+    """Whether it has results of tasks; a line that somebody has edited may have anything."""
+    ap = row.get("ap")
+    return isinstance(ap, dict) and all(isinstance(x, (int, float)) for x in ap.values())
 
 
 def evaluate(model: Model, key: Row, args: argparse.Namespace, dataset: str) -> Dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any, Dict
 import torch
 
 from ..modeling.load import DISTILLER_PREFIX
-from ..runtime.safe_files import load_tensors
+from ..runtime.safe_files import kind_of, load_tensors
 from ..runtime.whole_files import write_whole
 
 
@@ -31,6 +31,10 @@ def slim(source: str, target: str) -> str:
         raise ValueError(
             f"'{source}' holds no weights: it must be tensors by name, or have them as 'model'."
         )
+    odd = {key: kind_of(value) for key, value in weights.items() if kind_of(value)}
+    if odd:
+        key, kind = next(iter(odd.items()))
+        raise ValueError(f"'{source}': {key} is a {kind} tensor; it must be a plain one.")
     kept = {key: value for key, value in weights.items() if not _of_distiller(key)}
     if not kept:
         raise ValueError(f"'{source}' holds a distiller only, and nothing of a model.")
@@ -53,7 +57,8 @@ def _are_weights(weights: Any) -> bool:
 
 def _vanished(before: Dict[str, torch.Tensor], after: Dict[str, torch.Tensor]) -> str:
     """Which tensors have values that half precision made 0, for people; "" for none."""
-    counts = {key: int(((after[key] == 0) & (x != 0)).sum()) for key, x in before.items()}
+    halved = {key: x for key, x in before.items() if after[key].dtype != x.dtype}
+    counts = {key: int(((after[key] == 0) & (x != 0)).sum()) for key, x in halved.items()}
     lost = {key: count for key, count in counts.items() if count}
     if not lost:
         return ""
@@ -74,7 +79,7 @@ def halve(value: torch.Tensor) -> torch.Tensor:
     In half precision, or as it is where finite numbers would become infinite, or all of them are
     so small that most of their digits would be lost.
     """
-    if not value.is_floating_point() or not value.numel():
+    if not value.is_floating_point() or not value.numel() or value.itemsize <= 1:
         return value
     largest = value.abs().max()
     small = 0 < largest < torch.finfo(torch.float16).tiny

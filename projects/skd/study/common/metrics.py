@@ -1,11 +1,15 @@
 """What a run's metrics.json says. Metrics are 0 to 100; names are Detectron2's."""
 
+import logging
 import math
 import os
 import re
+from functools import lru_cache
 from typing import Any, Dict, List, Optional
 
 from .result_files import read_lines
+
+logger = logging.getLogger(__name__)
 
 # By metric its name in tables. The first of these that a run has is its main metric.
 METRICS = {
@@ -24,9 +28,22 @@ _METRIC = re.compile(
 
 
 def read_metrics(folder: str) -> List[Dict]:
-    """The rows of metrics.json; none if it is not there yet."""
-    rows = read_lines(os.path.join(folder, "metrics.json"))
+    """
+    The rows of metrics.json; none if it is not there yet. What is no number there is left out, with
+    a warning.
+    """
+    path = os.path.join(folder, "metrics.json")
+    found = read_lines(path)
+    rows = [{k: v for k, v in row.items() if isinstance(v, (int, float))} for row in found]
+    strange = [key for old, row in zip(found, rows) for key in old if key not in row]
+    if strange:
+        _warn(path, strange[0])
     return [row for row in rows if "iteration" in row]
+
+
+@lru_cache(maxsize=None)  # once: a file is read again and again while a run is at work
+def _warn(path: str, key: str) -> None:
+    logger.warning(f"'{path}' has something else than a number as {key!r:.100}; it is left out.")
 
 
 def main_metrics(row: Dict) -> List[str]:

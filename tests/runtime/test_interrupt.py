@@ -1,0 +1,42 @@
+"""Ctrl-C while a command is still importing."""
+
+import importlib
+import signal
+import subprocess
+import sys
+
+import skd.study
+from skd.runtime import interrupt
+from tests.helpers import environment
+
+# an import that takes so long that Ctrl-C falls into it
+SLOW = """
+import sys
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "detectron2":
+            import os, signal
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Slow())
+import skd.study.common.command
+"""
+
+
+def test_ctrl_c_during_imports_is_a_word(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW], env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGINT  # 130 in a shell
+    assert done.stderr == "Interrupted.\n"
+
+
+def test_the_package_leaves_a_program_its_own_words(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", None)
+    importlib.reload(skd.study)  # which is for commands only
+    assert sys.excepthook is interrupt._tell
+    interrupt.told_as_before()  # as after import skd
+    assert sys.excepthook is interrupt._before is not interrupt._tell
+    seen = []
+    monkeypatch.setattr(interrupt, "_before", lambda *error: seen.append(error))
+    interrupt._tell(ValueError, ValueError("x"), None)
+    assert len(seen) == 1 and not capsys.readouterr().err
