@@ -19,8 +19,10 @@ from detectron2.utils.file_io import PathManager
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skd import build_teacher
+from skd import build_teacher, register_coco
+from skd.config import read_config
 from skd.config.safe_yaml import MAX_BYTES, read_yaml_with_base
+from skd.modeling.model_zoo import find_config
 from skd.runtime import safe_files
 from skd.runtime.checkpoint import SafeCheckpointer
 from skd.runtime.safe_files import (
@@ -441,6 +443,27 @@ def test_a_server_that_drips_is_given_up(server, monkeypatch):
             PathManager.open(server.url + "/x.pth", "rb", **limit)
     left = [name for _, _, files in os.walk(server.cache) for name in files]
     assert not [name for name in left if not name.endswith(".lock")]
+
+
+def test_urls_stand_where_files_do(server, tmp_path):
+    """As with stock Detectron2: a config as a teacher's, and annotations; images are files."""
+    assert read_config(find_config(f"{server.url}/a/x.yaml")).SEED == 5
+    server.content = b'{"images": []}'
+    with pytest.raises(ValueError, match="x.json"):  # it has been read
+        register_coco("of_a_url", f"{server.url}/x.json", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no folder of images 'http://"):
+        register_coco("of_a_url", os.devnull, server.url)
+
+
+@pytest.mark.parametrize("name", ["x.yaml", "x.json", "x.py"])
+def test_a_download_that_fails_is_named(name, server, monkeypatch):
+    monkeypatch.setattr(server, "do_GET", lambda handler: handler.send_error(404))
+    url = f"{server.url}/{name}"
+    with pytest.raises(OSError, match=f"^'{url}' cannot be downloaded: .*404"):
+        if name == "x.json":
+            register_coco("of_a_url", url, os.curdir)
+        else:
+            read_config(find_config(url))
 
 
 def test_half_a_download_is_none(server, monkeypatch):

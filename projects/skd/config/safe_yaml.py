@@ -14,9 +14,8 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 import yaml
 from detectron2.layers import ShapeSpec
-from detectron2.utils.file_io import PathManager
 
-from ..runtime.safe_files import TRUST_VARIABLE, is_trusted, is_url, open_bounded
+from ..runtime.safe_files import TRUST_VARIABLE, is_file, is_trusted, open_bounded
 from ..runtime.user_errors import UserError
 
 BASE_KEY = "_BASE_"
@@ -153,7 +152,7 @@ def _read(path: str, limit: int) -> Tuple[Any, int]:
 
 
 def _bytes(path: str, limit: int) -> bytes:
-    if not is_url(path) and not PathManager.isfile(path):
+    if not is_file(path):
         raise FileNotFoundError(f"Config file '{path}' does not exist, or is no file.")
     data = open_bounded(path, limit)
     if len(data) > limit:

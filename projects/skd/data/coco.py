@@ -96,6 +96,7 @@ def register_coco(name: str, json_file: str, image_root: str, check: bool = True
         )
     if name in DatasetCatalog.list():
         raise ValueError(f"Dataset '{name}' is registered already: choose another name.")
+    json_file = PathManager.get_local_path(json_file)  # of a URL, as Detectron2 reads it
     checked = check_one(name, json_file, image_root) if check and comm.is_main_process() else None
     DatasetCatalog.register(name, lambda: _load(name))
     MetadataCatalog.get(name).set(
@@ -166,7 +167,7 @@ def check_one(
     """
     if not os.path.exists(json_file) and not PathManager.isfile(json_file):
         raise FileNotFoundError(f"Dataset '{name}': no annotation file '{json_file}'.")
-    if not PathManager.isdir(image_root):
+    if not _is_folder(image_root):
         raise FileNotFoundError(f"Dataset '{name}': no folder of images '{image_root}'.")
     records.drop(name)
     with _patience(f"Checking dataset '{name}' ('{json_file}') ..."), without_gc():
@@ -184,6 +185,13 @@ def check_one(
         if keep:
             records.keep(name, report.content, image_root)
         return checked
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return PathManager.isdir(path)
+    except NotImplementedError:  # of a URL; images are read from files
+        return False
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from detectron2 import model_zoo
 from detectron2.utils.file_io import PathManager
 
 from ..config.naming import called
+from ..runtime.safe_files import is_file, is_url
 
 
 def _zoo_folder() -> str:
@@ -38,7 +39,9 @@ def find_config(name: str) -> str:
             f"{called('MODEL.TEACHER.CONFIG_FILE')} is empty: give a config file or a model-zoo "
             "name, e.g. COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml."
         )
-    if PathManager.isfile(name):
+    if is_url(name):  # what it is based on is beside it
+        return name
+    if is_file(name):
         return PathManager.get_local_path(name)
     names = zoo_names()
     if name in names:

@@ -557,6 +557,14 @@ def is_url(path: str) -> bool:
     return path.startswith(_URL)
 
 
+def is_file(path: str) -> bool:
+    """``PathManager.isfile``; what its handler cannot say that of is for the reader to try."""
+    try:
+        return PathManager.isfile(path)
+    except NotImplementedError:  # of URLs, and of names in Detectron2's catalog
+        return True
+
+
 def open_bounded(path: str, limit: int) -> bytes:
     """
     The content of a file or URL, or its first ``limit + 1`` bytes if there are more; a larger
@@ -630,13 +638,20 @@ def _download(url: str, path: str, limit: Optional[int]) -> None:
     """Like iopath's, which waits for a silent server for ever; the file appears as a whole."""
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with urllib.request.urlopen(url, timeout=WINDOW_SECONDS) as answer:
+        with _answer(url) as answer:
             with open(temporary, "wb") as f:
                 _copy_answer(url, answer, f, limit)
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _answer(url: str) -> Any:
+    try:
+        return urllib.request.urlopen(url, timeout=WINDOW_SECONDS)
+    except OSError as error:  # which does not name it
+        raise OSError(f"'{url}' cannot be downloaded: {error}") from error
 
 
 def _copy_answer(url: str, answer: Any, f: IO[bytes], limit: Optional[int]) -> None:
