@@ -63,8 +63,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--trust-lazy",
         action="store_true",
-        help="let a YAML config name a LazyConfig as its teacher, and a project or a function for it, "
-        "which run code",
+        help="let a YAML config name a LazyConfig as its teacher, and a project or a function for "
+        "it, which run code",
     )
     projects.add_argument(parser)
     coco.add_argument(parser)
