@@ -1,4 +1,7 @@
-"""Another project's keys, its Trainer, and the best checkpoint, in two real processes."""
+"""
+Another project's keys, its Trainer, the best checkpoint, averaged weights and an early end, in two
+real processes.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ from detectron2.utils import comm
 
 from skd import distilling, student_config, train_net
 from skd.engine import SKDTrainer
+from skd.engine.average import WeightAverage
 from tests.config.test_projects import PACKAGE
 from tests.helpers import leave_together, tiny_config
 
@@ -22,7 +26,8 @@ class Theirs(SKDTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        cls.results = getattr(cls, "results", [30.0, 20.0])
+        # of the average and of the student, at each evaluation
+        cls.results = getattr(cls, "results", [1.0, 30.0, 2.0, 20.0])
         value = cls.results.pop(0)
         return {"bbox": {"AP": value}} if comm.is_main_process() else {}
 
@@ -33,8 +38,9 @@ def work(args, plain, teacher_files, out):
     trainer = distilling(Theirs, *teacher_files)(plain)
     trainer.resume_or_load(False)
     trainer.train()
-    weights = [p.detach().double().sum().item() for p in trainer.model.parameters()]
-    torch.save(weights, f"{out}/{comm.get_rank()}")
+    (average,) = [h.model for h in trainer._hooks if isinstance(h, WeightAverage)]
+    state = {"model": trainer.model.state_dict(), "average": average.state_dict()}
+    torch.save({**state, "iter": trainer.iter, "end": trainer.max_iter}, f"{out}/{comm.get_rank()}")
     leave_together()
 
 
@@ -43,16 +49,17 @@ def losses(folder):
     return {k for row in rows for k in row if k.startswith("loss_distill")}
 
 
-def test_project_best_metric_and_distilling(teacher_files, shapes, tmp_path, monkeypatch):
+def test_project_best_metric_average_and_early_end(teacher_files, shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "toy_project.py").write_text(PACKAGE)
-    plain = student_config(tiny_config("faster_rcnn", SOLVER__MAX_ITER=1))
+    plain = tiny_config("faster_rcnn", SOLVER__MAX_ITER=1)
     plain.DATASETS.TRAIN, plain.DATASETS.TEST = ("skd_shapes_train",), ()
-    toy = plain.clone()
+    toy = student_config(plain)
     toy.MODEL.META_ARCHITECTURE, toy.MODEL.TOY = "ToyRCNN", CfgNode({"SCALE": 2.0})
     (tmp_path / "toy.yaml").write_text(toy.dump())
-    plain.SOLVER.MAX_ITER, plain.SOLVER.BEST_METRIC, plain.TEST.EVAL_PERIOD = 2, "bbox/AP", 1
+    plain.SOLVER.MAX_ITER, plain.SOLVER.BEST_METRIC, plain.TEST.EVAL_PERIOD = 6, "bbox/AP", 1
+    plain.SOLVER.PATIENCE, plain.SOLVER.EMA_DECAY = 1, 0.5
     plain.DATASETS.TEST, plain.OUTPUT_DIR = ("skd_shapes_val",), str(tmp_path / "own")
     teacher = ["--teacher", teacher_files[0], "--teacher-weights", teacher_files[1]]
     flags = ["--project", "toy_project:add_toy_config", "--config-file", str(tmp_path / "toy.yaml")]
@@ -64,4 +71,13 @@ def test_project_best_metric_and_distilling(teacher_files, shapes, tmp_path, mon
     assert torch.load(tmp_path / "toy" / "model_final.pth")["iteration"] == 0
     best = torch.load(tmp_path / "own" / "model_best.pth", weights_only=False)
     assert best["iteration"] == 0 and any(k.startswith("distiller.") for k in best["model"])
-    assert torch.load(tmp_path / "0") == torch.load(tmp_path / "1")  # one model in both
+    # one model, one average and one end in both
+    first, second = (torch.load(tmp_path / str(i)) for i in range(2))
+    assert [first[k] for k in ("iter", "end")] == [second[k] for k in ("iter", "end")] == [1, 2]
+    for state in ("model", "average"):
+        norms = [k for k in first[state] if "running" in k or "num_batches" in k]
+        own = [k for k in first[state] if k not in norms]  # each process has images of its own
+        assert own and all(torch.equal(first[state][k], second[state][k]) for k in own)
+    written = torch.load(tmp_path / "own" / "model_ema.pth")["model"]
+    assert all(torch.equal(written[k], v) for k, v in first["average"].items())
+    assert torch.load(tmp_path / "own" / "model_final.pth")["iteration"] == 1

@@ -1,15 +1,19 @@
 """RetinaNet and FCOS: the teacher's class and box maps, and CrossKD."""
 
 import copy
+import os
 
 import pytest
 import torch
+from detectron2.engine import launch
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from skd import DistillRCNN, FrozenTeacher, StructuredDistiller, TeacherHeads
-from tests.helpers import batch, tiny_config
+from skd.engine import SKDTrainer, wrap_data_parallel
+from tests.helpers import batch, distilling, leave_together, save_detector, tiny_config
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 
@@ -117,3 +121,68 @@ def test_under_autocast():
         losses = model(batch())
     assert all(x.isfinite() and x.dtype == torch.float32 for x in terms(losses, "dense", "cross"))
     sum(losses.values()).backward()
+
+
+def dense_config(teacher_files, **changes):
+    cfg = tiny_config("retinanet", MODEL__RETINANET__NUM_CONVS=2, SOLVER__MAX_ITER=3, SEED=4)
+    cfg = distilling(
+        cfg, teacher_files, balance=True, MODEL__DISTILLER__HEADS__NAMES=["DenseHead", "CrossHead"],
+        MODEL__DISTILLER__HEADS__STUDENT_CLASSES=CLASSES,
+        MODEL__DISTILLER__HEADS__TEACHER_CLASSES=CLASSES, **changes,
+    )  # fmt: skip
+    cfg.DATASETS.TEST = ()
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def dense_teacher(tmp_path_factory):
+    cfg = tiny_config("retinanet", width=6, MODEL__RETINANET__NUM_CONVS=2)
+    return save_detector(cfg, tmp_path_factory.mktemp("dense_teacher"))
+
+
+def test_a_run_in_parts_resumes_bit_by_bit(dense_teacher, shapes, tmp_path):
+    cfg = dense_config(dense_teacher, SOLVER__ACCUMULATE=2, SOLVER__CHECKPOINT_PERIOD=2)
+
+    def train(folder, until=3, resume=False):
+        cfg.OUTPUT_DIR = str(folder)
+        torch.manual_seed(0)
+        trainer = SKDTrainer(cfg.clone())
+        trainer.resume_or_load(resume)
+        trainer.max_iter = until
+        trainer.train()
+        return trainer.model.state_dict()
+
+    expected = train(tmp_path / "whole")
+    train(tmp_path / "parts", until=2)
+    resumed = train(tmp_path / "parts", resume=True)
+    assert {"distiller.balance.norm_dense_cls", "distiller.balance.norm_cross_box"} <= set(resumed)
+    assert all(torch.equal(resumed[k], v) for k, v in expected.items())
+
+
+def worker(teacher, out):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    frozen = {"MODEL__RESNETS__NORM": "FrozenBN", "MODEL__FPN__NORM": ""}
+    model = wrap_data_parallel(
+        build_model(dense_config(teacher, **frozen)), broadcast_buffers=False
+    )
+    assert not model.find_unused_parameters
+    inputs = batch(4)[2 * comm.get_rank() :][:2]
+    for iteration in range(2):
+        model.zero_grad()
+        with EventStorage(iteration):
+            losses = model(inputs)
+        sum(losses.values()).backward()
+    grads = {n: p.grad for n, p in model.module.named_parameters() if p.grad is not None}
+    torch.save(({k: v.detach() for k, v in losses.items()}, grads), f"{out}/{comm.get_rank()}")
+    leave_together()
+
+
+@pytest.mark.slow
+def test_two_processes_agree(dense_teacher, tmp_path):
+    port = 20000 + os.getpid() % 20000
+    launch(worker, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(dense_teacher, str(tmp_path)))
+    (first, grads), (second, others) = (torch.load(tmp_path / str(i)) for i in range(2))
+    assert all(a != b for a, b in zip(*(terms(x, "dense", "cross") for x in (first, second))))
+    assert grads.keys() == others.keys() and any("cls_score" in k for k in grads)
+    assert all(torch.equal(grads[k], v) for k, v in others.items())

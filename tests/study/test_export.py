@@ -10,15 +10,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import DefaultPredictor
 from detectron2.export.flatten import flatten_to_tuple
 from detectron2.structures import Boxes, Instances
 
-from skd import student_config
+from skd import distill, student_config
+from skd.config import lazy
 from skd.config.yaml import save_trained_student
 from skd.modeling.load import load_in_full
 from skd.study.common.command import RunError
 from skd.study.export import compare, matches, output_names
+from tests.engine.test_run import lazy_config
 from tests.helpers import ROOT, python_blocks, read, read_config, save_detector, tiny_config
 
 SHAPES_TEACHER = f"{ROOT}/configs/shapes/teacher"
@@ -86,6 +89,22 @@ def test_a_one_stage_detector(format, shapes, tmp_path, monkeypatch, capsys):
     args = ["--weights", weights, "--output", tmp_path, "--format", format]
     assert run(monkeypatch, config, *args) == 0
     assert "of them as the model's" in capsys.readouterr().out
+
+
+def test_the_student_of_a_lazy_config(shapes, tmp_path, monkeypatch, capsys):
+    """By the config that a run writes beside its checkpoint."""
+    cfg = lazy_config(tmp_path, "model.proposal_generator.post_nms_topk=[20,20]")
+    torch.manual_seed(0)
+    weights, config = str(tmp_path / "model_final.pth"), str(tmp_path / "student.yaml")
+    torch.save({"model": instantiate(cfg.model).state_dict()}, weights)
+    distill(cfg, "teacher.yaml")
+    lazy.save_trained_student(cfg, weights, config)
+    args = ["--format", "torchscript", "--sample-image", images(shapes)[0], "--output", tmp_path]
+    assert run(monkeypatch, config, *args) == 0  # its weights are named in the config
+    assert "of them as the model's" in capsys.readouterr().out
+    LazyConfig.save(cfg, config)  # of the run itself, which distils
+    assert run(monkeypatch, config, *args, "--weights", "nowhere.pth") == 2
+    assert "nowhere.pth not found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
