@@ -9,12 +9,13 @@ import sys
 
 import pytest
 import torch
+from detectron2 import model_zoo
 from detectron2.config import LazyCall, LazyConfig
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.defaults import default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from skd import distill, student_config
 from skd.config import form_of
@@ -54,9 +55,46 @@ TREATED = {
     "TEST.PRECISE_BN.NUM_ITER": "honoured",
     "TEST.AUG.ENABLED": "honoured for R-CNNs; refused for others",
     "TEST.KEYPOINT_OKS_SIGMAS": "honoured, though that script does not",
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": "honoured by the evaluator",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "the evaluator takes the dataset's, as Detectron2 advises",
 }
-SCRIPT = {"OUTPUT_DIR", "DATASETS.TEST", "MODEL.WEIGHTS", "TEST.AUG.ENABLED"}
+# read off the script by hand: Detectron2's package comes without its tools
+SCRIPT = {
+    "OUTPUT_DIR", "DATASETS.TEST", "MODEL.WEIGHTS", "TEST.AUG.ENABLED",
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+}  # fmt: skip
 EVALUATOR = {"TEST.KEYPOINT_OKS_SIGMAS"}
+
+# The same of tools/lazyconfig_train_net.py, by hand too, with what else may be in
+# configs/common/train.py, which comes with the package.
+TREATED_LAZY = {
+    "model": "honoured; missing or not made by LazyCall: refused",
+    "optimizer": "honoured; likewise",
+    "optimizer.params.model": "set to the model, in a copy of the section",
+    "lr_multiplier": "honoured; missing: refused",
+    "dataloader.train": "honoured; Detectron2's loader resumes where it was",
+    "dataloader.test": "honoured, if there is an evaluator",
+    "dataloader.evaluator": "honoured; without one nothing is evaluated",
+    "train.output_dir": "honoured",
+    "train.init_checkpoint": "honoured; of which nothing matches: refused",
+    "train.max_iter": "honoured",
+    "train.amp.enabled": "honoured; on CPUs in bf16 only",
+    "train.ddp.broadcast_buffers": "honoured",
+    "train.ddp.find_unused_parameters": "honoured",
+    "train.ddp.fp16_compression": "honoured",
+    "train.checkpointer.period": "honoured",
+    "train.checkpointer.max_to_keep": "honoured",
+    "train.eval_period": "honoured",
+    "train.log_period": "honoured",
+    "train.device": "honoured",
+    "train.seed": "honoured, by default_setup and at each step",
+    "train.cudnn_benchmark": "honoured, by default_setup",
+}
+LAZY_SCRIPT = {
+    "model", "optimizer", "optimizer.params.model", "lr_multiplier", "dataloader.train",
+    "dataloader.test", "dataloader.evaluator", "train.output_dir", "train.init_checkpoint",
+    "train.max_iter", "train.amp.enabled", "train.eval_period", "train.log_period", "train.device",
+}  # fmt: skip
 
 
 def test_every_key_that_detectron2_reads_is_treated():
@@ -65,6 +103,24 @@ def test_every_key_that_detectron2_reads_is_treated():
     read = set(re.findall(r"\bcfg\.([A-Z][A-Z_0-9]*(?:\.[A-Z][A-Z_0-9]*)*)", code))
     read |= set(re.findall(r'"([A-Z_]+)", "(?:train|output)', code))
     assert read | SCRIPT | EVALUATOR == set(TREATED)
+
+
+def leaves(cfg, path):
+    for name, value in cfg.items():
+        below = f"{path}.{name}"
+        yield from leaves(value, below) if isinstance(value, DictConfig) else [below]
+
+
+def test_every_key_of_lazy_configs_that_detectron2_reads_is_treated(tmp_path, caplog):
+    stock = model_zoo.get_config("common/train.py").train
+    read = set(re.findall(r'"(train\.[a-z_]+)"', inspect.getsource(default_setup)))
+    assert LAZY_SCRIPT | read | set(leaves(stock, "train")) == set(TREATED_LAZY)
+    options = ["+train.seed=3", "+train.cudnn_benchmark=False", "train.checkpointer.max_to_keep=2"]
+    options += ["train.ddp.broadcast_buffers=True", "train.log_period=7"]
+    run = describe(lazy_config(tmp_path, *options))
+    assert "No effect" not in caplog.text
+    assert run.ddp["broadcast_buffers"] and set(run.ddp) == set(stock.ddp)
+    assert run.checkpointer == {"max_to_keep": 2} and (run.seed, run.log_period) == (3, 7)
 
 
 def hook(trainer, kind):

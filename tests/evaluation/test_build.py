@@ -1,7 +1,9 @@
 import pytest
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 
+from skd.engine import SKDTrainer
 from skd.evaluation import build_evaluator
 
 
@@ -50,6 +52,16 @@ def test_chosen_by_the_metadata(metadata, tmp_path, kind, names, more):
     evaluator = build_evaluator(metadata(kind, **more).name, str(tmp_path))
     several = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
     assert [type(e).__name__ for e in several] == names
+
+
+@pytest.mark.parametrize("given,expected", [(None, 255), (255, 255), (0, 0)])
+def test_the_value_of_pixels_to_ignore_is_the_config_s(metadata, tmp_path, given, expected):
+    """As in Detectron2's own script, which gives it MODEL.SEM_SEG_HEAD.IGNORE_VALUE."""
+    name = metadata("sem_seg").name
+    assert build_evaluator(name, str(tmp_path), ignore_value=given)._ignore_label == expected
+    cfg = get_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = expected
+    assert SKDTrainer.build_evaluator(cfg, name)._ignore_label == expected
 
 
 def test_lvis_needs_its_package_and_nothing_else(metadata, tmp_path):

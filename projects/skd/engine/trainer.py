@@ -221,8 +221,8 @@ class SKDTrainer(DefaultTrainer):
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         if len(cfg.DATASETS.TEST) > 1:
             folder = os.path.join(folder, dataset_name)
-        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-        return build_evaluator(dataset_name, cfg.OUTPUT_DIR, sigmas, folder)
+        sigmas, ignore = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        return build_evaluator(dataset_name, cfg.OUTPUT_DIR, sigmas, folder, ignore)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, Any]:

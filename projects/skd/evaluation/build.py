@@ -20,25 +20,28 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
 
-def _coco(name: str, folder: str, sigmas: Sequence[float]) -> COCOEvaluator:
+def _coco(name: str, folder: str, sigmas: Sequence[float], *_: Any) -> COCOEvaluator:
     # what there are annotations for (check_datasets knows), else what the predictions have
     tasks = MetadataCatalog.get(name).get("evaluated")
     return COCOEvaluator(name, tasks, output_dir=folder, kpt_oks_sigmas=sigmas)
 
 
-def _sem_seg(name: str, folder: str, sigmas: Sequence[float]) -> SemSegEvaluator:
-    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+def _sem_seg(name: str, folder: str, _: Any, ignore_value: Optional[int]) -> SemSegEvaluator:
+    if ignore_value == MetadataCatalog.get(name).get("ignore_label"):
+        ignore_value = None  # Detectron2 warns of one that is given
+    return SemSegEvaluator(name, distributed=True, output_dir=folder, ignore_label=ignore_value)
 
 
-# from the dataset's metadata to what evaluates it: called with name, folder, keypoints' sigmas
+# from the dataset's metadata to what evaluates it: called with name, folder, keypoints' sigmas and
+# the value of pixels to ignore
 _EVALUATORS = {
     "coco": [_coco],
-    "coco_panoptic_seg": [_sem_seg, _coco, lambda name, out, _: COCOPanopticEvaluator(name, out)],
+    "coco_panoptic_seg": [_sem_seg, _coco, lambda name, out, *_: COCOPanopticEvaluator(name, out)],
     "sem_seg": [_sem_seg],
-    "lvis": [lambda name, out, _: LVISEvaluator(name, output_dir=out)],
-    "pascal_voc": [lambda name, out, _: PascalVOCDetectionEvaluator(name)],
-    "cityscapes_instance": [lambda name, out, _: CityscapesInstanceEvaluator(name)],
-    "cityscapes_sem_seg": [lambda name, out, _: CityscapesSemSegEvaluator(name)],
+    "lvis": [lambda name, out, *_: LVISEvaluator(name, output_dir=out)],
+    "pascal_voc": [lambda name, out, *_: PascalVOCDetectionEvaluator(name)],
+    "cityscapes_instance": [lambda name, out, *_: CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": [lambda name, out, *_: CityscapesSemSegEvaluator(name)],
 }
 
 
@@ -47,6 +50,7 @@ def build_evaluator(
     output_dir: str,
     keypoint_sigmas: Sequence[float] = (),
     folder: Optional[str] = None,
+    ignore_value: Optional[int] = None,
 ) -> DatasetEvaluator:
     """
     Choose by the metadata's ``evaluator_type``, as Detectron2's own training script does.
@@ -56,6 +60,7 @@ def build_evaluator(
         output_dir: of the run; results go to its folder ``inference``.
         keypoint_sigmas: see ``TEST.KEYPOINT_OKS_SIGMAS``; empty for COCO's own.
         folder: where results go in place of that, as an evaluator overwrites another's files.
+        ignore_value: see ``MODEL.SEM_SEG_HEAD.IGNORE_VALUE``; by default the dataset's.
 
     Raises:
         NotImplementedError: a type without an evaluator.
@@ -67,7 +72,8 @@ def build_evaluator(
             f"Types with one: {', '.join(_EVALUATORS)}."
         )
     folder = folder or os.path.join(output_dir, "inference")
-    evaluators = [build(dataset_name, folder, keypoint_sigmas) for build in _EVALUATORS[kind]]
+    given = dataset_name, folder, keypoint_sigmas, ignore_value
+    evaluators = [build(*given) for build in _EVALUATORS[kind]]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 

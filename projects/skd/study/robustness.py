@@ -137,8 +137,8 @@ def evaluate(model: Model, key: Row, args: argparse.Namespace, dataset: str) -> 
     loader = build_detection_test_loader(
         model.cfg, dataset, mapper=NamedErrors(mapper), num_workers=args.workers
     )
-    sigmas = model.cfg.TEST.KEYPOINT_OKS_SIGMAS
-    evaluator = build_evaluator(dataset, args.output, sigmas)
+    sigmas, ignore = model.cfg.TEST.KEYPOINT_OKS_SIGMAS, model.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    evaluator = build_evaluator(dataset, args.output, sigmas, ignore_value=ignore)
     results = flatten_results_dict(inference_on_dataset(model.model, loader, evaluator))
     found = scores(results)
     return {metric.split("/")[0]: found[metric] for metric in main_metrics(results)}
