@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 
 from skd import register_coco
 from skd.data import check_datasets, coco, records
-from skd.data.check import check_coco
+from skd.data.check import check_coco, examine
 from skd.data.fit import Model, check_fit, lazy_model, yaml_model
 from skd.evaluation import build_evaluator
 from skd.modeling.model_zoo import find_config
@@ -411,6 +412,20 @@ def test_a_file_with_a_byte_order_mark(add, tmp_path):
         json.dump(content_of(tmp_path, ("bolt", "écrou")), f, ensure_ascii=False)
     check_fit([], ["b"], BOXES)
     assert evaluate("b", tmp_path, ("bolt", "écrou"))["bbox"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_numbers_of_more_than_64_bits_keep_their_digits(installed, add, tmp_path, monkeypatch):
+    if installed:
+        pytest.importorskip("orjson")
+    else:
+        monkeypatch.setitem(sys.modules, "orjson", None)
+    content = content_of(tmp_path)
+    for entry in [*content["images"], *content["annotations"]]:
+        key = "image_id" if "image_id" in entry else "id"
+        entry[key] += 2**100
+    report = examine(add("a", content), str(tmp_path / "images"))
+    assert report.content == content and not report.problems
 
 
 def test_results_of_several_test_sets_and_sigmas(add, tmp_path):

@@ -14,6 +14,7 @@ import os
 import stat
 from collections import Counter
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 from detectron2.utils.file_io import PathManager
@@ -119,7 +120,7 @@ def read_coco(json_file: str, notes: Notes) -> Tuple[Any, List[Problem]]:
             raise OSError("it is no regular file")  # a pipe would hang, a device never end
         with PathManager.open(json_file, "rb") as f:
             data = f.read()
-        content = json.loads(data)
+        content = _parse(data)
     except (OSError, ValueError, RecursionError) as error:
         return None, [Problem("error", json_file, f"cannot be read as JSON: {error}")]
     if json.detect_encoding(data[:4]) != "utf-8":
@@ -127,6 +128,27 @@ def read_coco(json_file: str, notes: Notes) -> Tuple[Any, List[Problem]]:
     problems = list(_structure(content))
     bad = [Problem(p.level, f"{json_file}, {p.where}", p.what) for p in problems]
     return (None if bad else content), bad
+
+
+def _parse(data: bytes) -> Any:
+    """
+    orjson takes a quarter of the time. What it refuses (nan, half letters) or would round (ids of
+    more than 64 bits), and where it is not installed, is json's.
+    """
+    try:
+        import orjson
+
+        content = orjson.loads(data)
+    except (ImportError, ValueError):
+        return json.loads(data)
+    return json.loads(data) if _has_rounded_ids(content) else content
+
+
+def _has_rounded_ids(content: Any) -> bool:
+    lists = [content.get(key) for key in ("images", "categories")] if type(content) is dict else []
+    entries = chain.from_iterable(entries for entries in lists if type(entries) is list)
+    ids = (entry.get("id") for entry in entries if type(entry) is dict)
+    return any(type(value) is float and value >= 2**63 for value in ids)
 
 
 def open_coco(json_file: str) -> Dict[str, Any]:
