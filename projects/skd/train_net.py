@@ -31,12 +31,12 @@ from .config import (
     run_settings,
     use_project,
 )
+from .config.naming import written_as
 from .config.pipe import as_file
 from .data import check_datasets, coco, register_coco, register_shapes
 from .engine import SKDTrainer, beside_training, describe, launch, prepare_evaluation
 from .runtime.run_folder import open_folder
 from .runtime.user_errors import EARLY_ERRORS, UserError, told
-from .runtime.words import said_as
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -104,7 +104,7 @@ def setup(args: argparse.Namespace) -> Config:
     args.resume = args.resume and not beside
     folder = form.output_dir(cfg)
     if not args.eval_only:
-        with said_as(run_settings.keys_of(run_settings.form_name(cfg))):
+        with written_as(run_settings.form_name(cfg)):
             open_folder(folder)
     log = setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
     if beside:

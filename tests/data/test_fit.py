@@ -471,7 +471,7 @@ def test_own_keypoints(add, tmp_path):
     metadata = MetadataCatalog.get("a")
     assert metadata.keypoint_names == ["left", "right", "top"]
     assert metadata.keypoint_flip_map == [("left", "right")]
-    with pytest.raises(ValueError, match="has 3 keypoints, but the model has NUM_KEYPOINTS 17"):
+    with pytest.raises(ValueError, match="has 3 keypoints, but the model has NUM_KEYPOINTS=17"):
         check_fit(["a"], [], keypoints(17))
     with pytest.raises(ValueError, match=r"SIGMAS is \[\]; it must be 3 numbers"):
         check_fit([], ["a"], keypoints(3))

@@ -66,8 +66,11 @@ def test_channels_and_strides_as_specified():
 @pytest.mark.parametrize(
     "args,message",
     [
-        (("mobilenet_v9",), "TIMM.NAME is 'mobilenet_v9', which timm .* does not have. Similar: "),
-        (("mobilenetv3_small_100", False, "LN"), "TIMM.NORM is 'LN'.*'BN', 'SyncBN', 'FrozenBN'"),
+        (
+            ("mobilenet_v9",),
+            "^TimmBackbone's name is 'mobilenet_v9', which .* does not have. Similar: ",
+        ),
+        (("mobilenetv3_small_100", False, "LN"), "norm is 'LN'.*'BN', 'SyncBN', 'FrozenBN'"),
         (("vit_tiny_patch16_224",), "'vit_tiny_patch16_224'.*strides .*16.*needs those of 8"),
     ],
 )
@@ -90,9 +93,13 @@ def test_a_file_of_one_s_own_is_where_it_starts(name, nested, tmp_path):
 
 def test_a_file_of_another_model_is_refused(tmp_path):
     torch.save({"a.weight": torch.randn(3, 3)}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="WEIGHTS is .*w.pth.*takes none of its 1 tensors"):
+    with pytest.raises(
+        ValueError, match="TimmBackbone's weights is .*w.pth.*takes none of its 1 tensors"
+    ):
         TimmBackbone("mobilenetv3_small_100", weights=str(tmp_path / "w.pth"))
-    with pytest.raises(FileNotFoundError, match="WEIGHTS is .*gone.pth.*no such file"):
+    with pytest.raises(
+        FileNotFoundError, match="TimmBackbone's weights is .*gone.pth.*no such file"
+    ):
         TimmBackbone("mobilenetv3_small_100", weights=str(tmp_path / "gone.pth"))
     with pytest.raises(ValueError, match="only one of them"):
         TimmBackbone("mobilenetv3_small_100", pretrained=True, weights=str(tmp_path / "w.pth"))

@@ -108,8 +108,8 @@ def test_a_python_config_that_fails_is_named(text, tmp_path):
 def test_a_device_that_is_not_there_is_told(device, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match=f"MODEL.DEVICE is '{device}'"):
-        check_device(device)
-    check_device("cpu")
+        check_device(device, "MODEL.DEVICE")
+    check_device("cpu", "MODEL.DEVICE")
 
 
 def test_a_device_or_folder_is_not_replaced_by_a_file(tmp_path):

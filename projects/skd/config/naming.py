@@ -5,32 +5,63 @@ What a setting is called in the form of config that the user wrote: errors name 
     model.teacher.precision    in a LazyConfig
     the teacher's precision    in Python
 
-Code says :func:`called` where it is set up; whoever reads a config says :func:`written_as`. The
-methods in ``distillers`` know no config and are told their names, see ``distillers/settings.py``.
+Code says :func:`called` of the YAML key, wherever the error is raised; whoever reads a config, or
+runs a model that was made from one, says :func:`written_as`. ``runtime``, which knows no config,
+says the same by ``runtime/words.py``. The methods in ``distillers`` know no config either: they
+name an argument, as in "StructuredDistiller's adapter", see ``distillers/settings.py``.
 """
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Iterator
+from typing import Any, Iterator
 
-YAML, LAZY, PYTHON = "yaml", "lazy", "python"
+from ..runtime.words import said_as
+from .run_settings import LAZY, YAML, keys_of, settings
+
+PYTHON = "python"
 _form: "ContextVar[str]" = ContextVar("form of config", default=PYTHON)
+
+_AUGMENTATIONS = "dataloader.train.mapper.augmentations"
+# from a YAML key to what LazyConfig and what Python call it, where no rule of `called` says it
+_OTHERS = {
+    "INPUT.FORMAT": ("input_format", "input_format"),
+    "INPUT.MIN_SIZE_TRAIN": (_AUGMENTATIONS, "the mapper's augmentations"),
+    "INPUT.MAX_SIZE_TRAIN": (_AUGMENTATIONS, "the mapper's augmentations"),
+}
+# whose arguments the keys of a node are in Python, and where a LazyConfig has them
+_OWNERS = {
+    "MODEL.TEACHER": ("the teacher's", "model.teacher."),
+    "MODEL.STUDENT": ("DistillRCNN's", "model."),
+    "MODEL.DISTILLER": ("DistillRCNN's", "model."),
+    "MODEL.DISTILLER.BALANCE": ("GradientBalance's", "model.balance."),
+    "MODEL.DISTILLER.HEADS": ("TeacherHeads'", "model.heads."),
+    "MODEL.ROI_BOX_HEAD": ("the box predictor's", "roi_heads.box_predictor."),
+    "MODEL.TIMM": ("TimmBackbone's", "TimmBackbone's "),
+}
 
 
 @contextmanager
 def written_as(form: str) -> Iterator[None]:
-    """Within, the user's words are those of ``YAML``, ``LAZY`` or, as they are outside, Python."""
+    """
+    Within, the user's words are those of ``YAML``, ``LAZY`` or, as they are outside, ``PYTHON``.
+    """
     token = _form.set(form)
     try:
-        yield
+        with said_as({} if form == PYTHON else keys_of(form)):
+            yield
     finally:
         _form.reset(token)
+
+
+def present_form() -> str:
+    """Of which form the user's words are now: for what names settings later, see above."""
+    return _form.get()
 
 
 def called(key: str) -> str:
     """
     Args:
-        key: of a YAML config: MODEL.TEACHER.*, MODEL.STUDENT.*, or one right below MODEL.DISTILLER.
+        key: of a YAML config: of a run's setting, of a node of this project, or ``INPUT.*``.
 
     Returns:
         What the user calls it.
@@ -38,7 +69,22 @@ def called(key: str) -> str:
     form = _form.get()
     if form == YAML:
         return key
-    _, node, name = key.lower().split(".")
-    if form == LAZY:
-        return f"model.teacher.{name}" if node == "teacher" else f"model.{name}"
-    return f"the teacher's {name}" if node == "teacher" else f"DistillRCNN's {name}"
+    lazy = form == LAZY
+    for setting in settings():
+        if setting.yaml == key:
+            return setting.lazy if lazy else setting.name
+    if key in _OTHERS:
+        return _OTHERS[key][0 if lazy else 1]
+    node, _, name = key.rpartition(".")
+    owner, place = _OWNERS[node]
+    return f"{place}{name.lower()}" if lazy else f"{owner} {name.lower()}"
+
+
+def setting_to(key: str, value: Any) -> str:
+    """
+    How the user sets a key to a value: "KEY value" in YAML, else "name=value".
+
+    Args:
+        key: as the user calls it.
+    """
+    return f"{key} {value}" if _form.get() == YAML else f"{key}={value}"

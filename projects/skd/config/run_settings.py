@@ -16,8 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
-from .naming import LAZY, YAML
-
+YAML, LAZY = "yaml", "lazy"  # the forms of config
 Rule = Callable[[Any], str]  # a value -> what it must be instead; "" for a good one
 
 

@@ -12,6 +12,8 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import student_config
+from ..config.naming import setting_to, written_as
+from ..config.run_settings import form_name
 from . import records
 from .check import read_coco, without_gc
 from .coco import Checked, check_one, different_classes, is_own, names_of, shown, use
@@ -58,7 +60,8 @@ def check_datasets(cfg: Union[CfgNode, DictConfig], eval_only: bool = False) -> 
     else:
         train, test = lazy_names(plain, "train"), lazy_names(plain, "test")
         model = lazy_model(plain)
-    check_fit(train, test, model, eval_only)
+    with written_as(form_name(cfg)):
+        check_fit(train, test, model, eval_only)
     if isinstance(cfg, DictConfig) and len(test) == 1:
         _hand_to_lazy_evaluator(cfg, test[0])
 
@@ -225,7 +228,8 @@ def _check_heads(name: str, classes: Optional[Sequence[str]], model: Model) -> N
         if classes is not None and number != len(classes):
             raise ValueError(
                 f"Dataset '{name}' has {len(classes)} classes ({shown(classes)}), but the model "
-                f"has {key} {number}. Set {key} {len(classes)}, or use another dataset."
+                f"has {setting_to(key, number)}. Set {setting_to(key, len(classes))}, or use "
+                "another dataset."
             )
 
 
@@ -255,7 +259,8 @@ def _check_training(name: str, checked: Checked, model: Model) -> None:
     if model.masks and form == "polygon" and checked.rles:
         raise ValueError(
             f"{checked.rles} of {checked.masks} masks of dataset '{name}' "
-            f"('{checked.source}') are RLE, but {key} is {form}. Set {key} bitmask."
+            f"('{checked.source}') are RLE, but {key} is {form}. Set "
+            f"{setting_to(key, 'bitmask')}."
         )
     if model.keypoints[1]:
         _check_keypoints(name, checked, model)
@@ -290,15 +295,15 @@ def _check_keypoints(name: str, checked: Checked, model: Model) -> None:
     where = f"dataset '{name}' ('{checked.source}')"
     if not names:
         raise ValueError(
-            f"The model has keypoints ({key} {number}), but the categories of {where} do not "
-            'name any. Add "keypoints": [names] to them, or set keypoint_names and '
+            f"The model has keypoints ({setting_to(key, number)}), but the categories of {where} "
+            'do not name any. Add "keypoints": [names] to them, or set keypoint_names and '
             "keypoint_flip_map of the dataset's metadata."
         )
     for count in {len(names), *checked.keypoints}:
         if count != number:
             raise ValueError(
-                f"{where} has {count} keypoints, but the model has {key} {number}. Set {key} "
-                f"{count}, or use another dataset."
+                f"{where} has {count} keypoints, but the model has {setting_to(key, number)}. "
+                f"Set {setting_to(key, count)}, or use another dataset."
             )
     if not checked.keypoints:
         raise ValueError(f"No annotation of {where} has keypoints, which the model needs ({key}).")
@@ -321,7 +326,8 @@ def _check_test(name: str, checked: Checked, model: Model) -> None:
         return
     if checked.keypoints != (number,):
         raise ValueError(
-            f"{where} has {shown(checked.keypoints)} keypoints, but the model has {key} {number}."
+            f"{where} has {shown(checked.keypoints)} keypoints, but the model has "
+            f"{setting_to(key, number)}."
         )
     key, sigmas = model.sigmas
     if len(sigmas or range(COCO_KEYPOINTS)) != number:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..config import add_skd_config, distill, form_of, is_distilling
 from ..config.keys import NODES, own_nodes
+from ..config.naming import YAML, written_as
 from ..modeling.meta_arch import DistillRCNN
 from ..modeling.parts import distilling_parts
 
@@ -66,7 +67,8 @@ def distilling(
             settings = _settings(cfg, teacher, weights, opts, projects)
             student = super().build_model(cfg, *args, **kwargs)
             built = None if isinstance(teacher, str) else teacher
-            model = DistillRCNN(student=student, **distilling_parts(settings, built))
+            with written_as(YAML):  # what `opts` and the config have
+                model = DistillRCNN(student=student, **distilling_parts(settings, built))
             cls._skd_built += 1
             return model.to(torch.device(cfg.MODEL.DEVICE))
 

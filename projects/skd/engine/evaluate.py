@@ -9,10 +9,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config import Config, run_settings
+from ..config.naming import written_as
 from ..evaluation import write_results
 from ..runtime.lock import user_of
 from ..runtime.record import append_record, describe_run
-from ..runtime.words import said_as
 from .run import Run, check
 from .weights import RunCheckpointer
 
@@ -68,7 +68,7 @@ def prepare_evaluation(run: Run, resume: bool = False) -> Callable[[], Dict[str,
     model = run.build_model()
     append_record(run.output_dir, describe_run(run.facts(model, run.seed, training=False)))
     checkpointer = RunCheckpointer(model, run.output_dir, key=run.keys["weights"])
-    with said_as(run.keys):
+    with written_as(run.form):
         loaded = checkpointer.resume_or_load(run.weights, resume=resume)
     return partial(_evaluate, run, model, loaded.get("iteration", 0))
 

@@ -47,7 +47,6 @@ def lazy_run(cfg: DictConfig) -> Run:
     return Run(
         **{**values, "seed": seed},
         cfg=cfg,
-        keys=run_settings.keys_of(LAZY),
         build_model=lambda: _build_model(cfg),
         build_optimizer=lambda model: _build_optimizer(cfg.optimizer, model),
         build_scheduler=lambda optimizer: instantiate(cfg.lr_multiplier),

@@ -5,6 +5,8 @@ from typing import Dict, List
 
 from detectron2.engine import HookBase
 
+from ..config.naming import called
+
 logger = logging.getLogger(__name__)
 
 # A cosine below this, smoothed, says that a term works against the detector.
@@ -54,8 +56,8 @@ def _warnings(latest: Dict[str, float], shares: Dict[str, float]) -> List[str]:
     if latest.get("distill/norm_detector") == 0:
         return [
             "The detector's losses have no gradient at the student's feature maps, so distillation "
-            "has weight 0: the maps are frozen, or MODEL.STUDENT.FEATURES names a module whose "
-            "output the detector does not use."
+            f"has weight 0: the maps are frozen, or {called('MODEL.STUDENT.FEATURES')} names a "
+            "module whose output the detector does not use."
         ]
     cosines = _starting_with(latest, "distill/cosine_")
     norms = _starting_with(latest, "distill/norm_")

@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..config import Config, form_of
-from ..config.naming import YAML, called, written_as
-from ..config.run_settings import RunSettings, as_mapping, form_name, settings
+from ..config.naming import YAML, called, setting_to, written_as
+from ..config.run_settings import RunSettings, as_mapping, form_name, keys_of, settings
 from ..runtime.record import RunFacts
 from ..runtime.user_errors import UserError
 from .teacher_quality import TeacherEvaluation
@@ -29,7 +29,6 @@ class Run(RunSettings):
 
     Attributes:
         cfg: what it was made from.
-        keys: from a setting's name to the key, or the path, that the user wrote.
         build_model, build_optimizer, build_scheduler, build_train_loader: make them, each once.
         evaluate: a model on all test sets; returns the results.
         nested: whether checkpoints hold the state as ``DefaultTrainer`` or as
@@ -42,7 +41,6 @@ class Run(RunSettings):
     """
 
     cfg: Config
-    keys: Dict[str, str]
     build_model: Callable[[], nn.Module]
     build_optimizer: Callable[[nn.Module], Optimizer]
     build_scheduler: Callable[[Optimizer], Any]
@@ -54,6 +52,16 @@ class Run(RunSettings):
     evaluate_augmented: Optional[Callable[[nn.Module], Dict[str, Any]]] = None
     teacher: Optional[TeacherEvaluation] = None
     precise_bn: Callable[[nn.Module], Optional[HookBase]] = lambda model: None
+
+    @property
+    def form(self) -> str:
+        """Of its config: errors name settings as it does, see ``config/naming.py``."""
+        return form_name(self.cfg)
+
+    @property
+    def keys(self) -> Dict[str, str]:
+        """From a setting's name to the key, or the path, that the user wrote."""
+        return keys_of(self.form)
 
     @property
     def datasets(self) -> List[str]:
@@ -96,13 +104,13 @@ class Run(RunSettings):
 
 def memory_advice(run: Run) -> str:
     """What needs less memory, in the user's words."""
-    form = form_name(run.cfg)
-    sizes = "INPUT.MIN_SIZE_TRAIN and INPUT.MAX_SIZE_TRAIN shrink the images"
-    with written_as(form):
+    keys = ("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN")
+    with written_as(run.form):
+        sizes = " and ".join(dict.fromkeys(map(called, keys)))
         precision, levels = called("MODEL.TEACHER.PRECISION"), called("MODEL.DISTILLER.LEVELS")
     return (
-        f"{sizes if form == YAML else 'let dataloader.train.mapper shrink the images'}; "
-        f"{precision} halves the teacher's maps on a GPU; {levels} distils fewer levels"
+        f"{sizes} can make the images smaller; {precision} halves the teacher's maps on a GPU; "
+        f"{levels} distils fewer levels"
     )
 
 
@@ -111,6 +119,11 @@ def check(run: Run, training: bool = True) -> None:
     Raises:
         ValueError: a value that the run would stop at later; names its key.
     """
+    with written_as(run.form):
+        _check(run, training)
+
+
+def _check(run: Run, training: bool) -> None:
     if training:
         _check_values(run)
         _check_best_metric(run)
@@ -134,7 +147,7 @@ def _check_values(run: Run, names: Optional[Sequence[str]] = None) -> None:
             raise ValueError(f"{run.keys[setting.name]} is {value!r}; it must be {expected}.")
 
 
-def check_device(device: str, key: str = "MODEL.DEVICE") -> None:
+def check_device(device: str, key: str) -> None:
     """
     Raises:
         ValueError: a device that is not there, or is none; names ``key``.
@@ -147,7 +160,7 @@ def check_device(device: str, key: str = "MODEL.DEVICE") -> None:
         ) from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"{key} is {device!r}, and PyTorch finds no GPU here: set {key} cpu, or look at the "
+            f"{key} is {device!r}, and PyTorch finds no GPU here: set it to cpu, or look at the "
             "driver and the build of PyTorch."
         )
 
@@ -155,8 +168,8 @@ def check_device(device: str, key: str = "MODEL.DEVICE") -> None:
 def _check_amp(run: Run) -> None:
     if run.amp and run.amp_precision == "fp16" and not str(run.device).startswith("cuda"):
         raise ValueError(
-            f"{run.keys['amp']} is True, and {run.keys['amp_precision']} fp16 needs a GPU: set it "
-            "bf16, or the former False."
+            f"{run.keys['amp']} is True, and {setting_to(run.keys['amp_precision'], 'fp16')} needs "
+            "a GPU: set it bf16, or the former False."
         )
 
 
@@ -183,7 +196,7 @@ def _check_best_metric(run: Run) -> None:
     if metric and run.test_sets is not None and not run.test_sets:
         raise ValueError(f"{key} is {metric!r}, and {run.keys['test_sets']} is empty.")
     # a LazyConfig's one evaluator gives its results without a set's name
-    if metric and run.test_sets and form_name(run.cfg) == YAML:
+    if metric and run.test_sets and run.form == YAML:
         _check_set_of_metric(key, metric, run.test_sets)
     if run.patience and not (metric and run.eval_period):
         name = key if run.eval_period else run.keys["eval_period"]

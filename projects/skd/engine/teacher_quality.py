@@ -57,7 +57,7 @@ def teacher_evaluation(
     if not datasets:
         raise ValueError(
             f"{key} is {images}, and {keys['test_sets']} names no validation set: name one, or set "
-            f"{key} 0."
+            "the former to 0."
         )
     return TeacherEvaluation(images=images, dataset=datasets[0], **given)
 

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 
 from ..config import Config
+from ..config.naming import written_as
 from ..config.run_settings import as_mapping, is_learnt
 from ..data import register_shapes
 from ..evaluation import build_evaluator
@@ -28,7 +29,6 @@ from ..runtime.preemption import PreemptionHook
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
 from ..runtime.run_folder import RunFolder
 from ..runtime.step import build_trainer
-from ..runtime.words import said_as
 from .average import WeightAverage
 from .best import BestCheckpointer, EarlyStopping, Finished
 from .lazy_run import lazy_run
@@ -168,7 +168,7 @@ class SKDTrainer(DefaultTrainer):
         return [*default_writers(run.output_dir, self.max_iter), *trackers]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        with said_as(self.run.keys):
+        with written_as(self.run.form):
             self.start_iter = self.folder.resume_or_load(self.run.weights, resume)
         if self.start_iter >= self.max_iter and comm.is_main_process():
             logger.warning(
@@ -182,7 +182,7 @@ class SKDTrainer(DefaultTrainer):
         Returns:
             Results of the last evaluation, in the main process.
         """
-        with suppress(Finished), said_as(self.run.keys):
+        with suppress(Finished), written_as(self.run.form):
             TrainerBase.train(self, self.start_iter, self.max_iter)
         results = getattr(self, "_last_eval_results", {})
         self.run.verify(results)

@@ -38,7 +38,6 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
     return Run(
         **run_settings.read(cfg),
         cfg=cfg,
-        keys=run_settings.keys_of(YAML),
         build_model=lambda: trainer.build_model(cfg),
         build_optimizer=lambda model: trainer.build_optimizer(cfg, model),
         build_scheduler=lambda optimizer: trainer.build_lr_scheduler(cfg, optimizer),

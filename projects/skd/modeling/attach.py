@@ -7,7 +7,7 @@ from typing import Any, List, Optional, Sequence, Type, Union
 import torch
 from torch import nn
 
-from ..config.naming import called
+from ..config.naming import called, present_form
 from ..distillers import Distiller, GradientBalance
 from .distillation import Distillation
 from .features import pair_levels
@@ -94,8 +94,7 @@ def attach(
     with torch.random.fork_rng(devices=[]):
         shapes = {name: (p.student, p.teacher) for name, p in pairs.items()}
         distiller.bind_once(shapes, balance)
-    every_key = called("MODEL.DISTILLER.EVERY")
-    state = Distillation(input_format, features, every, pairs, features_key, every_key)
+    state = Distillation(input_format, features, every, pairs, present_form())
     state.unlabelled_weight, state.heads = unlabelled_weight, heads
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
 

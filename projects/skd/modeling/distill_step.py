@@ -12,6 +12,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
+from ..config.naming import called
 from ..distillers import Distiller
 from ..distillers.base import at_least_fp32
 from .distillation import AlignedMaps, pairs_of
@@ -100,8 +101,8 @@ def _distils_now(model: nn.Module) -> bool:
         return True
     if not has_event_storage():
         raise ValueError(
-            f"{model._skd.every_key} is {every}, and there is no event storage to tell the "
-            "iteration: train within Detectron2's EventStorage and step() it, or leave it at 1."
+            f"{called('MODEL.DISTILLER.EVERY')} is {every}, and there is no event storage to tell "
+            "the iteration: train within Detectron2's EventStorage and step() it, or leave it at 1."
         )
     return get_event_storage().iter % every == 0
 
@@ -167,9 +168,10 @@ def _tap_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped
     """What the student returns, and its maps."""
     # looked up in every step: a module may be replaced (torch.compile, checkpointing)
     module = model.get_submodule(model._skd.features)
-    with FeatureTap(module, model._skd.features_key) as tap:
+    key = called("MODEL.STUDENT.FEATURES")
+    with FeatureTap(module, key) as tap:
         output = call()
-    _check_gradient(module, tap.features, model._skd.features_key)
+    _check_gradient(module, tap.features, key)
     return output, tap.read()
 
 
@@ -253,7 +255,7 @@ def _distil_unlabelled(model: nn.Module, forward: Callable, call: Call) -> Terms
     check_needs_no_boxes(model.distiller, "marked as such in the batch")
     batch = _read_batch(model.distiller, call.values)
     run = partial(_call_student, model, forward, *call.args, **call.kwargs)
-    module, key = model.get_submodule(model._skd.features), model._skd.features_key
+    module, key = model.get_submodule(model._skd.features), called("MODEL.STUDENT.FEATURES")
     with own_random_numbers(next(model.parameters()).device), without_statistics(model):
         wait_for_teacher = model.teacher.start(batch.inputs, model._skd.input_format)
         ours = tap_and_stop(module, key, run).read()

@@ -36,8 +36,8 @@ class Distillation:
     A distilling model's ``_skd``.
 
     input_format: color order of the model's images; features: the student's module that is tapped;
-    every: see ``MODEL.DISTILLER.EVERY``; pairs: of maps, by the student's name; features_key,
-    every_key: what the user calls these two; unlabelled_weight: see
+    every: see ``MODEL.DISTILLER.EVERY``; pairs: of maps, by the student's name; form: of
+    the config that it was made from, whose words errors use; unlabelled_weight: see
     ``MODEL.DISTILLER.UNLABELLED_WEIGHT``; heads: what is learnt from the teacher's; watcher:
     see :func:`watch_maps`; running: whether the student's forward is under way.
     """
@@ -46,8 +46,7 @@ class Distillation:
     features: str
     every: int
     pairs: Dict[str, LevelPair]
-    features_key: str
-    every_key: str
+    form: str
     unlabelled_weight: float = 1.0
     heads: Optional[TeacherHeads] = None
     watcher: Optional[Callable[[AlignedMaps], None]] = None

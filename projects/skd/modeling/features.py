@@ -268,7 +268,7 @@ def check_maps(
             raise ValueError(
                 f"{what}the batch has {len(images)} images. A detector that changes the batch (as "
                 "TridentNet, which takes every image three times) can be distilled before it does: "
-                "let FEATURES name a module in front of that."
+                f"let {called(f'MODEL.{whose.upper()}.FEATURES')} name a module in front of that."
             )
         _check_stride(x, shape.stride, images, tapped.input_size, what)
 
@@ -324,8 +324,9 @@ def check_input(x: torch.Tensor, images: Sequence[Size], detector: nn.Module, wh
     raise ValueError(
         f"The {whose} took images of {sides} pixels for a batch whose largest is {largest}, and "
         "has pixels that differ where padding has to be, right of and below each image. It must "
-        "neither resize nor move images: leave that to the data loader (INPUT.MIN_SIZE_TRAIN), so "
-        "that both networks' maps show the same at the same position."
+        f"neither resize nor move images: leave that to the data loader "
+        f"({called('INPUT.MIN_SIZE_TRAIN')}), so that both networks' maps show the same at the "
+        "same position."
     )
 
 

@@ -107,7 +107,8 @@ class DistillRCNN(nn.Module):
                 why.
         """
         if self.training and not self._skd.running:
-            return run_step(self, super().forward, args, kwargs)
+            with written_as(self._skd.form):
+                return run_step(self, super().forward, args, kwargs)
         return super().forward(*args, **kwargs)
 
     def pop_metrics(self) -> Dict[str, torch.Tensor]:

@@ -254,7 +254,7 @@ class FrozenTeacher(nn.Module):
                 f"The student's images have {'/'.join(map(str, channels))} channels in the format "
                 f"'{image_format}', the teacher's have '{self.input_format}': only BGR and RGB of "
                 "three channels can be turned into each other. Give a teacher that was trained "
-                "with the student's kind of images, and both the same INPUT.FORMAT."
+                f"with the student's kind of images, and both the same {called('INPUT.FORMAT')}."
             )
 
     @torch.no_grad()

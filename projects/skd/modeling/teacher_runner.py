@@ -13,7 +13,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import ImageList
 from torch import nn
 
-from ..config.naming import called
+from ..config.naming import called, setting_to
 from .features import (
     FeatureTap,
     Maps,
@@ -68,12 +68,11 @@ class BackboneRunner:
             compile: the backbone, at the first images.
             told: by the user.
         """
-        self._key = called("MODEL.TEACHER.FEATURES")  # for errors of later steps
         self._preprocess = told.preprocess
         self._features, self._root = features, _root(model, features, told)
         if compile and features != self._root:
             raise ValueError(
-                f"{called('MODEL.TEACHER.COMPILE')} needs {self._key} '{self._root}', not "
+                f"{called('MODEL.TEACHER.COMPILE')} needs {setting_to(_key(), self._root)}, not "
                 f"'{features}'."
             )
         self.detector = _without_heads(model, features)
@@ -125,7 +124,7 @@ class BackboneRunner:
         size = tuple(batch.shape[-2:])
         if self._features == self._root:
             return Tapped(self._maps(self._compiled()(batch)), size)
-        with FeatureTap(self.detector.get_submodule(self._features), self._key) as tap:
+        with FeatureTap(self.detector.get_submodule(self._features), _key()) as tap:
             self._compiled()(batch)
         return Tapped(tap.features, size)
 
@@ -133,7 +132,7 @@ class BackboneRunner:
         maps = as_maps(output)
         if maps is None:
             raise ValueError(
-                f"{self._key} is '{self._features}', which returned a {type(output).__name__}; it "
+                f"{_key()} is '{self._features}', which returned a {type(output).__name__}; it "
                 "must return a feature map, or a dict or a list of feature maps."
             )
         return maps
@@ -190,7 +189,7 @@ class BackboneRunner:
             raise ValueError(
                 f"An image has a side of {largest} pixels after resizing, and the teacher pads "
                 f"its images to squares of {square}. Make the student's training images no larger "
-                f"than that (INPUT.MAX_SIZE_TRAIN {square}), or the teacher's square larger "
+                f"than that ({called('INPUT.MAX_SIZE_TRAIN')}), or the teacher's square larger "
                 f"(backbone.square_pad)."
             )
 
@@ -202,8 +201,8 @@ class ForwardRunner:
         self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool, told: Told
     ):
         """See :class:`BackboneRunner`."""
-        self._key, self._features = called("MODEL.TEACHER.FEATURES"), features
-        measured, self._entry = measure(model, features, self._key)
+        self._features = features
+        measured, self._entry = measure(model, features, _key())
         self.shapes = told.shapes or measured
         if compile:
             raise ValueError(
@@ -236,7 +235,7 @@ class ForwardRunner:
         images = [x.to(device) for x in images]
         dtype = self._dtype if lower else torch.bfloat16  # autocast refuses fp32, enabled or not
         with torch.autocast(device.type, dtype=dtype, enabled=lower):
-            tapped = run_to(self.detector, self._features, images, self._key, self._entry)
+            tapped = run_to(self.detector, self._features, images, _key(), self._entry)
         check_input(tapped.input, [x.shape[-2:] for x in images], self.detector, "teacher")
         return Tapped(tapped.maps, tapped.input_size)
 
@@ -254,13 +253,18 @@ def make_runner(
     return kind(model, features, dtype, compile, told)
 
 
+def _key() -> str:
+    """What the user calls the setting that names the tapped module."""
+    return called("MODEL.TEACHER.FEATURES")
+
+
 def _device(backbone: nn.Module, detector: nn.Module) -> torch.device:
     return next(chain(backbone.parameters(), detector.buffers(), [torch.zeros(())])).device
 
 
 def _root(model: nn.Module, features: str, told: Told) -> str:
     """The outermost module with feature maps around the one that is named: it takes images."""
-    key = called("MODEL.TEACHER.FEATURES")
+    key = _key()
     if told.shapes or told.preprocess:
         check_module(model, features, key)
     else:

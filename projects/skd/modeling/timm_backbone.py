@@ -18,6 +18,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..config.keys import has_timm
+from ..config.naming import YAML, called, written_as
 from ..runtime.safe_files import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -49,26 +50,26 @@ class TimmBackbone(Backbone):
         super().__init__()
         if norm not in _NORMS:
             raise ValueError(
-                f"MODEL.TIMM.NORM is {norm!r}; it must be one of {', '.join(map(repr, _NORMS))}."
+                f"{_key('NORM')} is {norm!r}; it must be one of {', '.join(map(repr, _NORMS))}."
             )
         try:
             import timm
         except ImportError as error:
             raise ImportError(
-                f"The backbone '{name}' (MODEL.TIMM.NAME) comes from timm, which is not "
+                f"The backbone '{name}' ({_key('NAME')}) comes from timm, which is not "
                 "installed: pip install timm."
             ) from error
         if not timm.is_model(name.split(".")[0]):
             parts = [p for p in name.split("_") if p]
             close = timm.list_models(f"*{parts[0] if parts else ''}*")[:8]
             raise ValueError(
-                f"MODEL.TIMM.NAME is '{name}', which timm {timm.__version__} does not have. "
+                f"{_key('NAME')} is '{name}', which timm {timm.__version__} does not have. "
                 f"Similar: {', '.join(close) or 'none'}."
             )
         if weights and pretrained:
             raise ValueError(
-                f"MODEL.TIMM.PRETRAINED is True and MODEL.TIMM.WEIGHTS is '{weights}'; only one of "
-                "them can be what to start from."
+                f"{_key('PRETRAINED')} is True and {_key('WEIGHTS')} is "
+                f"'{weights}'; only one of them can be what to start from."
             )
         state = _read_weights(weights) if weights else None
         try:
@@ -81,7 +82,7 @@ class TimmBackbone(Backbone):
             )
         except (AssertionError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"'{name}' (MODEL.TIMM.NAME) cannot be built with feature maps: {error}"
+                f"'{name}' ({_key('NAME')}) cannot be built with feature maps: {error}"
             ) from error
         if weights:
             _check_taken(self.body, state, weights, name)
@@ -96,7 +97,7 @@ class TimmBackbone(Backbone):
         }
         if "res5" not in self._indices or "res3" not in self._indices:
             raise ValueError(
-                f"'{name}' (MODEL.TIMM.NAME) has feature maps of the strides {list(strides)}; an "
+                f"'{name}' ({_key('NAME')}) has feature maps of the strides {list(strides)}; an "
                 "FPN needs those of 8, 16 and 32."
             )
         self._out_features = list(self._indices)
@@ -113,11 +114,16 @@ class TimmBackbone(Backbone):
         return {name: maps[i] for name, i in self._indices.items()}
 
 
+def _key(name: str) -> str:
+    """What the user calls a setting."""
+    return called(f"MODEL.TIMM.{name}")
+
+
 def _read_weights(path: str) -> Dict[str, torch.Tensor]:
     """A local checkpoint's tensors; nothing in the file is run."""
     path = PathManager.get_local_path(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS is '{path}', and there is no such file.")
+        raise FileNotFoundError(f"{_key('WEIGHTS')} is '{path}', and there is no such file.")
     state = load_tensors(path)
     for key in ("state_dict", "model"):  # as training scripts nest it
         state = state.get(key, state)
@@ -134,14 +140,14 @@ def _check_taken(model: nn.Module, state: Dict[str, torch.Tensor], path: str, na
     taken = len(wanted & given)
     if not taken:
         raise ValueError(
-            f"MODEL.TIMM.WEIGHTS is '{path}', and '{name}' (MODEL.TIMM.NAME) takes none of its "
+            f"{_key('WEIGHTS')} is '{path}', and '{name}' ({_key('NAME')}) takes none of its "
             f"{len(state)} tensors: their names or shapes are those of another model (there "
             f"'{next(iter(state), '')}', here '{next(iter(model.state_dict()))}')."
         )
     if taken < len(wanted):
         logger.warning(
             f"'{name}' takes {taken} of its {len(wanted)} weights from '{path}' "
-            "(MODEL.TIMM.WEIGHTS); the others are random."
+            f"({_key('WEIGHTS')}); the others are random."
         )
 
 
@@ -154,7 +160,8 @@ def _bottom_up(cfg: CfgNode) -> TimmBackbone:
     if cfg.MODEL.TIMM.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu":
         raise ValueError("MODEL.TIMM.NORM SyncBN needs GPUs; on CPUs use BN or FrozenBN.")
     timm = cfg.MODEL.TIMM
-    return TimmBackbone(timm.NAME, timm.PRETRAINED, timm.NORM, timm.get("WEIGHTS", ""))
+    with written_as(YAML):
+        return TimmBackbone(timm.NAME, timm.PRETRAINED, timm.NORM, timm.get("WEIGHTS", ""))
 
 
 @BACKBONE_REGISTRY.register()

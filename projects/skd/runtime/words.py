@@ -1,6 +1,6 @@
 """
 What the user calls a setting. Errors in this room name settings by Python's names; who knows the
-user's config says what they are called there.
+user's config says what they are called there (``config/naming.py``).
 """
 
 from contextlib import contextmanager

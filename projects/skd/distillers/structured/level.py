@@ -49,8 +49,8 @@ class StructuredLevel(nn.Module):
         else:
             raise ValueError(
                 f"At stride {self.stride} the student has {student.channels} channels and the "
-                f"teacher {teacher.channels}: attention transfer then needs its adapter. Set "
-                "MODEL.DISTILLER.STRUCTURED.ADAPTER True, or WEIGHT_AT 0."
+                f"teacher {teacher.channels}: attention transfer then needs StructuredDistiller's "
+                "adapter to be True, or its weight_at to be 0."
             )
 
     def _make_block(self, shape: ShapeSpec) -> NonLocalBlock:

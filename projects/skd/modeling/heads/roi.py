@@ -5,10 +5,16 @@ from typing import List
 import torch
 from torch import nn
 
+from ...config.naming import called
 from ...distillers.heads import soft_binary_cross_entropy, soft_cross_entropy, weighted_l1
 from .base import HEAD_REGISTRY, HeadPair, Unfit, equal, part
 
 ROI = "roi_heads"
+
+
+def _key(name: str) -> str:
+    """What the user calls a setting of Detectron2's box predictor."""
+    return called(f"MODEL.ROI_BOX_HEAD.{name}")
 
 
 def _heads(student: nn.Module, teacher: nn.Module, *attributes: str) -> List[nn.Module]:
@@ -38,9 +44,11 @@ class BoxHead(HeadPair):
         for heads, whose in zip(found, ("student", "teacher")):
             part(heads, "box_predictor", f"{whose}'s roi_heads", "cls_score", "bbox_pred")
         if any(getattr(h.box_predictor, "use_sigmoid_ce", False) for h in found):
-            raise Unfit("a box predictor has no softmax over its classes (USE_SIGMOID_CE)")
+            raise Unfit(
+                f"a box predictor has no softmax over its classes ({_key('USE_SIGMOID_CE')})"
+            )
         agnostic = [h.box_predictor.bbox_pred.out_features == 4 for h in found]
-        equal(agnostic, "whether all classes share a box (CLS_AGNOSTIC_BBOX_REG)")
+        equal(agnostic, f"whether all classes share a box ({_key('CLS_AGNOSTIC_BBOX_REG')})")
 
     def terms(self, student, teacher, calls, maps):
         boxes = calls["pooler"].inputs[1]

@@ -36,7 +36,7 @@ class TeacherHeads:
             TypeError: a setting that there is not.
         """
         self.settings = HeadsSettings.make(settings, "TeacherHeads")
-        HeadsSettings.check(settings, lambda f: f"TeacherHeads' {f.name}")
+        HeadsSettings.check(settings, lambda f: _key(f.name.upper()))
         known = sorted(name for name, _ in HEAD_REGISTRY)
         unknown = [name for name in self.settings.names if name not in known]
         if unknown or not self.settings.names:
@@ -130,8 +130,7 @@ class TeacherHeads:
 
 def _key(name: str) -> str:
     """What the user calls a setting."""
-    node = called("MODEL.DISTILLER.HEADS")
-    return f"{node}.{name if node.isupper() else name.lower()}"
+    return called(f"MODEL.DISTILLER.HEADS.{name}")
 
 
 def _once(calls: Calls, name: str) -> Call:

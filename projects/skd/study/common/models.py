@@ -64,7 +64,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         cfg = read_config(config)
         cfg.merge_from_list(args.opts)
         cfg = student_config(cfg)
-        check_device(cfg.MODEL.DEVICE)
+        check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
         model = build_model(cfg).eval()
         load_in_full(model, weights, f"--model {name}", f"--model {name}")
         models.append(Model(name, cfg, model, without_query(weights)))

@@ -32,7 +32,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     form_of(cfg).override(cfg, args.opts)
     if not is_distilling(cfg):
         raise ValueError(f"{args.config_file} names no teacher: give --teacher.")
-    check_device(cfg.MODEL.DEVICE)
+    check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     verdict = examine(
         cfg,
         iterations=args.iterations,
