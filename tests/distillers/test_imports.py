@@ -1,4 +1,4 @@
-"""Methods know tensors and shapes: nothing of a detector, a teacher or a training run."""
+"""Methods know tensors and shapes: nothing of a detector, a teacher, a config or a training run."""
 
 import ast
 import os
@@ -35,3 +35,15 @@ def test_distillers_import_nothing_else(name):
         for module in modules:
             root = module.split(".")[0]
             assert root != "skd" and (root != "detectron2" or module in ALLOWED), module
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_only_from_config_is_given_a_config(name):
+    """By which any of Detectron2's configurable classes takes its own arguments out of one."""
+    with open(os.path.join(FOLDER, name)) as f:
+        tree = ast.parse(f.read())
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    bridges = [n for n in functions if n.name == "from_config"]
+    assert bool(bridges) == (name == "base.py")
+    used = {id(n) for n in ast.walk(tree) if getattr(n, "id", getattr(n, "arg", "")) == "cfg"}
+    assert used <= {id(n) for bridge in bridges for n in ast.walk(bridge)}

@@ -6,7 +6,8 @@ from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.utils.events import EventStorage
 
-from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, build_distiller
+from skd.config.methods import build_distiller
+from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller
 from skd.distillers.boxes import make_anchors
 from tests.helpers import batch, distilling, tiny_config
 

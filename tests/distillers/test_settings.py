@@ -8,6 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 
 from skd import add_skd_config
+from skd.config.methods import build_balance, build_distiller, warn_of_idle_weights
 from skd.distillers import (
     DISTILLER_REGISTRY,
     CombinedDistiller,
@@ -15,9 +16,6 @@ from skd.distillers import (
     GradientBalance,
     Settings,
     StructuredDistiller,
-    build_balance,
-    build_distiller,
-    warn_of_idle_weights,
 )
 from skd.distillers.settings import number
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from skd import add_skd_config
-from skd.distillers.build import build_balance
+from skd.config.methods import build_balance
 from skd.study.common.command import RunError
 from skd.study.tune import run as tune
 from skd.study.tune.held_out import hold_out

@@ -7,8 +7,8 @@ from typing import List
 
 from detectron2.config import CfgNode as CN
 
-from ..distillers import distiller_node
 from . import run_settings
+from .methods import distiller_node
 
 META_ARCHITECTURE = "DistillRCNN"
 DISTILS = "_skd_distils"  # set on this class, so that its subclasses are known without it
@@ -122,7 +122,7 @@ def add_skd_config(cfg: CN) -> None:
     run_settings.declare(cfg)
 
     # -------------------------------------------------------------------------- the distiller
-    # Declared where the methods are: skd/distillers/build.py and Settings in each method's file.
+    # Declared where the methods are: methods.py and Settings in each method's file.
     cfg.MODEL.DISTILLER = distiller_node()
 
 

@@ -1,13 +1,6 @@
 from .at import AT
 from .balance import GradientBalance
 from .base import Distiller, LevelwiseDistiller
-from .build import (
-    DISTILLER_REGISTRY,
-    build_balance,
-    build_distiller,
-    distiller_node,
-    warn_of_idle_weights,
-)
 from .combined import CombinedDistiller
 from .cwd import CWD
 from .defeat import DeFeat
@@ -17,6 +10,7 @@ from .fitnets import FitNets
 from .mgd import MGD
 from .ofd import OFD
 from .pkd import PKD
+from .registry import DISTILLER_REGISTRY
 from .reviewkd import ReviewKD
 from .settings import Settings
 from .sp import SP
@@ -44,8 +38,4 @@ __all__ = [
     "SSIM",
     "Settings",
     "StructuredDistiller",
-    "build_balance",
-    "build_distiller",
-    "distiller_node",
-    "warn_of_idle_weights",
 ]

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes
 
 from .base import LevelwiseDistiller, wide_adapter
 from .boxes import fill_boxes
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number
 
 

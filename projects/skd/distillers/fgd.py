@@ -13,7 +13,7 @@ from torch import nn
 from .attention import channel_attention, spatial_attention
 from .base import LevelwiseDistiller, adapter, finest, is_two_stage
 from .boxes import fill_boxes, grid
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, whole
 
 # alpha, beta, gamma and lambda of the authors' configs; P2-P5 and P3-P7

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, pairwise_iou
 
 from .base import LevelwiseDistiller, no_autocast, wide_adapter
 from .boxes import make_anchors
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, positive_numbers
 
 

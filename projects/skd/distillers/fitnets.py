@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from .base import LevelwiseDistiller, adapter
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .base import LevelwiseDistiller, adapter, finest, is_two_stage
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, whole
 
 # alpha and lambda of the paper, section 4.2; levels of the authors' configs: P2-P5 and P3-P7

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .base import LevelwiseDistiller
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number
 
 

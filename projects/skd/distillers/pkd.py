@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .base import LevelwiseDistiller, adapter, finest, is_two_stage
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, whole
 
 # the authors' configs: P2-P5 and P3-P6

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .base import LevelwiseDistiller
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .base import LevelwiseDistiller, adapter
-from .build import DISTILLER_REGISTRY
+from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number
 
 WINDOW, SIGMA = 11, 1.5

@@ -7,8 +7,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..config.built import find_built
+from ..config.methods import build_balance, build_distiller, warn_of_idle_weights
 from ..config.naming import YAML, written_as
-from ..distillers import build_balance, build_distiller, warn_of_idle_weights
 from .heads import build_heads
 from .teacher import FrozenTeacher
 

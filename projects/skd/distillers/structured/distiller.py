@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ..base import Boxes, LevelwiseDistiller, Shapes, Terms, is_two_stage
-from ..build import DISTILLER_REGISTRY
+from ..registry import DISTILLER_REGISTRY
 from .level import StructuredLevel
 from .settings import PRESETS, StructuredSettings
 

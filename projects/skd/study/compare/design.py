@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Sequence, Set, Tuple
 
 from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
+from ...config.methods import build_distiller
 from ...config.safe_yaml import read_yaml
-from ...distillers import build_distiller
 from ...modeling.model_zoo import find_config
 from ...runtime.safe_files import is_url
 from ..common.metrics import distillation, evaluations, main_metrics, scores

@@ -17,10 +17,10 @@ from detectron2.modeling import build_model
 
 from ...config import distill, is_distilling, is_lazy_file, read_config
 from ...config.lazy import allow
-from ...distillers import DISTILLER_REGISTRY, build_distiller
+from ...config.methods import build_balance, build_distiller
+from ...distillers import DISTILLER_REGISTRY
 from ...distillers.balance import PREFIX
 from ...distillers.base import Shapes
-from ...distillers.build import build_balance
 from ...modeling.distillation import pairs_of
 from ...runtime import lock
 from ..common.command import RunError, set_up, setup_flags

@@ -1,23 +1,15 @@
-"""From names to methods: the registry, its part of the config, and what builds from it."""
+"""The keys ``MODEL.DISTILLER`` of a YAML config, and the methods that they describe."""
 
 import logging
 from typing import List
 
 from detectron2.config import CfgNode
-from detectron2.utils.registry import Registry
 
-from .balance import BalanceSettings, GradientBalance
-from .base import Distiller
-from .combined import CombinedDistiller
-from .heads import HeadsSettings
+from ..distillers import DISTILLER_REGISTRY, CombinedDistiller, Distiller, GradientBalance
+from ..distillers.balance import BalanceSettings
+from ..distillers.heads import HeadsSettings
 
 logger = logging.getLogger(__name__)
-
-DISTILLER_REGISTRY = Registry("DISTILLER")
-DISTILLER_REGISTRY.__doc__ = """
-Distillation methods: subclasses of :class:`Distiller`, named by ``MODEL.DISTILLER.NAME``. Each is
-called with the config.
-"""
 
 
 def distiller_node() -> CfgNode:
