@@ -28,7 +28,7 @@ study: setup
 	@$(BIN) -W ignore tools/compare.py configs/shapes/study.yaml --work output/compare --output docs/results/study
 
 bench: setup
-	@$(BIN) -W ignore tools/benchmark $(BENCH_ARGS)
+	@$(BIN) -W ignore tools/benchmark.py $(BENCH_ARGS)
 
 # The tables of the documents, from the results that are committed.
 results: setup

@@ -81,7 +81,7 @@ def test_benchmark_writes_its_rows(tmp_path):
     """Each at a tiny size; it compares values and gradients before it times them."""
     parts = ["loss", "memory", "step", "eval", "peer"]
     printed = tool(
-        "benchmark", "--size", 64, 96, "--repeats", 1, "--only", *parts,
+        "benchmark.py", "--size", 64, 96, "--repeats", 1, "--only", *parts,
         "--output", tmp_path, datasets=tmp_path,
     )  # fmt: skip
     *rows, machine = json.loads((tmp_path / "results.json").read_text())

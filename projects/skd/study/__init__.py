@@ -1,10 +1,12 @@
 """
 What the commands in ``tools/`` stand on. Each has the file or folder of its own name here:
 
+    benchmark/              ``make bench``: what distillation costs
     calibrate.py            weights of a method's terms, from one pass
     compare/                many runs side by side, their results and the HTML report
     demo.py                 ``make demo``
     doctor/                 whether a distillation is going to help
+    export.py               a detector as one file, TorchScript or ONNX
     fetch_lite_weights.py   ImageNet weights of EfficientNet-Lite
     generalise.py           models on datasets they were not trained on
     gpu_day.py              all that needs a GPU, part by part

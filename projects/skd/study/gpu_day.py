@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 
 from .common.result_files import write_text
 
-# Parts of tools/benchmark, and seconds for each. What matters most comes first: the last ones wait
-# for time that the others leave.
+# Parts of tools/benchmark.py, and seconds for each. What matters most comes first: the last ones
+# wait for time that the others leave.
 BENCH = {
     "loss": 40, "memory": 60, "step": 60, "side_stream": 40, "every": 60, "teacher": 40,
     "processes": 40, "eval": 30, "growth": 30, "peer": 30, "balance": 40, "compile": 120,
@@ -69,7 +69,7 @@ def _part(name: str, args: argparse.Namespace, root: str) -> Part:
     if name == TESTS:
         return _tests(args, root)
     folder = os.path.join(os.path.abspath(args.output), name)
-    command = [sys.executable, os.path.join(root, "tools", "benchmark"), "--only", name]
+    command = [sys.executable, os.path.join(root, "tools", "benchmark.py"), "--only", name]
     if args.dry_run:
         command += "--device cpu --images 1 --size 64 96 --repeats 1".split()
     else:

@@ -1,7 +1,7 @@
 """
 What several commands use.
 
-    bench_table.py   what tools/benchmark measured
+    bench_table.py   what tools/benchmark.py measured
     command.py       arguments, help and errors of a command
     devices.py       GPUs and cores, shared between runs
     metrics.py       what metrics.json says

@@ -1,4 +1,4 @@
-"""The rows that ``tools/benchmark`` measures, as a table."""
+"""The rows that ``tools/benchmark.py`` measures, as a table."""
 
 from typing import Any, Dict, List
 

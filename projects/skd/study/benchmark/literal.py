@@ -1,14 +1,16 @@
 """
 The loss as its authors' released code computes it, operation by operation: what the benchmark
-compares with. Only the layers are taken from the distiller under test.
+compares with. Only the layers are taken from the distiller under test: both sides share one set of
+parameters and run its convolutions, so that what differs is the loss alone. It runs at full size,
+which the tests' references, position by position in float64, cannot; and these share no code.
 """
 
 import torch
 import torch.nn.functional as F
 
-from skd.distillers import StructuredDistiller
-from skd.distillers.structured.level import StructuredLevel
-from skd.distillers.structured.non_local import NonLocalBlock
+from ...distillers import StructuredDistiller
+from ...distillers.structured.level import StructuredLevel
+from ...distillers.structured.non_local import NonLocalBlock
 
 
 def non_local_block(block: NonLocalBlock, x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ import itertools
 import math
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-import literal
 import torch
 from detectron2 import model_zoo
 from detectron2.layers import ShapeSpec
@@ -12,12 +11,13 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from measure import flops, no_tf32
 from torch import nn
 
-from skd import build_teacher, distill, student_config
-from skd.config import read_config
-from skd.distillers import StructuredDistiller
+from ...config import distill, read_config, student_config
+from ...distillers import StructuredDistiller
+from ...modeling.teacher import build_teacher
+from . import literal
+from .measure import flops, no_tf32
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_{}_FPN_{}x.yaml"
 LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
@@ -71,7 +71,7 @@ class Loss:
     def peer(self) -> torch.Tensor:
         """By MMRazor, with the same layers."""
         if self._peer is None:
-            from peer import Peer
+            from .peer import Peer
 
             self._peer = Peer(self.distiller)
         return self._step(self._peer(self.student, self.teacher))

@@ -2,15 +2,16 @@
 
 import os
 import tempfile
+from argparse import Namespace
 from typing import Any, Dict, List
 
 import torch
-from cases import inputs, mask_rcnn, training_step
 from detectron2.engine import launch
 from detectron2.utils import comm
-from measure import alternate, row
 
-from skd.engine import wrap_data_parallel
+from ...engine import wrap_data_parallel
+from .cases import inputs, mask_rcnn, training_step
+from .measure import alternate, row
 
 
 def _worker(device: str, size, repeats: int, path: str) -> None:
@@ -32,7 +33,7 @@ def _worker(device: str, size, repeats: int, path: str) -> None:
         torch.save(pairs, path)
 
 
-def scaling_rows(args) -> List[Dict[str, Any]]:
+def scaling_rows(args: Namespace) -> List[Dict[str, Any]]:
     """One image a process and one thread a process, over gloo on CPUs and NCCL on GPUs."""
     gpu = args.device == "cuda"
     counts = [n for n in (1, 2, 4, 8) if n <= (torch.cuda.device_count() if gpu else 4)]

@@ -1,22 +1,22 @@
-#!/usr/bin/env python
 """
-What a dataset as large as COCO's train2017 costs before training: with Detectron2 alone, with
-the check in the main process, and the check without loading. CPU seconds and peak memory, each in
-a process of its own.
-
-    python tools/benchmark/dataset.py FOLDER      # about 1 GB, made on first use
+A dataset as large as COCO's train2017, and what it costs before training: with Detectron2 alone,
+with the check in the main process, and the check without loading.
 """
 
-import argparse
 import json
 import os
-import resource
-import subprocess
-import sys
 import time
+from typing import Dict
 
 import numpy as np
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data.datasets import register_coco_instances
 from PIL import Image
+
+from ...data import register_coco
+from ...data.coco import check_one
+from ...data.fit import Model, check_fit
+from ..common.bench_table import MB
 
 IMAGES, OBJECTS, CLASSES = 118_000, 860_000, 80
 POINTS = 24  # of a polygon, as in COCO on average
@@ -58,67 +58,40 @@ def _annotation(i: int, images: int) -> dict:
 
 def detectron2(json_file: str, images: str) -> None:
     """What every process of a training does: load, filter, count, and pack the records."""
-    from detectron2.data.datasets import register_coco_instances
-
     register_coco_instances("large", {}, json_file, images)
     _load()
 
 
 def _load() -> None:
-    from detectron2.data import DatasetFromList, get_detection_dataset_dicts
-
     DatasetFromList(get_detection_dataset_dicts("large"), copy=False)
 
 
 def checked(json_file: str, images: str) -> None:
     """The same by the main process of this project's training."""
-    from skd.data import register_coco
-    from skd.data.fit import Model, check_fit
-
     register_coco("large", json_file, images, check=False)
     check_fit(["large"], [], Model())
     _load()
 
 
 def check(json_file: str, images: str) -> None:
-    from skd.data.coco import check_one
-
     check_one("large", json_file, images)
 
 
 MEASURES = {"detectron2": detectron2, "checked": checked, "check": check}
 
 
-def _measure(what: str, folder: str, as_json: bool) -> None:
-    files = os.path.join(folder, "train.json"), os.path.join(folder, "images")
-    import skd.data  # noqa: F401: not to be counted
-
-    start, before = time.perf_counter(), time.process_time()
-    MEASURES[what](*files)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    cpu, wall = time.process_time() - before, time.perf_counter() - start
-    if as_json:
-        print(json.dumps({"cpu": cpu, "wall": wall, "peak": 1024 * peak}))
-    else:
-        print(f"{what}: {cpu:.1f} s of CPU, {wall:.1f} s, peak {peak:.1f} GiB")
+def measure(what: str, folder: str) -> Dict[str, float]:
+    """One of :data:`MEASURES`, in a process of its own: seconds ``cpu``, MB ``peak``."""
+    before = time.process_time()
+    MEASURES[what](os.path.join(folder, "train.json"), os.path.join(folder, "images"))
+    return {"cpu": time.process_time() - before, "peak": _peak() / MB}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", help="where the dataset is, or is made")
-    parser.add_argument("--only", choices=tuple(MEASURES), help="measure in this process")
-    parser.add_argument("--json", action="store_true", help="with --only: seconds and MB")
-    args = parser.parse_args()
-    if not os.path.exists(args.folder):
-        coco_size(args.folder)
-    if args.only:
-        return _measure(args.only, args.folder, args.json)
-    for what in MEASURES:
-        command = [sys.executable, "-W", "ignore", __file__, args.folder, "--only", what]
-        subprocess.run(command, check=True)
-
-
-if __name__ == "__main__":
-    main()
+def _peak() -> int:
+    """
+    Bytes at this process's worst moment. Of its own memory: ``ru_maxrss`` would start at that of
+    the process which started it.
+    """
+    with open("/proc/self/status") as f:
+        (line,) = [line for line in f if line.startswith("VmHWM:")]
+    return 1024 * int(line.split()[1])

@@ -1,48 +1,45 @@
 """Rows about data, against stock Detectron2: from registration to the records, and the loader."""
 
 import itertools
-import json
 import os
-import subprocess
-import sys
 import tempfile
+from argparse import Namespace
 from typing import Any, Dict, Iterator, List
 
-from dataset import IMAGES, OBJECTS, coco_size
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_train_loader
-from measure import Function, alternate, row
 
-from skd.data import register_shapes
-from skd.runtime.loader import build_train_loader
+from ...data import register_shapes
+from ...runtime.loader import build_train_loader
+from .dataset import IMAGES, OBJECTS, coco_size, measure
+from .measure import Function, alternate, in_new_process, row
 
 WORKERS = (0, 2, 4)
 BATCH, BATCHES = 8, 12  # images of a batch, batches a measurement
 
 
-def startup_rows(args) -> List[Dict[str, Any]]:
-    """CPU seconds and peak memory of a dataset of a tenth of COCO's size; --full: of COCO's."""
+def startup_rows(args: Namespace) -> List[Dict[str, Any]]:
+    """
+    CPU seconds and peak memory of a dataset of a tenth of COCO's size; --full: of COCO's. The check
+    without the records, which a test set costs on top, has rows of its own.
+    """
     share = 1 if args.full else 10
     with tempfile.TemporaryDirectory() as folder:
         large = os.path.join(folder, "set")
         coco_size(large, IMAGES // share, OBJECTS // share)
-        pairs = [(_measured("checked", large), _measured("detectron2", large))
-                 for _ in range(args.repeats)]  # fmt: skip
+        measured = [
+            [in_new_process(measure, what, large) for what in ("checked", "detectron2", "check")]
+            for _ in range(args.repeats)
+        ]
     rows = []
     for key, unit in (("cpu", "s"), ("peak", "MB")):
-        sides = [(checked[key], stock[key]) for checked, stock in pairs]
-        rows.append(row(f"startup_{key}", sides, 1.1, unit=unit))
+        for name, side, target in (("startup", 0, 1.1), ("startup_check", 2, None)):
+            pairs = [(turn[side][key], turn[1][key]) for turn in measured]
+            rows.append(row(f"{name}_{key}", pairs, target, unit=unit))
     return rows
 
 
-def _measured(what: str, folder: str) -> Dict[str, float]:
-    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "dataset.py")
-    command = [sys.executable, "-W", "ignore", script, folder, "--only", what, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def loader_rows(args) -> List[Dict[str, Any]]:
+def loader_rows(args: Namespace) -> List[Dict[str, Any]]:
     """Seconds of the same batches of the built-in dataset, after the workers have started."""
     register_shapes()
     rows = []

@@ -16,8 +16,8 @@ from typing import Dict, Optional
 import torch
 from torch import nn
 
-from skd.distillers import StructuredDistiller
-from skd.distillers.structured.level import StructuredLevel
+from ...distillers import StructuredDistiller
+from ...distillers.structured.level import StructuredLevel
 
 FOLDERS = ("", ".models", ".models.losses", ".models.architectures",
            ".models.architectures.connectors")  # fmt: skip

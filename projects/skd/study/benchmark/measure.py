@@ -1,12 +1,14 @@
 """Time, memory and operations of a function, on CPU or GPU."""
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
@@ -32,6 +34,16 @@ def seconds(function: Function, device: str) -> float:
 def alternate(functions: Sequence[Function], repeats: int, device: str) -> List[Tuple[float, ...]]:
     """Seconds of each, in turns, so that what else the machine does falls on all."""
     return [tuple(seconds(f, device) for f in functions) for _ in range(repeats)]
+
+
+def use_all_cores() -> None:
+    torch.set_num_threads(os.cpu_count())
+
+
+def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function of this package returns, run where nothing else was in memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *args).result()
 
 
 def row(name: str, pairs: List[Tuple[float, float]], target: float = None, **more) -> Dict:
@@ -95,6 +107,11 @@ def no_tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def count(measured: Function, reference: Function) -> Dict[str, int]:
+    """Operations of both. They have run once after that, which is the warm-up."""
+    return {"flops": flops(measured)[0], "flops_reference": flops(reference)[0]}
 
 
 def flops(function: Function) -> Tuple[int, Any]:
