@@ -17,6 +17,7 @@ import shlex
 import sys
 
 from skd.study.common.command import (
+    add_machine_arguments,
     add_setup_arguments,
     command_parser,
     positive,
@@ -38,14 +39,7 @@ def argument_parser():
     add_setup_arguments(parser)
     parser.add_argument("--work", default=os.path.join("output", "compare"), help="runs' folders")
     parser.add_argument("--output", help="folder of the results (default: that of --work)")
-    parser.add_argument(
-        "--jobs", type=whole, default=0, help="runs at a time (default: one a GPU of "
-        "CUDA_VISIBLE_DEVICES; without GPUs one a core)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threads", type=whole, default=0,
-        help="of each run (default: its share of the cores, kept from the first call)",
-    )  # fmt: skip
+    add_machine_arguments(parser)
     parser.add_argument("--images", type=whole, default=4, help="images in the report")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TABLE", help="run what these tables of the study "

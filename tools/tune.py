@@ -21,7 +21,12 @@ import os
 import shlex
 import sys
 
-from skd.study.common.command import add_setup_arguments, command_parser, run_command
+from skd.study.common.command import (
+    add_machine_arguments,
+    add_setup_arguments,
+    command_parser,
+    run_command,
+)
 from skd.study.tune.run import tune
 
 
@@ -65,14 +70,7 @@ def argument_parser():
     )  # fmt: skip
     parser.add_argument("--work", default=os.path.join("output", "tune"), help="runs' folders")
     parser.add_argument("--output", help="folder of the results (default: that of --work)")
-    parser.add_argument(
-        "--jobs", type=int, default=0, help="runs at a time (default: one a GPU of "
-        "CUDA_VISIBLE_DEVICES; without GPUs one a core)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threads", type=int, default=0,
-        help="of each run (default: its share of the cores, kept from the first call)",
-    )  # fmt: skip
+    add_machine_arguments(parser)
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... for every run")
     return parser
 

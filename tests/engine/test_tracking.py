@@ -9,6 +9,7 @@ import pytest
 from detectron2.utils.events import EventStorage
 
 from skd import student_config
+from skd.config import run_settings
 from skd.engine import SKDTrainer
 from skd.engine.tracking import TRACKERS, _Tracker
 from tests.helpers import environment, tiny_config
@@ -76,6 +77,7 @@ def test_a_trainer_makes_them_and_knows_whether_it_goes_on(tmp_path):
     trainer = SimpleNamespace(run=run, start_iter=0, max_iter=5)
     *_, wandb, mlflow = SKDTrainer.build_writers(trainer)
     assert (type(wandb), type(mlflow)) == tuple(TRACKERS.values())
+    assert tuple(TRACKERS) == run_settings.TRACKERS
     assert wandb._config["SEED"] == 7 and not wandb._resumed()
     trainer.start_iter = 3
     assert mlflow._resumed()

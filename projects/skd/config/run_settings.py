@@ -104,9 +104,12 @@ def _metric(value: Any) -> str:
     return "" if good else "TASK/RESULT, e.g. 'bbox/AP', or empty"
 
 
+TRACKERS = ("wandb", "mlflow")
+
+
 def _services(value: Any) -> str:
-    good = isinstance(value, list) and set(value) <= {"wandb", "mlflow"}
-    return "" if good else "a list of 'wandb' and 'mlflow'"
+    good = isinstance(value, list) and set(value) <= set(TRACKERS)
+    return "" if good else f"a list of {' and '.join(map(repr, TRACKERS))}"
 
 
 def _expected(value: Any) -> str:

@@ -11,9 +11,8 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import student_config
+from ..config import run_settings, student_config
 from ..config.naming import setting_to, written_as
-from ..config.run_settings import form_name
 from . import records
 from .check import read_coco, without_gc
 from .coco import Checked, check_one, different_classes, is_own, names_of, shown, use
@@ -55,12 +54,10 @@ def check_datasets(cfg: Union[CfgNode, DictConfig], eval_only: bool = False) -> 
         FileNotFoundError, ValueError: names what does not fit, and the key to set.
     """
     plain = student_config(cfg)
-    if isinstance(plain, CfgNode):
-        train, test, model = plain.DATASETS.TRAIN, plain.DATASETS.TEST, yaml_model(plain)
-    else:
-        train, test = lazy_names(plain, "train"), lazy_names(plain, "test")
-        model = lazy_model(plain)
-    with written_as(form_name(cfg)):
+    train = run_settings.value_of(plain, "train_sets") or []
+    test = run_settings.value_of(plain, "test_sets") or []
+    model = yaml_model(plain) if isinstance(plain, CfgNode) else lazy_model(plain)
+    with written_as(run_settings.form_name(cfg)):
         check_fit(train, test, model, eval_only)
     if isinstance(cfg, DictConfig) and len(test) == 1:
         _hand_to_lazy_evaluator(cfg, test[0])
@@ -119,11 +116,6 @@ def lazy_model(cfg: DictConfig) -> Model:
         (points, find(points, 0)),
         (sigmas, tuple(find(sigmas, ()))),
     )
-
-
-def lazy_names(cfg: DictConfig, split: str) -> List[str]:
-    value = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
-    return [value] if isinstance(value, str) else list(value or ())
 
 
 def check_fit(

@@ -11,6 +11,7 @@ from torch import nn
 from ..config import Config, run_settings
 from ..config.naming import written_as
 from ..evaluation import write_results
+from ..runtime.checkpoint import SafeCheckpointer
 from ..runtime.lock import user_of
 from ..runtime.record import append_record, describe_run
 from .run import Run, check
@@ -27,21 +28,14 @@ def beside_training(cfg: Config, resume: bool) -> str:
     """
     folder = run_settings.value_of(cfg, "output_dir")
     own = os.path.join(folder, f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}")
-    other, own, last = comm.all_gather((user_of(folder), own, _last_checkpoint(folder)))[0]
+    last = SafeCheckpointer(nn.Module(), folder).get_checkpoint_file()
+    other, own, last = comm.all_gather((user_of(folder), own, last))[0]
     if other is None:
         return ""
     run_settings.put(cfg, "output_dir", own)
     if resume and last:
         run_settings.put(cfg, "weights", last)
     return f"A training is using '{folder}' ({other}): this evaluation writes to '{own}'."
-
-
-def _last_checkpoint(folder: str) -> str:
-    try:
-        with open(os.path.join(folder, "last_checkpoint")) as f:
-            return os.path.join(folder, f.read().strip())
-    except OSError:
-        return ""
 
 
 def evaluate_model(run: Run, model: nn.Module) -> Dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any, Dict
 
 from torch import nn
 
+from ..modeling.load import DISTILLER_PREFIX
 from ..runtime.checkpoint import SafeCheckpointer
 
 
@@ -26,7 +27,8 @@ class RunCheckpointer(SafeCheckpointer):
         names = list(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         # parameters only: loading makes up some buffers; and no file to start from has a distiller
-        wanted = {k for k, _ in self.model.named_parameters() if not k.startswith("distiller.")}
+        names_here = [name for name, _ in self.model.named_parameters()]
+        wanted = {name for name in names_here if not name.startswith(DISTILLER_PREFIX)}
         if wanted and wanted <= set(incompatible.missing_keys):
             raise ValueError(
                 f"{self._key} is '{self._path}', and the model takes none of its {len(names)} "

@@ -183,7 +183,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"'{path}' has weights only, and no state of {', '.join(gone)} to resume from; "
                 f"{new_run_from(path)}."
             )
-        before = {k[7:] if k.startswith("module.") else k: v for k, v in data["model"].items()}
+        before = {k.removeprefix("module."): v for k, v in data["model"].items()}
         bad = []
         for name, value in self.model.state_dict().items():
             if name in ("pixel_mean", "pixel_std") and name not in before:

@@ -189,7 +189,7 @@ def check_kinds(state: Mapping[str, Any], model: Mapping[str, torch.Tensor]) -> 
             something else than a plain tensor.
     """
     for name, value in state.items():
-        here = model.get(name[7:] if name.startswith("module.") else name)
+        here = model.get(name.removeprefix("module."))
         if here is None or not isinstance(value, torch.Tensor):
             continue
         if kind_of(value):

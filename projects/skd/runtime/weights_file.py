@@ -96,7 +96,7 @@ def _not_finite(state: Mapping[str, Any], model: nn.Module) -> Iterator[str]:
     asked = {name for name, _ in model.named_parameters()}
     asked |= {k for k, _ in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
     for name, value in state.items():
-        known = (name[7:] if name.startswith("module.") else name) in asked
+        known = name.removeprefix("module.") in asked
         if known and isinstance(value, torch.Tensor) and not _is_finite(value):
             yield name
 

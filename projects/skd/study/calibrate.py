@@ -15,11 +15,11 @@ from torch import nn
 from ..config import Config, distill, form_of, read_config, run_settings
 from ..config.lazy import allow
 from ..data import check_datasets
-from ..data.fit import lazy_names
 from ..distillers import DISTILLER_REGISTRY
 from ..engine.lazy_run import lazy_run
 from ..engine.run import check_device
 from ..engine.weights import RunCheckpointer
+from ..modeling.load import DISTILLER_PREFIX
 from ..runtime.loader import build_train_loader
 from .common.command import set_up
 from .common.models import check_registered
@@ -98,11 +98,10 @@ def config_of(args: argparse.Namespace, method: str) -> Config:
 
 def _check(cfg: Config) -> None:
     """Raises ValueError for data or a device that is not there, before anything is built."""
-    yaml = isinstance(cfg, CfgNode)
-    names = cfg.DATASETS.TRAIN if yaml else lazy_names(cfg, "train")
+    names = run_settings.value_of(cfg, "train_sets") or []
     keys = run_settings.keys_of(run_settings.form_name(cfg))
     key = keys["train_sets"]
-    if yaml and not names:
+    if isinstance(cfg, CfgNode) and not names:
         raise ValueError(f"{key} is empty; it must name the dataset to take a batch of.")
     for name in names:
         check_registered(name, key)
@@ -136,7 +135,7 @@ def strength(model: nn.Module, inputs: List[Dict[str, Any]]) -> Strength:
     """
     where = "the backbone's" if hasattr(model, "backbone") else "the student's"
     part = getattr(model, "backbone", model)
-    named = [(k, p) for k, p in part.named_parameters() if not k.startswith("distiller.")]
+    named = [(k, p) for k, p in part.named_parameters() if not k.startswith(DISTILLER_PREFIX)]
     parameters = [p for _, p in named if p.requires_grad]
     if not parameters:
         raise ValueError(

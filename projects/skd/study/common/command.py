@@ -56,6 +56,18 @@ def add_setup_arguments(parser: argparse.ArgumentParser) -> None:
     coco.add_argument(parser)
 
 
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """How runs in processes of their own share a machine."""
+    parser.add_argument(
+        "--jobs", type=whole, default=0, help="runs at a time (default: one a GPU of "
+        "CUDA_VISIBLE_DEVICES; without GPUs one a core)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=whole, default=0,
+        help="of each run (default: its share of the cores, kept from the first call)",
+    )  # fmt: skip
+
+
 def set_up(args: argparse.Namespace) -> None:
     """The built-in dataset, and what :func:`add_setup_arguments` asks for."""
     for name in args.project:
