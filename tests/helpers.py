@@ -1,5 +1,7 @@
 """Small real detectors, their checkpoints, batches and processes, for all tests."""
 
+import functools
+import importlib.util
 import os
 import re
 import subprocess
@@ -14,7 +16,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
-from detectron2.config import get_cfg  # noqa: E402
+from detectron2.config import LazyConfig, get_cfg  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
@@ -86,6 +88,52 @@ def read_config(path, opts=()):
     merge_file(cfg, str(path))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
     return cfg
+
+
+# a small Mask R-CNN on the built-in dataset, as a LazyConfig
+LAZY = """
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from detectron2.evaluation import COCOEvaluator
+
+config = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
+model, optimizer, train = config.model, config.optimizer, config.train
+lr_multiplier, dataloader = config.lr_multiplier, config.dataloader
+model.backbone.bottom_up.stages.depth = 18
+del model.backbone.bottom_up.stages.stride_in_1x1
+model.backbone.bottom_up.stages.norm = "BN"
+model.backbone.bottom_up.stem.norm = "BN"
+model.backbone.bottom_up.freeze_at = 0
+model.backbone.out_channels = 16
+model.roi_heads.num_classes = 6
+model.roi_heads.box_head.fc_dims = [32]
+model.roi_heads.box_predictor.input_shape.channels = 32
+for size in (model.roi_heads.box_head.input_shape, model.roi_heads.mask_head.input_shape):
+    size.channels = 16
+model.proposal_generator.head.in_channels = 16
+model.roi_heads.mask_head.conv_dims = [16, 16]
+dataloader.train.dataset.names = "skd_shapes_train"
+dataloader.train.mapper.augmentations = []
+dataloader.train.total_batch_size = 2
+dataloader.train.num_workers = 0
+dataloader.test.dataset.names = "skd_shapes_val"
+dataloader.test.mapper.augmentations = []
+dataloader.test.num_workers = 0
+dataloader.evaluator = L(COCOEvaluator)(dataset_name="skd_shapes_val")
+optimizer.lr = 1e-3
+train.device = "cpu"
+train.max_iter = 3
+train.eval_period = 0
+train.init_checkpoint = ""
+"""
+
+
+def lazy_config(tmp_path, *options):
+    """:data:`LAZY` on the tiny dataset, with options as on the command line."""
+    path = tmp_path / "student.py"
+    path.write_text(LAZY.replace("skd_shapes", "tiny"))
+    output = f"train.output_dir={tmp_path / 'lazy'}"
+    return LazyConfig.apply_overrides(LazyConfig.load(str(path)), [output, *options])
 
 
 def distilling(student_cfg, teacher_files, reduction="sum", balance=False, **changes):
@@ -176,6 +224,16 @@ def patched(folder, code):
             "    train_net.launch(train_net.main, train_net.argument_parser().parse_args())\n"
         )
     return path
+
+
+@functools.lru_cache(maxsize=None)
+def parser_of(script):
+    """The parser of one of the repository's commands, by its path from the root."""
+    path = os.path.join(ROOT, script)
+    spec = importlib.util.spec_from_file_location("command_" + os.path.basename(path)[:-3], path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.argument_parser()
 
 
 def run_script(script, *args, datasets, ok=True, timeout=600):

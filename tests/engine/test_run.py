@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.config import LazyCall, LazyConfig
+from detectron2.config import LazyCall
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.defaults import default_setup
@@ -27,8 +27,7 @@ from skd.engine.run import check
 from skd.runtime.loader import DataError, build_train_loader
 from skd.runtime.user_errors import UserError
 from skd.train_net import argument_parser, setup
-from tests.engine.test_train_net import LAZY
-from tests.helpers import DEVICES, distilling, environment, tiny_config
+from tests.helpers import DEVICES, distilling, environment, lazy_config, tiny_config
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -148,13 +147,6 @@ def test_the_keys_of_the_default_trainer_have_their_effect(shapes, tmp_path):
     assert hook(trainer, hooks.EvalHook)._period == 8
     assert hook(trainer, hooks.PreciseBN)._num_iter == 11
     assert trainer.checkpointer.save_dir == str(tmp_path)
-
-
-def lazy_config(tmp_path, *options):
-    path = tmp_path / "student.py"
-    path.write_text(LAZY.replace("skd_shapes", "tiny"))
-    output = f"train.output_dir={tmp_path / 'lazy'}"
-    return LazyConfig.apply_overrides(LazyConfig.load(str(path)), [output, *options])
 
 
 def test_the_best_metric_of_several_lazy_test_sets_has_no_set_s_name(shapes, tmp_path):

@@ -16,9 +16,8 @@ from skd.engine.run import check
 from skd.engine.teacher_quality import TeacherQuality
 from skd.evaluation import Quality, unseen_classes
 from skd.modeling.teacher import FrozenTeacher
-from tests.engine.test_run import lazy_config
 from tests.engine.test_training import train, weights
-from tests.helpers import distilling, tiny_config
+from tests.helpers import distilling, lazy_config, tiny_config
 
 
 def test_teacher_and_student_are_compared_and_the_training_is_the_same(

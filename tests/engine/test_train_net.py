@@ -8,45 +8,9 @@ import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
 
 from skd import student_config
-from tests.helpers import distilling, run_script, tiny_config
+from tests.helpers import LAZY, distilling, run_script, tiny_config
 
 pytestmark = pytest.mark.slow
-
-LAZY = """
-from detectron2 import model_zoo
-from detectron2.config import LazyCall as L
-from detectron2.evaluation import COCOEvaluator
-
-config = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
-model, optimizer, train = config.model, config.optimizer, config.train
-lr_multiplier, dataloader = config.lr_multiplier, config.dataloader
-model.backbone.bottom_up.stages.depth = 18
-del model.backbone.bottom_up.stages.stride_in_1x1
-model.backbone.bottom_up.stages.norm = "BN"
-model.backbone.bottom_up.stem.norm = "BN"
-model.backbone.bottom_up.freeze_at = 0
-model.backbone.out_channels = 16
-model.roi_heads.num_classes = 6
-model.roi_heads.box_head.fc_dims = [32]
-model.roi_heads.box_predictor.input_shape.channels = 32
-for size in (model.roi_heads.box_head.input_shape, model.roi_heads.mask_head.input_shape):
-    size.channels = 16
-model.proposal_generator.head.in_channels = 16
-model.roi_heads.mask_head.conv_dims = [16, 16]
-dataloader.train.dataset.names = "skd_shapes_train"
-dataloader.train.mapper.augmentations = []
-dataloader.train.total_batch_size = 2
-dataloader.train.num_workers = 0
-dataloader.test.dataset.names = "skd_shapes_val"
-dataloader.test.mapper.augmentations = []
-dataloader.test.num_workers = 0
-dataloader.evaluator = L(COCOEvaluator)(dataset_name="skd_shapes_val")
-optimizer.lr = 1e-3
-train.device = "cpu"
-train.max_iter = 3
-train.eval_period = 0
-train.init_checkpoint = ""
-"""
 
 
 def run(*args, **kwargs):

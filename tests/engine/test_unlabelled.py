@@ -14,8 +14,7 @@ from skd.engine import SKDTrainer, describe
 from skd.engine.unlabelled import find_unlabelled
 from skd.modeling.unlabelled import TERM
 from skd.train_net import argument_parser
-from tests.engine.test_run import lazy_config
-from tests.helpers import distilling, tiny_config
+from tests.helpers import distilling, lazy_config, tiny_config
 
 
 @pytest.fixture

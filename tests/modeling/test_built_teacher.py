@@ -19,8 +19,7 @@ from skd import (
 from skd.config import built
 from skd.engine import SKDTrainer
 from skd.modeling.build_detector import build_detector
-from tests.engine.test_run import lazy_config
-from tests.helpers import batch, tiny_config
+from tests.helpers import batch, lazy_config, tiny_config
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from skd import (
 )
 from skd.engine import SKDTrainer, describe, wrap_data_parallel
 from skd.modeling.heads.teacher_heads import match_classes
-from tests.engine.test_run import lazy_config
-from tests.helpers import batch, distilling, save_detector, tiny_config
+from tests.helpers import batch, distilling, lazy_config, save_detector, tiny_config
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 ALL = ["RPNHead", "BoxHead", "MaskHead"]

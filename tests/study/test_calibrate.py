@@ -11,8 +11,7 @@ from detectron2.modeling import build_model
 
 from skd.runtime.loader import DataError
 from skd.study.calibrate import calibrate, strength
-from tests.helpers import batch, distilling, tiny_config
-from tests.tools.test_commands import parser_of
+from tests.helpers import batch, distilling, parser_of, tiny_config
 
 
 def run(cfg, teacher_files, folder, *opts):

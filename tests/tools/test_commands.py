@@ -1,33 +1,34 @@
 """Every command says how it is used, and every documented command is one. Nothing is run."""
 
 import glob
-import importlib.util
 import os
 import re
 import shlex
 
 import pytest
+from torch.distributed.run import get_args_parser
 
-from tests.helpers import ROOT, read
+from tests.helpers import ROOT, parser_of, read
 
 TOOLS = sorted(
     name
     for name in os.listdir(os.path.join(ROOT, "tools"))
     if name.endswith(".py") and not name.startswith("_")
 )
+# the configs say in comments how they are used, the commands in their help
 PAGES = [
     os.path.relpath(path, ROOT)
-    for folder in ("*.md", "docs/**/*.md", "tools/*.md")
+    for folder in (
+        "*.md", "docs/**/*.md", "docs/*.ipynb", "tools/*", "configs/**/*.yaml", "configs/**/*.py",
+        "train_net.py", ".github/**/*.md",
+    )
     for path in glob.glob(os.path.join(ROOT, folder), recursive=True)
-]
-
-
-def parser_of(script):
-    path = os.path.join(ROOT, script)
-    spec = importlib.util.spec_from_file_location("command_" + os.path.basename(path)[:-3], path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.argument_parser()
+    if os.path.isfile(path)
+]  # fmt: skip
+SCRIPT = r"(tools/\w+\.py|train_net\.py|-m skd\.train_net)"
+PYTHON = re.compile(rf"python (?:-W ignore )?{SCRIPT}( [^`\n]*)")
+TORCHRUN = re.compile(rf"torchrun ([^`\n]*?){SCRIPT}( [^`\n]*)")
+BENCH = re.compile(r'BENCH_ARGS="([^"]*)"')
 
 
 @pytest.mark.parametrize("name", [*(f"tools/{tool}" for tool in TOOLS), "train_net.py"])
@@ -36,24 +37,51 @@ def test_every_command_has_help(name):
     assert "usage:" in text and "--help" in text
 
 
+def joined(text):
+    """Lines that end with a backslash, in comments and docstrings too, with the next."""
+    return re.sub(r"\\+\n[#\s]*", " ", text)
+
+
 def documented():
+    """Of each command: where it is, the script, its arguments, and those of torchrun."""
     for page in PAGES:
-        text = re.sub(r"\\\n\s*", " ", read(page))
-        for found in re.findall(
-            r"python (?:-W ignore )?((?:tools/\w+|train_net)\.py [^`\n]*)", text
-        ):
-            yield page, found
+        text = joined(read(page))
+        for script, line in PYTHON.findall(text):
+            yield page, script, line, ""
+        for launcher, script, line in TORCHRUN.findall(text):
+            yield page, script, line, launcher
+        for line in BENCH.findall(text):
+            yield page, "tools/benchmark.py", line, ""
 
 
-def test_documented_commands_are_found():
-    assert len(list(documented())) > 5
+def arguments(line):
+    """As a shell would hand them on: no comment, no second command, variables with a value."""
+    line = re.sub(r"\[.*?\]", "", re.sub(r"\$\{[^}]*\}|\$\w+", "0", line))
+    words = shlex.split(line.partition(";")[0], comments=True)
+    return [word for word in words if word != "..."]
 
 
-@pytest.mark.parametrize("page,line", sorted(set(documented())))
-def test_every_documented_command_parses(page, line):
-    script, *args = shlex.split(re.sub(r"\[.*?\]", "", line), comments=True)
-    parser = parser_of(script)
+def test_documented_commands_are_found_wherever_they_are():
+    pages = {page for page, _, _, launcher in documented() if not launcher}
+    assert len(pages) > 5
+    assert {"configs/real/voc.yaml", "docs/performance.md", "tools/tune.py"} <= pages
+    assert "docs/recipes.md" in {page for page, _, _, launcher in documented() if launcher}
+
+
+@pytest.mark.parametrize("page,script,line,launcher", sorted(set(documented())))
+def test_every_documented_command_parses(page, script, line, launcher):
+    name = "train_net.py" if script.startswith("-m") else script
     try:
-        parser.parse_args([part for part in args if part != "..."])
+        parser_of(name).parse_args(arguments(line))
+        if launcher:
+            given = get_args_parser().parse_args([*arguments(launcher), *script.split()])
+            assert given.training_script in ("train_net.py", "skd.train_net")
     except SystemExit as end:
         assert end.code == 0, f"{page}: {line}"
+
+
+def test_every_documented_target_of_make_is_one():
+    targets = set(re.findall(r"^(\w+):", read("Makefile"), re.M))
+    named = {(page, name) for page in PAGES for name in re.findall(r"`make (\w+)", read(page))}
+    assert len(named) > 5
+    assert not [(page, name) for page, name in named if name not in targets]
