@@ -57,6 +57,18 @@ def test_links_exist(page):
         assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), link
 
 
+def test_every_picture_that_is_kept_is_on_a_page():
+    """A command makes the others again; docs/results/README.md names it."""
+    shown = {
+        os.path.normpath(os.path.join(os.path.dirname(page), link))
+        for page in PAGES
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)", read(page))
+    }
+    pictures = glob.glob(os.path.join(ROOT, "docs", "**", "*.png"), recursive=True)
+    assert len(pictures) > 5
+    assert {os.path.relpath(path, ROOT) for path in pictures} <= shown
+
+
 def test_the_pages_are_found():
     assert {"README.md", "docs/method.md", "docs/results/README.md"} <= set(PAGES)
 
