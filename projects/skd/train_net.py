@@ -99,7 +99,7 @@ def setup(args: argparse.Namespace) -> Config:
     if not args.eval_only:
         form.check_teacher(cfg)
     if args.eval_only or not is_distilling(cfg):
-        cfg = form.student_of(cfg, solver=True)  # nothing to learn, or nobody to learn from
+        cfg = form.student_config(cfg, solver=True)  # nothing to learn, or nobody to learn from
     beside = beside_training(cfg, args.resume) if args.eval_only else ""
     args.resume = args.resume and not beside
     folder = form.output_dir(cfg)

@@ -33,7 +33,7 @@ def yaml_parts(cfg, method, preset, switch):
 
 def lazy_parts(cfg, method, preset, switch):
     cfg = OmegaConf.create({"model": {}, "train": {"max_iter": 7}})
-    lazy.distil(cfg, "teacher.yaml")
+    lazy.distill(cfg, "teacher.yaml")
     target = DISTILLER_REGISTRY.get(method)
     options = [f"model.distiller._target_={target.__module__}.{method}"]
     options += [f"model.distiller.preset={preset}"] if preset else []

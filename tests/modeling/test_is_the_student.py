@@ -722,7 +722,7 @@ def test_a_subclass_in_a_yaml_config(teacher_files):
         assert set(step(model)) > set(TERMS) and model.steps == 1
         assert isinstance(pickle.loads(pickle.dumps(model)), Counts)
         again = cfg.clone()
-        yaml.distil(again, *teacher_files)
+        yaml.distill(again, *teacher_files)
         assert again.MODEL.META_ARCHITECTURE == "Counts"
         cfg.MODEL.TEACHER.CONFIG_FILE = ""
         with pytest.raises(ValueError, match="META_ARCHITECTURE is Counts, and MODEL.TEACHER"):

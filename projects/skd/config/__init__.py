@@ -99,7 +99,7 @@ def distill(cfg: Config, teacher: Any, weights: str = "", projects: Sequence[str
             f"The teacher is a {type(teacher).__name__}; it must be a config file, a name in "
             "Detectron2's model zoo, a detector that is built, or a skd.FrozenTeacher."
         )
-    form_of(cfg).distil(cfg, os.fspath(teacher), os.fspath(weights or ""), projects)
+    form_of(cfg).distill(cfg, os.fspath(teacher), os.fspath(weights or ""), projects)
 
 
 def student_config(cfg: Config) -> Config:
@@ -107,4 +107,4 @@ def student_config(cfg: Config) -> Config:
     The student's own config: a copy for stock Detectron2, without any key of this project unless
     the student itself needs it (``MODEL.TIMM``, where its backbone is timm's).
     """
-    return form_of(cfg).student_of(cfg)
+    return form_of(cfg).student_config(cfg)

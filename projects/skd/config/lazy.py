@@ -213,7 +213,7 @@ def image_format(cfg: DictConfig) -> Optional[str]:
     return None
 
 
-def distil(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
+def distill(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
     """
     Turn a plain LazyConfig into one that distils, in place: what ``--teacher`` does.
 
@@ -241,7 +241,7 @@ def followers_of_length(cfg: DictConfig) -> List[str]:
     return ["lr_multiplier"]
 
 
-def student_of(cfg: DictConfig, solver: bool = False) -> DictConfig:
+def student_config(cfg: DictConfig, solver: bool = False) -> DictConfig:
     """
     A copy for stock Detectron2: its model is the student, without any key of this project.
 
@@ -258,6 +258,6 @@ def student_of(cfg: DictConfig, solver: bool = False) -> DictConfig:
 
 def save_trained_student(cfg: DictConfig, weights: str, path: str) -> None:
     """Write the config with which stock Detectron2 uses the student that a run has trained."""
-    cfg = student_of(cfg)
+    cfg = student_config(cfg)
     cfg.train.init_checkpoint = weights
     LazyConfig.save(cfg, path)

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from ..distillers import DISTILLER_REGISTRY, CombinedDistiller, Distiller, GradientBalance
 from ..distillers.balance import BalanceSettings
 from ..distillers.heads import HeadsSettings
+from ..distillers.settings import is_number
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def build_distiller(cfg: CfgNode) -> Distiller:
     if not combine:
         return _build(cfg.MODEL.DISTILLER.NAME, "NAME", cfg)
     pairs = [tuple(pair) for pair in combine if isinstance(pair, (list, tuple)) and len(pair) == 2]
-    good = all(isinstance(n, str) and isinstance(w, (int, float)) and w > 0 for n, w in pairs)
+    good = all(isinstance(n, str) and is_number(w) and w > 0 for n, w in pairs)
     names = [name for name, *_ in pairs]
     if len(pairs) < len(combine) or not good or len(set(names)) < len(names):
         raise ValueError(

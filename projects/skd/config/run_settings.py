@@ -16,6 +16,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
+from ..distillers.settings import is_number, is_whole
+
 YAML, LAZY = "yaml", "lazy"  # the forms of config
 Rule = Callable[[Any], str]  # a value -> what it must be instead; "" for a good one
 
@@ -73,25 +75,25 @@ def _setting(
 # ------------------------------------------------------------------------------- what they may be
 def _whole(least: int, further: str = "") -> Rule:
     words = ("a whole number above 0" if least else "a whole number, 0 or above") + further
-    return lambda value: "" if _is_whole(value, least) else words
+    return lambda value: "" if is_whole(value, least) else words
 
 
-def _is_whole(value: Any, least: float) -> bool:
+def is_whole(value: Any, least: float) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _positive(value: Any) -> str:
-    return "" if _is_number(value) and 0 < value < math.inf else "a number above 0"
+    return "" if is_number(value) and 0 < value < math.inf else "a number above 0"
 
 
 def _shared(value: Any) -> str:
     world = comm.get_world_size()
-    good = _is_whole(value, 1) and value % world == 0
+    good = is_whole(value, 1) and value % world == 0
     return "" if good else f"a multiple of the number of processes, {world}"
 
 
 def _decay(value: Any) -> str:
-    good = _is_number(value) and 0 <= value < 1
+    good = is_number(value) and 0 <= value < 1
     return "" if good else "a number from 0 to below 1; 0 for no average"
 
 
@@ -120,11 +122,7 @@ def _expected(value: Any) -> str:
 def _is_expected(row: Any) -> bool:
     if not isinstance(row, (list, tuple)) or len(row) != 4:
         return False
-    return all(isinstance(x, str) for x in row[:2]) and all(map(_is_number, row[2:]))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return all(isinstance(x, str) for x in row[:2]) and all(map(is_number, row[2:]))
 
 
 def _text(value: Any) -> str:
@@ -132,7 +130,7 @@ def _text(value: Any) -> str:
 
 
 def _integer(value: Any) -> str:
-    return "" if _is_whole(value, -math.inf) else "a whole number"
+    return "" if is_whole(value, -math.inf) else "a whole number"
 
 
 def _list_of_names(value: Any) -> str:

@@ -153,7 +153,7 @@ def is_distilling_class(name: str) -> bool:
     return known or name == META_ARCHITECTURE
 
 
-def distil(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
+def distill(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
     """
     Turn a plain config into one that distils, in place: what ``--teacher`` does.
 
@@ -242,7 +242,7 @@ def followers_of_length(cfg: CN) -> List[str]:
     return found
 
 
-def student_of(cfg: CN, solver: bool = False) -> CN:
+def student_config(cfg: CN, solver: bool = False) -> CN:
     """
     The student's own config: a copy for stock Detectron2, without any key of this project unless
     the student itself needs it (``MODEL.TIMM``, where its backbone is timm's).
@@ -268,7 +268,7 @@ def student_of(cfg: CN, solver: bool = False) -> CN:
 
 def save_trained_student(cfg: CN, weights: str, path: str) -> None:
     """Write the config with which stock Detectron2 uses the student that a run has trained."""
-    cfg = student_of(cfg)
+    cfg = student_config(cfg)
     cfg.defrost()
     cfg.MODEL.WEIGHTS = weights
     if has_timm(cfg):

@@ -39,13 +39,12 @@ def positive_numbers(default: Sequence[float]) -> Any:
 
 def whole(default: Any) -> Any:
     """A whole number above 0."""
-    return _setting(default, Kind("a whole number above 0", _whole))
+    return _setting(default, Kind("a whole number above 0", lambda v: is_whole(v, 1)))
 
 
 def count(default: Any) -> Any:
     """A whole number, 0 or above."""
-    kind = Kind("a whole number, 0 or above", lambda v: isinstance(v, int) and _in_range(v))
-    return _setting(default, kind)
+    return _setting(default, Kind("a whole number, 0 or above", is_whole))
 
 
 def proportions(default: Any) -> Any:
@@ -163,18 +162,22 @@ def _key(f: Field) -> str:
     return f.metadata["key"] or f.name.upper()
 
 
+def is_number(value: Any) -> bool:
+    """Whether a setting's value is a number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any, least: int = 0) -> bool:
+    """Whether it is a whole number, ``least`` or above."""
+    return isinstance(value, int) and is_number(value) and value >= least
+
+
 def _in_range(value: Any, positive: bool = False, below: float = math.inf) -> bool:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return False
-    return (value > 0 if positive else value >= 0) and value < below
+    return is_number(value) and (value > 0 if positive else value >= 0) and value < below
 
 
 def _positive(value: Any) -> bool:
     return _in_range(value, positive=True)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and _positive(value)
 
 
 def _is_list(value: Any) -> bool:
@@ -183,7 +186,7 @@ def _is_list(value: Any) -> bool:
 
 def _pairs(value: Any) -> bool:
     try:
-        return all(_whole(v) for pair in dict(value).items() for v in pair)
+        return all(is_whole(v, 1) for pair in dict(value).items() for v in pair)
     except (TypeError, ValueError):
         return False
 

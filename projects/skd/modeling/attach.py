@@ -9,12 +9,13 @@ from torch import nn
 
 from ..config.naming import called, present_form
 from ..distillers import Distiller, GradientBalance
+from ..distillers.settings import is_number, is_whole
 from .distillation import Distillation
 from .features import pair_levels
 from .heads import TeacherHeads
 from .inherit import inherit as inherit_from
 from .run_to import check_module, given_shapes, output_shapes
-from .student_class import PARTS, STATE, is_distilling, set_parts
+from .student_class import PARTS, STATE, distils, set_parts
 from .teacher import FrozenTeacher
 
 AUTO = "auto"
@@ -125,14 +126,14 @@ def _check_kinds(student: Any, teacher: Any, distiller: Any) -> None:
 
 
 def check_every(every: Any) -> None:
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+    if not is_whole(every, 1):
         raise ValueError(
             f"{called('MODEL.DISTILLER.EVERY')} is {every!r}; it must be a whole number above 0."
         )
 
 
 def _check_weight(weight: Any) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < inf:
+    if not (is_number(weight) and 0 <= weight < inf):
         raise ValueError(
             f"{called('MODEL.DISTILLER.UNLABELLED_WEIGHT')} is {weight!r}; it must be a number, 0 "
             "or above."
@@ -151,7 +152,7 @@ def _as_balance(balance: Any) -> Optional[GradientBalance]:
 
 
 def _check_student(student: nn.Module, base: Type[nn.Module]) -> None:
-    if is_distilling(student):
+    if distils(student):
         raise ValueError("The student is a DistillRCNN already: it has a teacher.")
     for name in _reserved(base):
         if _has(student, name):

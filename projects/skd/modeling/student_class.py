@@ -36,7 +36,7 @@ def class_of(base: Type[nn.Module], student: Type[nn.Module]) -> Type[nn.Module]
     return type(f"{base.__name__}[{student.__name__}]", (base, student), own)
 
 
-def is_distilling(model: nn.Module) -> bool:
+def distils(model: nn.Module) -> bool:
     """Whether a model is of such a class."""
     return hasattr(type(model), "_skd_student")
 
@@ -68,7 +68,7 @@ def detach(model: nn.Module) -> nn.Module:
     Returns:
         The model. One that does not distil is left as it is.
     """
-    if is_distilling(model):
+    if distils(model):
         model.__class__ = type(model)._skd_student
         model._modules.pop("distiller", None)
         for name in ("teacher", STATE):
@@ -83,7 +83,7 @@ def student_of(model: nn.Module) -> nn.Module:
     goes on in both. What is replaced or added on one of them from then on is not on the other:
     :func:`detach` gives the model itself. Any other model is its own student.
     """
-    if not is_distilling(model):
+    if not distils(model):
         return model
     student = object.__new__(type(model))
     student.__dict__.update(model.__dict__, _modules=dict(model._modules))

@@ -3,6 +3,7 @@
 from typing import Any, Dict, Iterator, Tuple
 
 from ...config.safe_yaml import UnsafeConfigError
+from ...distillers.settings import is_whole
 
 KEYS = {"iterations", "seeds", "opts", "teachers", "detectors", "methods", "compare"}
 
@@ -28,7 +29,9 @@ def check_study(spec: Dict[str, Any]) -> None:
 
 def _expectations(spec: Dict[str, Any]) -> Iterator[Tuple[str, Any, bool, str]]:
     """Key, value, whether that is right, and what it must be; lazily, so that outer go first."""
-    yield "iterations", spec["iterations"], _whole(spec["iterations"]), "a whole number, 0 or above"
+    yield "iterations", spec["iterations"], is_whole(
+        spec["iterations"]
+    ), "a whole number, 0 or above"
     yield from _seeds("seeds", spec["seeds"])
     yield from _options("opts", spec.get("opts") or [])
     for key in ("teachers", "detectors", "methods"):
@@ -57,7 +60,7 @@ def _entry(place: str, entry: Any) -> Iterator[Tuple[str, Any, bool, str]]:
     yield f"{place}.opts", opts, good, "KEY: VALUE pairs"
     if "iterations" in entry:
         value = entry["iterations"]
-        yield f"{place}.iterations", value, _whole(value), "a whole number, 0 or above"
+        yield f"{place}.iterations", value, is_whole(value), "a whole number, 0 or above"
     weights = entry.get("weights", "")
     yield f"{place}.weights", weights, isinstance(weights or "", str), "a file"
 
@@ -76,7 +79,7 @@ def _table(place: str, entry: Any) -> Iterator[Tuple[str, Any, bool, str]]:
 
 
 def _seeds(place: str, value: Any) -> Iterator[Tuple[str, Any, bool, str]]:
-    good = isinstance(value, list) and bool(value) and all(map(_whole, value))
+    good = isinstance(value, list) and bool(value) and all(map(is_whole, value))
     yield place, value, good, "a list of whole numbers, 0 or above"
 
 
@@ -84,10 +87,6 @@ def _options(place: str, value: Any) -> Iterator[Tuple[str, Any, bool, str]]:
     good = isinstance(value, list) and len(value) % 2 == 0
     good = good and all(isinstance(key, str) for key in value[::2])
     yield place, value, good, "a list of KEY, VALUE, ..."
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def check_options(spec: Dict[str, Any]) -> None:
