@@ -294,7 +294,7 @@ def test_an_evaluation_beside_a_training_writes_to_a_folder_of_its_own(base, tmp
 
 @pytest.mark.parametrize("before", [True, False])
 def test_distilling_goes_on_as_distilling_only(base, before):
-    configs = base, yaml.student_of(base, solver=True)
+    configs = base, yaml.student_config(base, solver=True)
     first, second = configs if before else configs[::-1]
     train(first)
     trainer = SKDTrainer(second)
