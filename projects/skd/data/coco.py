@@ -170,21 +170,28 @@ def check_one(
     if not _is_folder(image_root):
         raise FileNotFoundError(f"Dataset '{name}': no folder of images '{image_root}'.")
     records.drop(name)
+    options = dict(with_masks=with_masks, with_keypoints=with_keypoints, classes=classes)
     with _patience(f"Checking dataset '{name}' ('{json_file}') ..."), without_gc():
-        report = examine(json_file, image_root)
-        _stop_at_errors(name, report, json_file, image_root)
-        finish(report.content, report.notes, with_masks, with_keypoints)
-        _map_classes(name, report, classes)
-        problems = once([*report.problems, *sample_images(report.content, image_root)])
-        _stop_at_errors(name, report._replace(problems=problems), json_file, image_root)
-        if problems:
-            logger.warning(f"Dataset '{name}':\n{summary(problems, 8)}")
-        copy = _write_copy(name, report.content) if report.notes else json_file
-        options = dict(with_masks=with_masks, with_keypoints=with_keypoints, classes=classes)
-        checked = _facts(report.content, json_file)._replace(json_file=copy, options=options)
-        if keep:
-            records.keep(name, report.content, image_root)
-        return checked
+        # a function of its own: what it read is gone before garbage is looked for again
+        return _check_one(name, json_file, image_root, options, keep)
+
+
+def _check_one(
+    name: str, json_file: str, image_root: str, options: Dict[str, Any], keep: bool
+) -> Checked:
+    report = examine(json_file, image_root)
+    _stop_at_errors(name, report, json_file, image_root)
+    finish(report.content, report.notes, options["with_masks"], options["with_keypoints"])
+    _map_classes(name, report, options["classes"])
+    problems = once([*report.problems, *sample_images(report.content, image_root)])
+    _stop_at_errors(name, report._replace(problems=problems), json_file, image_root)
+    if problems:
+        logger.warning(f"Dataset '{name}':\n{summary(problems, 8)}")
+    copy = _write_copy(name, report.content) if report.notes else json_file
+    checked = _facts(report.content, json_file)._replace(json_file=copy, options=options)
+    if keep:
+        records.keep(name, report.content, image_root)
+    return checked
 
 
 def _is_folder(path: str) -> bool:
