@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.engine import launch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
@@ -217,6 +217,26 @@ def test_datasets_of_others_are_compared_by_name(add, tmp_path):
     finally:
         DatasetCatalog.remove("fit_other")
         MetadataCatalog.remove("fit_other")
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+@pytest.mark.parametrize("known", [{}, {"thing_classes": ["nut", "bolt"]}])
+def test_a_set_of_detectron2_is_mapped_by_name(known, eval_only, add, tmp_path, caplog):
+    """Of a built-in set Detectron2 knows the classes before it reads the file."""
+    add("a", content_of(tmp_path, ("bolt", "nut")))
+    path = tmp_path / "stock.json"
+    path.write_text(json.dumps(content_of(tmp_path, ("nut", "bolt"))))
+    before = path.read_bytes()
+    register_coco_instances("fit_stock", known, str(path), str(tmp_path / "images"))
+    try:
+        check_fit(["a"], ["fit_stock"], MASKS, eval_only=eval_only)
+        results = evaluate("fit_stock", tmp_path, ("bolt", "nut"))
+    finally:
+        DatasetCatalog.remove("fit_stock")
+        MetadataCatalog.remove("fit_stock")
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert "classes nut, bolt, training bolt, nut: mapped by name" in caplog.text
+    assert path.read_bytes() == before
 
 
 def test_names_there_twice_are_not_mapped(add, tmp_path):

@@ -124,9 +124,23 @@ def is_own(name: str) -> bool:
     return name in DatasetCatalog and "source_json_file" in MetadataCatalog.get(name).as_dict()
 
 
+def is_of_detectron2(name: str) -> bool:
+    """Whether Detectron2's ``register_coco_instances`` has: only its loader reads such a set."""
+    metadata = MetadataCatalog.get(name).as_dict()
+    files = metadata.get("json_file") and metadata.get("image_root")
+    return bool(files) and DatasetCatalog[name].__module__ == load_coco_json.__module__
+
+
 def use(name: str, checked: Checked) -> None:
-    """Let loader and evaluator of this process read what was checked."""
+    """
+    Let loader and evaluator of this process read what was checked. One that Detectron2 has
+    registered, and that had to be mapped by name, is this module's from then on.
+    """
     metadata = MetadataCatalog.get(name)
+    if not is_own(name):
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, lambda: _load(name))
+        metadata.set(source_json_file=checked.source)
     values = {"json_file": checked.json_file, "thing_classes": list(checked.classes)}
     for key, value in {**values, "check_options": checked.options}.items():
         if metadata.get(key) != value:
@@ -227,15 +241,18 @@ def names_of(content: Dict[str, Any]) -> List[str]:
 
 def _map_classes(name: str, report: Report, classes: Optional[Sequence[str]]) -> None:
     own = names_of(report.content)
-    if classes is None or own == list(classes):
-        return
-    twice = len(set(own)) < len(own) or len(set(classes)) < len(classes)
-    if set(own) <= set(classes) and not twice:
+    if classes is not None and to_map(own, classes):
         logger.warning(
             f"Dataset '{name}' has the classes {shown(own)}, training {shown(classes)}: mapped "
             "by name."
         )
         renumber(report.content, classes, report.notes)
+
+
+def to_map(own: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether classes are others' in another order, or some of them: names say which is which."""
+    twice = len(set(own)) < len(own) or len(set(classes)) < len(classes)
+    return list(own) != list(classes) and set(own) <= set(classes) and not twice
 
 
 def different_classes(name: str, own: Sequence[str], classes: Sequence[str]) -> str:

@@ -15,7 +15,17 @@ from ..config import run_settings, student_config
 from ..config.naming import setting_to, written_as
 from . import records
 from .check import read_coco, without_gc
-from .coco import Checked, check_one, different_classes, is_own, names_of, shown, use
+from .coco import (
+    Checked,
+    check_one,
+    different_classes,
+    is_of_detectron2,
+    is_own,
+    names_of,
+    shown,
+    to_map,
+    use,
+)
 from .mend import Notes
 
 logger = logging.getLogger(__name__)
@@ -176,11 +186,11 @@ def _one(
     name: str, model: Model, classes, strict: bool, soon: bool, found: List
 ) -> Optional[Checked]:
     checked = None
-    if is_own(name):
+    if is_own(name) or _is_mappable(name, classes):
         metadata = MetadataCatalog.get(name)
         checked = check_one(
             name,
-            metadata.source_json_file,
+            metadata.get("source_json_file") or metadata.json_file,
             metadata.image_root,
             bool(model.masks),
             bool(model.keypoints[1]),
@@ -197,6 +207,14 @@ def _one(
         # another dataset may be wanted, and nothing says for sure what the model was trained on
         logger.warning(f"{message} The evaluation takes them as they are numbered.")
     return checked
+
+
+def _is_mappable(name: str, classes: Optional[Sequence[str]]) -> bool:
+    """Whether Detectron2 has registered a dataset, and with training's classes in another order."""
+    if not classes or not is_of_detectron2(name):
+        return False
+    own = thing_classes(name)
+    return bool(own) and to_map(own, classes)
 
 
 def _known_classes(train: Sequence[str], model: Model) -> Optional[Sequence[str]]:
