@@ -14,13 +14,14 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import DefaultPredictor
 from detectron2.export.flatten import flatten_to_tuple
 from detectron2.structures import Boxes, Instances
+from torch import nn
 
 from skd import distill, student_config
 from skd.config import lazy
 from skd.config.yaml import save_trained_student
 from skd.modeling.load import load_in_full
 from skd.study.common.command import RunError
-from skd.study.export import compare, matches, output_names
+from skd.study.export import compare, matches, output_names, traceable
 from tests.engine.test_run import lazy_config
 from tests.helpers import ROOT, python_blocks, read, read_config, save_detector, tiny_config
 
@@ -154,6 +155,15 @@ def test_detections_may_come_in_another_order():
     boxes, size = np.arange(16.0).reshape(4, 4), np.ones(2)
     assert matches([boxes, size], [boxes[::-1], size]) == 4
     assert matches([boxes, size], [boxes, 2 * size]) == 0
+
+
+def test_a_detector_that_needs_more_than_an_image_is_told_so():
+    class Sized(nn.Module):
+        def forward(self, inputs):
+            return [x["image"].mean() * x["height"] for x in inputs]
+
+    with pytest.raises(ValueError, match="A Sized looks for 'height' in its input"):
+        traceable(Sized(), torch.zeros(3, 8, 8))
 
 
 def test_outputs_have_the_names_of_the_fields():

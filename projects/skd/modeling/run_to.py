@@ -142,7 +142,9 @@ def check_module(detector: nn.Module, name: str, key: str) -> None:
 
 
 def _known(detector: nn.Module) -> str:
-    return f"Modules that do: {', '.join(feature_modules(detector)) or 'none that says so'}."
+    names = ", ".join(feature_modules(detector))
+    parts = ", ".join(name for name, _ in detector.named_children())
+    return f"Modules that do: {names or f'none that says so; its parts are {parts}'}."
 
 
 class _FirstInput:

@@ -96,11 +96,20 @@ def traceable(model: nn.Module, image: torch.Tensor) -> TracingAdapter:
     Args:
         model: in eval mode.
         image: (3, H, W).
+
+    Raises:
+        ValueError: it needs more than an image.
     """
     inference = getattr(model, "inference", None)
     raw = inference and "do_postprocess" in inspect.signature(inference).parameters
     adapter = TracingAdapter(model, [{"image": image}], _without_postprocessing if raw else None)
-    adapter.eval()(image)  # now it knows its outputs
+    try:
+        adapter.eval()(image)  # now it knows its outputs
+    except KeyError as error:
+        raise ValueError(
+            f"A {type(model).__name__} looks for {error} in its input, and there is 'image' alone, "
+            "as Detectron2's own export has it: let it use the image's size without the others."
+        ) from error
     return adapter
 
 
