@@ -16,7 +16,9 @@ from skd.study.common.command import add_setup_arguments, command_parser, run_co
 
 def argument_parser():
     parser = command_parser(__doc__)
-    parser.add_argument("--config-file", required=True, help="a student's plain config")
+    parser.add_argument(
+        "--config-file", required=True, help="a student's config, which does not distil"
+    )
     parser.add_argument("--teacher", required=True, help="config of the teacher")
     parser.add_argument("--teacher-weights", default="", help="default: the model zoo's")
     parser.add_argument("--methods", nargs="+", default=["all"], help="names, or 'all'")

@@ -30,7 +30,9 @@ from skd.study.compare.run import compare
 def argument_parser():
     parser = command_parser(__doc__)
     parser.add_argument("study", nargs="?", help="a study file; without it the flags say what")
-    parser.add_argument("--config-file", nargs="+", default=[], help="plain configs of students")
+    parser.add_argument(
+        "--config-file", nargs="+", default=[], help="students' configs, which do not distil"
+    )
     parser.add_argument("--teacher", help="config of the teacher, as for train_net.py")
     parser.add_argument("--teacher-weights", help="its checkpoint (default: the model zoo's)")
     parser.add_argument("--methods", nargs="+", default=["all"], help="names, or 'all'")

@@ -32,7 +32,9 @@ from skd.study.tune.run import tune
 
 def argument_parser():
     parser = command_parser(__doc__)
-    parser.add_argument("--config-file", required=True, help="plain config of the student, a .yaml")
+    parser.add_argument(
+        "--config-file", required=True, help="config of the student, a .yaml that does not distil"
+    )
     parser.add_argument("--teacher", required=True, help="its config, as for train_net.py")
     parser.add_argument("--teacher-weights", help="its checkpoint (default: the model zoo's)")
     parser.add_argument("--trials", type=int, help="budget: trials of each method")

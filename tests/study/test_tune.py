@@ -154,7 +154,7 @@ def test_settings_as_keys():
     add_skd_config(cfg)
     cfg.merge_from_list([str(part) for pair in keys.items() for part in pair])
     balance = build_balance(cfg)
-    assert balance.parts == {"am": 1.0, "at": 2.0} and balance.settings.warmup == 40
+    assert balance.proportions == {"am": 1.0, "at": 2.0} and balance.settings.warmup == 40
     assert "MODEL.DISTILLER.LEVELS" not in options("PKD", {**settings, "LEVELS": "p2,p3"}, SPACE, 9)
     assert "MODEL.DISTILLER.BALANCE.SHARES" not in options("PKD", settings, ONE_TERM, 9)
 

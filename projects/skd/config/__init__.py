@@ -71,7 +71,7 @@ def is_distilling(cfg: Config) -> bool:
 
 def distill(cfg: Config, teacher: Any, weights: str = "", projects: Sequence[str] = ()) -> None:
     """
-    Turn a plain config into one that distils, in place: what ``--teacher`` does.
+    Turn a config that does not distil into one that does, in place: what ``--teacher`` does.
 
     Args:
         cfg: a YAML config, or a LazyConfig. A YAML file with keys of this project needs

@@ -215,7 +215,7 @@ def image_format(cfg: DictConfig) -> Optional[str]:
 
 def distill(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
     """
-    Turn a plain LazyConfig into one that distils, in place: what ``--teacher`` does.
+    Turn a LazyConfig that does not distil into one that does, in place: what ``--teacher`` does.
 
     Args:
         cfg: with ``model``, the student.

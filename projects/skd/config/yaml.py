@@ -155,7 +155,7 @@ def is_distilling_class(name: str) -> bool:
 
 def distill(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
     """
-    Turn a plain config into one that distils, in place: what ``--teacher`` does.
+    Turn a config that does not distil into one that does, in place: what ``--teacher`` does.
 
     Args:
         cfg: any Detectron2 config; the keys of :func:`add_skd_config` are added if it has none.

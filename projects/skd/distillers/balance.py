@@ -105,9 +105,9 @@ class GradientBalance(nn.Module):
                 f"end before {both}, {s.warmup + s.ramp} iterations, do."
             )
         self.max_iter = max_iter
-        self._own_parts: Dict[str, float] = {}
+        self._own_proportions: Dict[str, float] = {}
         self.limits: Dict[str, float] = {}  # of weights, by term, for those that have one
-        self.parts = {_short(name): value for name, value in dict(s.shares).items()}
+        self.proportions = {_short(name): value for name, value in dict(s.shares).items()}
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale", torch.tensor(FP16_SCALE))
         self._iteration: Optional[int] = None  # the same on the host, where nobody waits for it
@@ -147,7 +147,7 @@ class GradientBalance(nn.Module):
         maps: Maps,
         terms: Terms,
         seen: Maps,
-        parts: Mapping[str, float] = MappingProxyType({}),
+        proportions: Mapping[str, float] = MappingProxyType({}),
     ) -> Terms:
         """
         Args:
@@ -155,7 +155,7 @@ class GradientBalance(nn.Module):
             maps: the student's feature maps.
             terms: scalars by term and level, as a distiller returns them.
             seen: what it was given, from :meth:`begin`.
-            parts: the distiller's own proportions of the terms, which multiply those set.
+            proportions: of the terms, the distiller's own, which multiply those set.
 
         Returns:
             The terms, weighted.
@@ -166,7 +166,7 @@ class GradientBalance(nn.Module):
         if self.due():
             totals = {_short(name): sum(levels.values()) for name, levels in terms.items()}
             self.measure(detector, list(maps.values()), totals, list(seen.values()))
-        self._own_parts = {_short(name): part for name, part in parts.items()}
+        self._own_proportions = {_short(name): value for name, value in proportions.items()}
         return self.weigh(terms)
 
     def weigh(self, terms: Terms) -> Terms:
@@ -213,14 +213,15 @@ class GradientBalance(nn.Module):
     def shares(self) -> Dict[str, float]:
         """s_t by term."""
         terms = [name for name in self.norms() if name != DETECTOR]
-        unknown = sorted(set(self.parts) - set(terms))
+        unknown = sorted(set(self.proportions) - set(terms))
         if unknown:
             raise ValueError(
                 f"{self._name('shares')} names {unknown}, but the terms are {sorted(terms)}."
             )
-        parts = {t: self.parts.get(t, 1.0) * self._own_parts.get(t, 1.0) for t in terms}
-        total = sum(parts.values()) or 1.0
-        return {name: self.settings.share * part / total for name, part in parts.items()}
+        given, own = self.proportions, self._own_proportions
+        product = {t: given.get(t, 1.0) * own.get(t, 1.0) for t in terms}
+        total = sum(product.values()) or 1.0
+        return {name: self.settings.share * value / total for name, value in product.items()}
 
     def scalars(self) -> Dict[str, torch.Tensor]:
         """

@@ -186,15 +186,15 @@ class _FusedBlock:
         takes_statistics = norm is not None and norm.training
         self.cross = x.new_zeros(n, k, x.shape[1]) if takes_statistics else None
         for rows, columns, of_keys in self._chunks():
-            part = x[rows, :, columns]
+            chunk = x[rows, :, columns]
             # theta, phi and g in one product, which reads the map once
-            q = block.project.expand(len(part), -1, -1) @ part
+            q = block.project.expand(len(chunk), -1, -1) @ chunk
             theta = self.centred[rows, :, columns]
             torch.sub(q[:, :k], mean_theta[rows], out=theta)
             if takes_statistics:
                 # cov = theta theta^T / P = (theta x^T / P) Theta^T, and the bracket is what the
                 # gradient of Theta needs
-                self.cross[rows].baddbmm_(theta, part.transpose(1, 2), alpha=1 / positions)
+                self.cross[rows].baddbmm_(theta, chunk.transpose(1, 2), alpha=1 / positions)
             for image, *found in zip(
                 q[:, k:], keys[rows, :, of_keys], self.chosen[rows, :, of_keys]
             ):
@@ -241,11 +241,11 @@ class _FusedBlock:
             d_project[:k] += (d_theta @ self.cross).sum(0)
             back = torch.cat([project[:k].t() @ d_theta / positions, back], dim=2)
         for rows, columns, of_keys in self._chunks():
-            part = self.x[rows, :, columns]
+            chunk = self.x[rows, :, columns]
             # of phi and g before pooling: zero but for the positions that were the maxima
-            d_inner = part.new_zeros(len(part), 2 * k, part.shape[2])
+            d_inner = chunk.new_zeros(len(chunk), 2 * k, chunk.shape[2])
             d_inner.scatter_(2, self.chosen[rows, :, of_keys], d_keys[rows, :, of_keys])
-            d_project[k:] += torch.bmm(d_inner, part.transpose(1, 2)).sum(0)
+            d_project[k:] += torch.bmm(d_inner, chunk.transpose(1, 2)).sum(0)
             if d_map is None:
                 continue
             into = d_map[rows, :, columns]

@@ -96,9 +96,9 @@ def residual(
         def chunk(x):
             return x[rows, :, columns]
 
-        part = chunk(target)
+        t = chunk(target)
         # a buffer of its own and contiguous, whatever the target's memory format
-        e = torch.sub(bias[rows], part, out=part.new_empty(part.shape))
+        e = torch.sub(bias[rows], t, out=t.new_empty(t.shape))
         for w, x in terms:
             e.baddbmm_(w[rows], chunk(x))
         if root is not None:
