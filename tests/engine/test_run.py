@@ -397,6 +397,12 @@ def test_a_lazy_config_without_a_model_is_told_first(flags, tmp_path):
         setup(argument_parser().parse_args(["--config-file", str(path), *flags]))
 
 
+@pytest.mark.parametrize("section,known", [("checkpointer", "period"), ("ddp", "static_graph")])
+def test_arguments_that_nobody_takes_are_named(section, known, tmp_path):
+    with pytest.raises(ValueError, match=f"^train.{section} has other; it must be of .*{known}"):
+        describe(lazy_config(tmp_path, f"+train.{section}.other=5"))
+
+
 def test_a_lazy_config_may_leave_out_ddp(tmp_path):
     assert describe(lazy_config(tmp_path, "train.ddp=null")).ddp == {}
 

@@ -55,6 +55,11 @@ def test_pickles_too(tmp_path):
         SafeCheckpointer(model()).load(str(path))
 
 
+def test_a_name_that_is_not_in_the_catalog_is_told():
+    with pytest.raises(CheckpointError, match="^weights is 'catalog://x': .*not present.*: x.$"):
+        SafeCheckpointer(model()).load("catalog://x")
+
+
 @pytest.mark.parametrize(
     "content,expected",
     [

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 
 from skd.runtime.loader import DataError
 from skd.study.calibrate import calibrate, strength
-from tests.helpers import batch, distilling, parser_of, tiny_config
+from tests.helpers import LAZY, batch, distilling, parser_of, tiny_config
 
 
 def run(cfg, teacher_files, folder, *opts):
@@ -26,6 +26,21 @@ def test_methods_are_compared(teacher_files, shapes, tmp_path, capsys):
     run(tiny_config(), teacher_files, tmp_path)
     printed = capsys.readouterr().out
     assert "AT: gradient" in printed and "PKD: gradient" in printed and "teaches" not in printed
+
+
+def test_a_lazy_config_an_own_dataset_and_relative_paths(
+    teacher_files, shapes, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "student.py").write_text(LAZY)
+    for source, name in zip(teacher_files, ("t.yaml", "t.pth")):
+        shutil.copy(source, tmp_path / name)
+    shutil.copytree(next((shapes / "skd_shapes").glob("*/skd_shapes_val")), tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    command = ["--config-file", "student.py", "--teacher", "t.yaml", "--teacher-weights", "t.pth"]
+    command += ["--register-coco", "of_calibrate", "set/annotations.json", "set/images"]
+    command += ["--methods", "AT", "--", "dataloader.train.dataset.names=of_calibrate"]
+    calibrate(parser_of("tools/calibrate.py").parse_args(command))
+    assert "AT: gradient" in capsys.readouterr().out
 
 
 def test_weights_of_which_nothing_matches_are_an_error(teacher_files, shapes, tmp_path):

@@ -1,6 +1,7 @@
 """robustness.py and generalise.py: every task, and what does not fit told first."""
 
 import json
+import os
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -13,8 +14,9 @@ from PIL import Image
 
 from skd import register_coco
 from skd.runtime.loader import DataError
+from skd.runtime.safe_files import CheckpointError
 from skd.study import generalise, robustness
-from skd.study.common.models import Model
+from skd.study.common.models import Model, load_predictor
 from tests.helpers import tiny_config
 
 CLEAN = {"corruption": None, "severity": 0}
@@ -132,6 +134,41 @@ def test_robustness_tells_first_what_does_not_fit(changes, dataset, words, shape
     DatasetCatalog.get("tiny_val")  # Detectron2 knows its classes from then on
     with pytest.raises(ValueError, match=words):
         robustness.robustness(Namespace(dataset=dataset, output="never written"))
+
+
+def test_kept_numbers_are_of_the_same_weights_config_data_and_seed(points, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"1")
+    args = Namespace(dataset=points, seed=0)
+
+    def key(**changes):
+        cfg = tiny_config("faster_rcnn", MODEL__WEIGHTS=str(tmp_path / "any.pth"), **changes)
+        return robustness.content_of(Model("m", cfg, Perfect(), str(tmp_path / "w.pth")), args)
+
+    first = key()
+    seen = [first, key(INPUT__MIN_SIZE_TEST=99)]
+    args.seed = 1
+    seen.append(key())
+    args.seed = 0
+    (tmp_path / "w.pth").write_bytes(b"2")  # written anew under its name
+    seen.append(key())
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "images" / "2.png")
+    seen.append(key())
+    assert len({json.dumps(content) for content in seen}) == len(seen)
+    (tmp_path / "w.pth").write_bytes(b"1")
+    Image.new("RGB", (64, 48)).save(tmp_path / "images" / "2.png")
+    (tmp_path / "w.pth").rename(tmp_path / "moved.pth").rename(tmp_path / "w.pth")
+    assert key(OUTPUT_DIR="elsewhere") == first
+
+
+def test_a_model_of_a_report_runs_no_code(tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "marker"),)
+
+    torch.save({"model": Runs()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="w.pth' is refused: loading it would run"):
+        load_predictor(tiny_config("faster_rcnn", MODEL__WEIGHTS=str(tmp_path / "w.pth")))
+    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize(

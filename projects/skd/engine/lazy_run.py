@@ -1,16 +1,19 @@
 """A run from a LazyConfig, with the keys of Detectron2's lazyconfig_train_net.py."""
 
 import copy
+import inspect
 import logging
 from functools import partial
 from typing import Any, Dict, Optional
 
 from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..config import run_settings
@@ -42,6 +45,7 @@ def lazy_run(cfg: DictConfig) -> Run:
     check_teacher(cfg)
     train = cfg.train
     _check_train(train)
+    _check_arguments(train)
     values = run_settings.read(cfg)
     seed = shared_seed(values["seed"])  # the loader's too, which the optimizer has not here
     return Run(
@@ -98,6 +102,24 @@ def _check_train(train: DictConfig) -> None:
     unknown = sorted(set(train) - TRAIN - read)
     if unknown:
         logger.warning(f"No effect here: {', '.join(f'train.{key}' for key in unknown)}.")
+
+
+# the sections of ``train`` that are somebody's arguments
+_ARGUMENTS = {
+    "checkpointer": set(inspect.signature(hooks.PeriodicCheckpointer.__init__).parameters),
+    "ddp": {"fp16_compression", *inspect.signature(DistributedDataParallel.__init__).parameters},
+}
+
+
+def _check_arguments(train: DictConfig) -> None:
+    for section, known in _ARGUMENTS.items():
+        unknown = sorted(set(train.get(section) or ()) - known)
+        if unknown:
+            known = known - {"self", "checkpointer", "module"}
+            raise ValueError(
+                f"train.{section} has {', '.join(unknown)}; it must be of "
+                f"{', '.join(sorted(known))}."
+            )
 
 
 def _build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils import comm
 
 from .record import read_records
@@ -24,6 +25,7 @@ from .whole_files import write_whole
 from .words import word
 
 logger = logging.getLogger(__name__)
+_CATALOG = "catalog://"  # Detectron2's names for weights of its zoo
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -202,6 +204,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         self._path = path
+        _check_catalog(path)
         try:
             return super().load(path, *args, **kwargs)
         finally:
@@ -260,6 +263,14 @@ def new_run_from(path: str) -> str:
         f"start a new run from its weights: {word('weights')} {path}, another "
         f"{word('output_dir')}, no --resume"
     )
+
+
+def _check_catalog(path: str) -> None:
+    if path.startswith(_CATALOG):
+        try:
+            ModelCatalog.get(path[len(_CATALOG) :])
+        except RuntimeError as error:
+            raise CheckpointError(f"{word('weights')} is '{path}': {error}.") from None
 
 
 def _is_remote(folder: str) -> bool:
