@@ -1,5 +1,7 @@
 """Errors name a setting as the user wrote it: by YAML key, Lazy path or Python argument."""
 
+import ast
+import os
 import re
 from types import SimpleNamespace
 
@@ -18,7 +20,7 @@ from skd.modeling import attach, distill_step, features, inherit, load, model_zo
 from skd.modeling.heads import TeacherHeads
 from skd.modeling.timm_backbone import TimmBackbone, _read_weights
 from skd.runtime.words import word
-from tests.helpers import batch, distilling, tiny_config
+from tests.helpers import ROOT, batch, distilling, tiny_config
 
 YAML_KEY = re.compile(r"\b[A-Z]{2,}[A-Z0-9_]*\.[A-Z]|\b[A-Z]+_[A-Z_]+\b")
 
@@ -153,3 +155,44 @@ def test_a_model_keeps_the_words_of_its_config_for_its_steps(form, key, teacher_
         parts = DistillRCNN.from_config(cfg)
         model = DistillRCNN(**parts)
     assert message_of(lambda: model.train()(batch())).startswith(f"{key} is 2, and there is no")
+
+
+SKD = os.path.join(ROOT, "projects", "skd")
+KEY = re.compile(r"\b(MODEL|SOLVER|TEST|DATASETS|INPUT|DATALOADER)\.[A-Z]|\b[A-Z]{4,}_[A-Z_]+\b")
+ROOMS = ("modeling", "distillers", "runtime")  # which serve every form of config
+
+
+def keys_in_messages(tree):
+    """Keys that stand as such in the message of an error, outside of what is given a config."""
+    found = []
+
+    def visit(node, inside):
+        if isinstance(node, ast.FunctionDef):
+            if "cfg" in [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]:
+                return  # only a YAML config leads here
+        if isinstance(node, ast.Call) and inside and not isinstance(node.func, ast.Attribute):
+            if getattr(node.func, "id", "") in ("called", "_key"):
+                return
+        if isinstance(node, ast.Constant) and inside and isinstance(node.value, str):
+            found.extend([node.value] if KEY.search(node.value) else [])
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside or isinstance(node, ast.Raise))
+
+    visit(tree, False)
+    return found
+
+
+def test_a_key_in_a_message_is_found():
+    assert keys_in_messages(ast.parse("def f(x):\n    raise ValueError(f'MODEL.TIMM.NORM {x}')"))
+    assert keys_in_messages(ast.parse("raise ValueError('let FEATURE_SHAPES say')"))
+    assert not keys_in_messages(ast.parse("raise ValueError(f'{called(\"MODEL.TIMM.NORM\")} is')"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_message_has_a_key_in_it_that_is_not_translated(room):
+    paths = [os.path.join(p, n) for p, _, names in os.walk(os.path.join(SKD, room)) for n in names]
+    paths = [path for path in paths if path.endswith(".py")]
+    assert paths
+    for path in paths:
+        with open(path) as f:
+            assert keys_in_messages(ast.parse(f.read())) == [], path

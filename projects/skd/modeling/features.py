@@ -261,8 +261,9 @@ def check_maps(
         what = f"The {whose}'s '{name}' {tuple(x.shape)} cannot be matched: "
         if x.shape[1] != shape.channels:
             raise ValueError(
-                f"{what}output_shape() of what is tapped (or FEATURE_SHAPES) says "
-                f"{shape.channels} channels."
+                f"{what}output_shape() of what is tapped (or "
+                f"{called(f'MODEL.{whose.upper()}.FEATURE_SHAPES')}) says {shape.channels} "
+                "channels."
             )
         if x.shape[0] != len(images):
             raise ValueError(
