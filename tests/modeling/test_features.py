@@ -35,6 +35,8 @@ def test_pairs_are_the_common_strides_finest_first():
     assert names(pair_levels(P2_P6, P3_P7)) == expected
     assert names(pair_levels(shapes(res4=16), P2_P6)) == [("res4", "p4")]
     assert names(pair_levels(P2_P6, P2_P6, ["p5", "p3"])) == [("p3", "p3"), ("p5", "p5")]
+    coarsest_first = dict(reversed(P3_P7.items()))
+    assert names(pair_levels(coarsest_first, P2_P6)) == expected
 
 
 def test_equal_names_win_among_equal_strides():
