@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
 from skd import DistillRCNN, add_skd_config, distill, student_config
-from skd.config import is_distilling, is_lazy_file
+from skd.config import form_of, is_distilling, is_lazy_file
 from skd.modeling.distillation import pairs_of
 from skd.modeling.model_zoo import find_config, zoo_names
 from tests.helpers import ROOT, read_config, tiny_config
@@ -126,6 +126,11 @@ def test_none_keys_take_values_from_the_command_line():
     assert cfg.MODEL.DISTILLER.STRUCTURED.NON_LOCAL.WIDTHS == [[4, 8]]
     with pytest.raises(AssertionError, match="Non-existent key.*TEMPRATURE"):
         cfg.merge_from_list(["MODEL.DISTILLER.STRUCTURED.TEMPRATURE", "0.3"])
+
+
+def test_a_flag_behind_the_options_is_told_where_it_belongs():
+    with pytest.raises(ValueError, match="'--unlabelled' stands behind KEY VALUE.*put it first"):
+        form_of(tiny_config()).override(tiny_config(), ["SEED", "1", "--unlabelled", "folder"])
 
 
 def test_lazy_files_are_told_from_yaml(tmp_path):

@@ -118,7 +118,17 @@ def read(path: str, further: Sequence[str] = ()) -> CN:
 
 
 def override(cfg: CN, options: Sequence[str]) -> CN:
-    """The config with ``KEY VALUE ...`` of the command line, in place."""
+    """
+    The config with ``KEY VALUE ...`` of the command line, in place.
+
+    Raises:
+        ValueError: a flag in the place of a key.
+    """
+    late = [key for key in options[::2] if isinstance(key, str) and key.startswith("--")]
+    if late:
+        raise ValueError(
+            f"'{late[0]}' stands behind KEY VALUE, where no flag is read: put it first."
+        )
     cfg.merge_from_list(list(options))
     if TEACHER_KEY in options[::2]:
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
