@@ -12,8 +12,10 @@ from torch import nn
 
 from skd.engine import wrap_data_parallel
 from skd.modeling.unlabelled import TERM
-from skd.runtime.unlabelled import MARK
+from skd.runtime.unlabelled import MARK, is_unlabelled
 from tests.helpers import DEVICES, batch, distilling, tiny_config
+from tests.runtime.test_reproducible import take
+from tests.runtime.test_unlabelled import OTHERS, joined
 
 
 def unlabelled(n=1, seed=9, height=64, width=96):
@@ -139,6 +141,13 @@ def test_a_wrong_weight_is_named(teacher_files, weight):
         )  # fmt: skip
 
 
+def images_of_steps():
+    """Of this process, from a loader of nine images without labels: ids of both kinds."""
+    records = [{**r, "image_id": 200 + i} for i, r in enumerate(OTHERS)]  # none is broken
+    batches = take(joined(records=records), 8)
+    return [[(is_unlabelled(x), x["image_id"]) for x in images] for images in batches]
+
+
 def worker(teacher_files, out):
     torch.set_num_threads(1)
     model = build(teacher_files, MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="")
@@ -148,14 +157,19 @@ def worker(teacher_files, out):
     inputs = batch(4)[2 * rank :][:2] + unlabelled(2)[rank:][:1]
     for iteration in range(2):
         losses, grads, _ = step(model, inputs, iteration)
-    torch.save((losses, grads), f"{out}/{rank}")
+    torch.save((losses, grads, images_of_steps()), f"{out}/{rank}")
 
 
 @pytest.mark.slow
 def test_two_processes_agree(teacher_files, tmp_path):
     port = 20000 + os.getpid() % 20000
     launch(worker, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(teacher_files, str(tmp_path)))
-    (first, grads), (second, others) = (torch.load(tmp_path / str(i)) for i in range(2))
+    results = [torch.load(tmp_path / str(i)) for i in range(2)]
+    (first, grads, images), (second, others, further) = results
     assert first[TERM] != second[TERM]
+    for whole, here, there in zip(images_of_steps(), images, further):
+        assert [kind for kind, _ in here] == [kind for kind, _ in there] == [False, False, True]
+        others_of = [[i for unlabelled, i in x if unlabelled] for x in (here, there, whole)]
+        assert sorted(others_of[0] + others_of[1]) == sorted(others_of[2])  # as one would have them
     assert grads.keys() == others.keys()
     assert all(torch.equal(grads[k], v) for k, v in others.items())
