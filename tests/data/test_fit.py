@@ -287,7 +287,7 @@ def test_what_reaches_the_model_is_said_by_class(add, tmp_path, caplog):
     check_fit(["a"], [], BOXES)  # an empty mask does not matter to boxes
     assert "5 of 8 objects reach the model" in logged(caplog) and "(bolt 1 of 4)" in logged(caplog)
     kept = [o for r in DatasetCatalog.get("a") for o in r["annotations"] if not o["iscrowd"]]
-    assert len(kept) == 6  # with the box outside, which the mapper drops
+    assert len(kept) == 5
 
 
 def test_no_object_at_all_is_an_error(add, tmp_path):
@@ -375,6 +375,16 @@ def test_a_flat_mask_is_not_counted(polygons, add, tmp_path):
     check_fit([], ["b"], MASKS)
     results = evaluate("b", tmp_path, ("bolt", "nut"), masks=True)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("box", [[5, 5, 0, 9], [5, 5, -3, 9], [WIDTH, 5, 9, 9], [5, 5, 9, 1e-6]])
+def test_a_box_without_area_is_not_counted(box, add, tmp_path):
+    """Detectron2 leaves it out of training; in an evaluation nothing could match it."""
+    content = content_of(tmp_path)
+    content["annotations"].append({**content["annotations"][5], "id": 99, "bbox": box})
+    add("b", content)
+    check_fit([], ["b"], BOXES)
+    assert evaluate("b", tmp_path, ("bolt", "nut"))["bbox"]["AP"] == pytest.approx(100)
 
 
 def test_crowds_without_masks_are_boxes_in_a_set_of_masks(add, tmp_path):

@@ -269,9 +269,15 @@ def _annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
         found = list(_annotation(annotation, images, sizes, categories))
         yield from found
         size = sizes.get(annotation["image_id"])
-        if not any(problem.level == "error" for problem in found) and _is_flat(annotation, size):
+        if any(problem.level == "error" for problem in found):
+            continue
+        if _is_flat(annotation, size):
             notes.add(annotation_name(annotation), "its mask has no area in the image: left out")
             notes.flat.append(annotation)
+        if not annotation["iscrowd"] and _has_no_box(annotation, size):
+            what = "its box has no area in the image: not counted in evaluation either"
+            notes.add(annotation_name(annotation), what)
+            notes.boxless.append(annotation)
 
 
 def _empty_masks(annotations: List[Dict[str, Any]], notes: Notes) -> None:
@@ -288,6 +294,11 @@ def _empty_masks(annotations: List[Dict[str, Any]], notes: Notes) -> None:
             continue
         notes.add(annotation_name(annotation), what)
         notes.flat.append(annotation)
+
+
+def _has_no_box(annotation: Dict[str, Any], size: Size) -> bool:
+    (x, y, w, h), (width, height, _) = annotation["bbox"], size
+    return min(x + w, width) - max(x, 0) <= LEAST or min(y + h, height) - max(y, 0) <= LEAST
 
 
 def _is_flat(annotation: Dict[str, Any], size: Size) -> bool:
@@ -359,7 +370,7 @@ def _box(annotation: Dict[str, Any], size: Size, where: str) -> Iterator[Problem
         yield Problem("error", where, f"bbox {_short(box)} is further away than {far:g} pixels")
     elif w <= LEAST or h <= LEAST:
         yield Problem("warning", where, f"bbox {box} has no area, and is left out")
-    elif min(x + w, width) - max(x, 0) <= LEAST or min(y + h, height) - max(y, 0) <= LEAST:
+    elif _has_no_box(annotation, size):
         what = f"bbox {box} is outside of the image ({width} x {height}), and is left out"
         yield Problem("warning", where, what)
     elif x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:

@@ -24,12 +24,14 @@ class Notes:
         without_area: annotations whose ``area`` is to be computed once their masks are checked.
         flat: annotations whose masks have no area: no polygon of three points, or none of whose
             pixels is in the image.
+        boxless: annotations whose boxes have no area in the image. No detector can find them.
     """
 
     def __init__(self):
         self.places: Dict[str, List[Any]] = {}
         self.without_area: List[Dict[str, Any]] = []
         self.flat: List[Dict[str, Any]] = []
+        self.boxless: List[Dict[str, Any]] = []
 
     def add(self, where: str, what: str) -> None:
         self.places.setdefault(what, [0, where])[0] += 1
@@ -226,6 +228,8 @@ def finish(
             x, y, w, h = annotation["bbox"]
             annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
             annotation["iscrowd"] = 1
+    for annotation in notes.boxless:
+        annotation["iscrowd"] = 1
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     for annotation in notes.without_area:
         annotation["area"] = _area(annotation, *sizes[annotation["image_id"]])
