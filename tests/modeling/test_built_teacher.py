@@ -88,9 +88,7 @@ def test_what_cannot_be_is_said(detector, teacher_files, tmp_path):
     cfg.MODEL.TEACHER.OPTS = []
     with pytest.raises(ValueError, match="^MODEL.TEACHER.WEIGHTS is 'weights.pth', and the teach"):
         build_model(cfg)
-    with pytest.raises(
-        ValueError, match="the teacher.s evaluate.* needs one that a config file names"
-    ):
+    with pytest.raises(ValueError, match="evaluate.* needs one that a config file names"):
         build_detector(cfg.MODEL.TEACHER.CONFIG_FILE)
     built._kept.clear()  # as in another process
     with pytest.raises(ValueError, match="'built in Python: .*another process"):
