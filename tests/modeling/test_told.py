@@ -138,10 +138,8 @@ def test_shapes_that_are_given_are_not_measured():
         DistillRCNN(student=Student(), features="nowhere", feature_shapes=SHAPES, **given)
     given["distiller"] = PKD()
     wrong = DistillRCNN(student=Student(), feature_shapes=[["0", 8, 4], ["1", 16, 9]], **given)
-    with (
-        EventStorage(),
-        pytest.raises(ValueError, match=r"'1' .*DistillRCNN's feature_shapes\) says 9 channels"),
-    ):
+    said = r"'1' .*DistillRCNN's feature_shapes\) says 9 channels"
+    with EventStorage(), pytest.raises(ValueError, match=said):
         wrong.train()(batch())
 
 

@@ -13,6 +13,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.file_io import PathManager
 from rich.progress import track
 
+from ..config.naming import YAML, written_as
 from ..data.fit import check_fit, yaml_model
 from ..evaluation import CorruptedMapper, build_evaluator, mean_performance
 from ..runtime.loader import NamedErrors
@@ -40,7 +41,8 @@ def robustness(args: argparse.Namespace) -> None:
             print(f"{model.name}: of DATASETS.TEST only '{name}' is used; see --dataset.")
         check_registered(name, "--dataset" if args.dataset else "DATASETS.TEST")
         trained_on = [n for n in model.cfg.DATASETS.TRAIN if n in DatasetCatalog]
-        check_fit(trained_on, [name], yaml_model(model.cfg), eval_only=True)
+        with written_as(YAML):
+            check_fit(trained_on, [name], yaml_model(model.cfg), eval_only=True)
     os.makedirs(args.output, exist_ok=True)
     path = os.path.join(args.output, "results.jsonl")
     known = read_lines(path)
