@@ -416,7 +416,7 @@ def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
             None,
             {"compile": True, "features": "backbone.bottom_up", "random_weights": True},
             ValueError,
-            "the teacher's compile needs the teacher's features 'backbone'",
+            "the teacher's compile needs the teacher's features=backbone",
         ),
         (
             None,
