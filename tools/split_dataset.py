@@ -13,7 +13,7 @@ those of a list.
 import json
 import sys
 
-from skd.data.check import open_coco
+from skd.data.reading import open_coco
 from skd.data.split import take_folds, take_names
 from skd.runtime.whole_files import write_whole
 from skd.study.common.command import command_parser, positive, run_command

@@ -523,7 +523,7 @@ def test_any_value_anywhere_is_reported_or_harmless(value, seed, tmp_path_factor
 @QUIET
 @given(mask=st.lists(st.booleans(), min_size=1, max_size=60), width=st.integers(1, 9))
 def test_every_rle_of_pycocotools_decodes(mask, width):
-    from skd.data.check import _decodes
+    from skd.data.annotations import _decodes
 
     mask = np.resize(mask, (max(len(mask) // width, 1), width))
     code = rle(mask)
@@ -534,7 +534,7 @@ def test_every_rle_of_pycocotools_decodes(mask, width):
 @QUIET
 @given(text=st.text(max_size=12))
 def test_no_text_for_an_rle_breaks_the_check(text):
-    from skd.data.check import _decodes
+    from skd.data.annotations import _decodes
 
     assert _decodes({"size": [4, 4], "counts": text}) in (True, False)
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from skd.data.check import open_coco
+from skd.data.reading import open_coco
 from skd.data.split import fold_of, take_folds, take_names
 from tests.helpers import run_script
 

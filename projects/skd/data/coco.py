@@ -25,9 +25,13 @@ from iopath.common.file_io import get_cache_dir
 
 from ..runtime.whole_files import write_whole
 from . import records
-from .check import Report, examine, masks_missing, once, sample_images, summary, without_gc
+from .annotations import masks_missing
+from .check import Report, examine
 from .clean import LEAST
+from .images import sample_images
 from .mend import finish, renumber
+from .problems import once, summary
+from .reading import without_gc
 
 logger = logging.getLogger(__name__)
 PATIENCE = 5.0  # seconds until a line says what takes so long

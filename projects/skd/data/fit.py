@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from ..config import run_settings, student_config
 from ..config.naming import setting_to, written_as
 from . import records
-from .check import read_coco, without_gc
 from .coco import (
     Checked,
     check_one,
@@ -27,6 +26,7 @@ from .coco import (
     use,
 )
 from .mend import Notes
+from .reading import read_coco, without_gc
 
 logger = logging.getLogger(__name__)
 COCO_KEYPOINTS = 17  # those that pycocotools knows sigmas for

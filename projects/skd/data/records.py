@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
-from .check import without_gc
+from .reading import without_gc
 
 logger = logging.getLogger(__name__)
 Record = Dict[str, Any]
