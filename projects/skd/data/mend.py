@@ -127,9 +127,9 @@ def _as_int(text: str) -> Any:
 def _ids(annotations: List[Dict[str, Any]], notes: Notes) -> None:
     ids = [annotation.get("id") for annotation in annotations]
     why = ""
-    if not types(ids) <= {int}:
-        why = "is missing or no whole number"
-    elif ids and not 0 < min(ids) <= max(ids) < 2**63:
+    if not types(ids) <= {int} or max(ids, default=0) >= 2**63:
+        why = "is missing or no whole number of 64 bits"
+    elif ids and min(ids) <= 0:
         why = "is not above 0, which pycocotools takes for an object nothing was matched with"
     elif len(set(ids)) < len(ids):
         why = "is there several times"
