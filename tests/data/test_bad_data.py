@@ -264,7 +264,7 @@ CASES = {
     "id a list": (annotation(id=[1]), "an id is missing or no whole number of 64 bits", TRAINS),
     "id 0": (annotation(id=0), "an id is not above 0", TRAINS),
     "id negative": (annotation(id=-3), "an id is not above 0", TRAINS),
-    "id beyond 64 bits": (annotation(id=2**70), "an id is missing or no whole number of 64 bits", TRAINS),
+    "id beyond 64 bits": (annotation(id=2**70), "missing or no whole number of 64 bits", TRAINS),
     "ignore": (annotation(ignore=1), "marked 'ignore': taken for a crowd", TRAINS),
     "ignore null": (annotation(ignore=None), "ignore is no whole number: 0 is taken", TRAINS),
     "float sizes": (image(width=48.0, height=48.0), "width is a float where a whole", TRAINS),
