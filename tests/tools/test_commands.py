@@ -57,7 +57,7 @@ def documented():
 def arguments(line):
     """As a shell would hand them on: no comment, no second command, variables with a value."""
     line = re.sub(r"\[.*?\]", "", re.sub(r"\$\{[^}]*\}|\$\w+", "0", line))
-    words = shlex.split(line.partition(";")[0], comments=True)
+    words = shlex.split(line.partition(";")[0].rstrip(" &"), comments=True)
     return [word for word in words if word != "..."]
 
 
