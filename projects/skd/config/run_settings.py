@@ -78,10 +78,6 @@ def _whole(least: int, further: str = "") -> Rule:
     return lambda value: "" if is_whole(value, least) else words
 
 
-def is_whole(value: Any, least: float) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _positive(value: Any) -> str:
     return "" if is_number(value) and 0 < value < math.inf else "a number above 0"
 

@@ -167,7 +167,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def is_whole(value: Any, least: int = 0) -> bool:
+def is_whole(value: Any, least: float = 0) -> bool:
     """Whether it is a whole number, ``least`` or above."""
     return isinstance(value, int) and is_number(value) and value >= least
 
