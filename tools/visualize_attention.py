@@ -9,7 +9,7 @@ non-local sense.
         --model baseline CONFIG WEIGHTS --model distilled CONFIG WEIGHTS \\
         --model teacher CONFIG WEIGHTS
 
-Writes PNG files, and the same to TensorBoard, below --output. The response uses the blocks learnt
+Writes PNG files, and the same to TensorBoard, below --output. The response uses the blocks learned
 in distillation where a checkpoint has them: a distilled student's own, and the teacher's from the
 checkpoint named by --blocks. Elsewhere it is the product of the features themselves.
 """

@@ -56,20 +56,20 @@ def test_what_is_added_is_declared_and_taken_out_again(name):
 
 
 def test_a_resume_warns_of_what_changes_the_learning_only():
-    learnt = (
+    learned = (
         "SOLVER.ACCUMULATE",
         "optimizer.lr",
         "TEST.PRECISE_BN.ENABLED",
         "INPUT.MIN_SIZE_TRAIN",
     )
-    assert all(map(run_settings.is_learnt, learnt))
+    assert all(map(run_settings.is_learned, learned))
     for key in (
         "SOLVER.BEST_METRIC",
         "train.vis_period",
         "train.expected_results",
         "TEST.AUG.FLIP",
     ):
-        assert not run_settings.is_learnt(key)
+        assert not run_settings.is_learned(key)
 
 
 def test_no_other_file_says_what_a_setting_is_called_in_a_lazy_config():

@@ -140,7 +140,7 @@ def rle(mask):
     return {"size": code["size"], "counts": code["counts"].decode()}
 
 
-GREY = np.full((SIDE, SIDE), 90, np.uint8)
+GRAY = np.full((SIDE, SIDE), 90, np.uint8)
 GOOD_MASK = np.pad(np.ones((20, 20), bool), ((5, 23), (5, 23)))
 
 # name: (change, what check_coco says, what training gives); None for nothing
@@ -232,13 +232,13 @@ CASES = {
         image(file_name="../../secret.png"), "is not in the folder of images", "is not in the f",
     ),
     "an absolute name": (image(file_name="/etc/passwd"), "is not in the folder", "is not in the f"),
-    "grey": (save(GREY), None, TRAINS),
-    "grey and alpha": (save(np.dstack([GREY, GREY])), "has the mode 'LA'", TRAINS),
-    "RGBA": (save(np.dstack([GREY] * 4)), "has the mode 'RGBA'", TRAINS),
-    "16 bits": (save(GREY.astype(np.uint16) * 200), "has the mode 'I;16'", TRAINS),
-    "black and white": (save(GREY > 9), "has the mode '1'", TRAINS),
-    "1x1": (save(GREY[:1, :1]), "outside of the image (1 x 1)", TRAINS),
-    "7x11": (save(GREY[:11, :7]), "reaches out of the image (7 x 11)", TRAINS),
+    "gray": (save(GRAY), None, TRAINS),
+    "gray and alpha": (save(np.dstack([GRAY, GRAY])), "has the mode 'LA'", TRAINS),
+    "RGBA": (save(np.dstack([GRAY] * 4)), "has the mode 'RGBA'", TRAINS),
+    "16 bits": (save(GRAY.astype(np.uint16) * 200), "has the mode 'I;16'", TRAINS),
+    "black and white": (save(GRAY > 9), "has the mode '1'", TRAINS),
+    "1x1": (save(GRAY[:1, :1]), "outside of the image (1 x 1)", TRAINS),
+    "7x11": (save(GRAY[:11, :7]), "reaches out of the image (7 x 11)", TRAINS),
     "extremely long": (save(np.full((9, 999), 9, np.uint8)), "too long to leave much", TRAINS),
     "extremely high": (save(np.full((999, 9), 9, np.uint8)), "too long to leave much", TRAINS),
     "a thread": (save(np.full((4, 4000), 9, np.uint8)), "too long to leave", "must be > 0"),
@@ -311,7 +311,7 @@ CASES = {
     "keypoints counted wrong": (
         annotation(keypoints=[9, 9, 2], num_keypoints=0), "missing or wrong: counted", TRAINS,
     ),
-    "EXIF of junk": (save(np.dstack([GREY] * 3), exif=b"Exif\0\0junk"), None, TRAINS),
+    "EXIF of junk": (save(np.dstack([GRAY] * 3), exif=b"Exif\0\0junk"), None, TRAINS),
     # what crashes or hangs
     "an RLE of a huge image": (huge_rle, "it must be at most", "it must be at most"),
     "an RLE without end": (

@@ -478,7 +478,7 @@ def test_rle_with_polygons_is_named(add, tmp_path):
     check_fit(["a"], [], MASKS._replace(mask_format=("INPUT.MASK_FORMAT", "bitmask")))
     check_fit([], ["a"], MASKS)
     check_fit(["a"], [], BOXES)
-    content["annotations"][3]["iscrowd"] = 1  # as COCO's crowds, which are not learnt
+    content["annotations"][3]["iscrowd"] = 1  # as COCO's crowds, which are not learned
     add("b", content)
     check_fit(["b"], [], MASKS)
 

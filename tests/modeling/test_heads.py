@@ -149,7 +149,7 @@ def test_from_a_lazy_config(teacher_files, shapes, tmp_path):
         describe(cfg).build_model()
 
 
-def test_on_images_without_labels_the_features_alone_are_learnt_from(teacher_files):
+def test_on_images_without_labels_the_features_alone_are_learned_from(teacher_files):
     model = build(teacher_files, balance=True)
     other = {"image": batch(1, seed=7)[0]["image"], "height": 96, "width": 128, "unlabelled": []}
     losses, _ = step(model, [*batch(), other])

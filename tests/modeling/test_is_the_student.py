@@ -176,7 +176,7 @@ def test_a_compiled_backbone(build):
     same(step(model), expected)
 
 
-def test_synchronised_batch_norm(build):
+def test_synchronized_batch_norm(build):
     model, _ = build()
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert converted is model

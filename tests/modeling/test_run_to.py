@@ -172,7 +172,7 @@ def test_images_of_other_channels():
         teacher(images, "RGB")
 
 
-def test_grey_images():
+def test_gray_images():
     cfg = tiny_config("faster_rcnn", MODEL__PIXEL_MEAN=[100.0], MODEL__PIXEL_STD=[50.0])
     cfg.INPUT.FORMAT = "L"
     teacher = teacher_of(build_model(student_config(cfg)), "backbone", input_format="L")
@@ -224,7 +224,7 @@ def test_students_that_say_nothing_of_their_maps(features):
             assert torch.equal(a, b)
 
 
-def test_a_grey_student():
+def test_a_gray_student():
     cfg = tiny_config("faster_rcnn", MODEL__PIXEL_MEAN=[100.0], MODEL__PIXEL_STD=[50.0])
     cfg.INPUT.FORMAT = "L"
     teacher = teacher_of(build_model(student_config(cfg)), "backbone", input_format="L")

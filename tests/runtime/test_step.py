@@ -361,7 +361,7 @@ def test_clipping_makes_no_other_optimizer():
     plain.load_state_dict(other.state_dict())
 
 
-SYNCHRONISED = """
+SYNCHRONIZED = """
 import torch
 from detectron2.utils import comm
 from skd.engine import SKDTrainer
@@ -382,7 +382,7 @@ SKDTrainer.train = failing
 """
 
 
-def test_a_forward_that_stops_before_a_synchronised_norm_is_an_error_and_hangs_nobody(
+def test_a_forward_that_stops_before_a_synchronized_norm_is_an_error_and_hangs_nobody(
     teacher_files, shapes, tmp_path
 ):
     cfg = distilling(
@@ -395,7 +395,7 @@ def test_a_forward_that_stops_before_a_synchronised_norm_is_an_error_and_hangs_n
     cfg.OUTPUT_DIR = str(tmp_path / "out")
     (tmp_path / "config.yaml").write_text(cfg.dump())
     printed = run_script(
-        patched(tmp_path, SYNCHRONISED), "--config-file", tmp_path / "config.yaml",
+        patched(tmp_path, SYNCHRONIZED), "--config-file", tmp_path / "config.yaml",
         "--num-gpus", 2, "--dist-url", "auto", datasets=shapes, ok=False, timeout=150,
     )  # fmt: skip
-    assert "with synchronised norms (roi_heads.mask_head" in printed.replace("module.", "")
+    assert "with synchronized norms (roi_heads.mask_head" in printed.replace("module.", "")

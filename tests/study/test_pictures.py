@@ -90,7 +90,7 @@ def test_curves_of_a_detector_without_masks(tmp_path):
 def test_a_class_has_its_color_in_every_picture():
     """As ground truth and as prediction, of every object; the classes' colors differ."""
     metadata = Metadata(name="two", thing_classes=["a", "b"])
-    grey = np.full((40, 80, 3), 128, np.uint8)
+    gray = np.full((40, 80, 3), 128, np.uint8)
     found = Instances((40, 80), pred_boxes=Boxes(torch.zeros(3, 4)))
     found.pred_masks = torch.zeros(3, 40, 80, dtype=torch.bool)
     for i, start in enumerate((4, 30, 56)):
@@ -98,7 +98,7 @@ def test_a_class_has_its_color_in_every_picture():
     found.pred_classes, found.scores = torch.tensor([0, 1, 0]), torch.ones(3)
     seen = []
     for _ in range(2):
-        drawn = pictures._ByClass(grey, metadata).draw_instance_predictions(found).get_image()
+        drawn = pictures._ByClass(gray, metadata).draw_instance_predictions(found).get_image()
         inside = [drawn[3 * 30, 3 * (start + 16)] for start in (4, 30, 56)]
         assert np.array_equal(inside[0], inside[2]) and not np.array_equal(inside[0], inside[1])
         seen.append(inside)

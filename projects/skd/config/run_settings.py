@@ -30,7 +30,7 @@ class Setting:
         default: where a config does not say it; ``MISSING`` for an error.
         must: checked before a training, unless the value is None.
         added: the forms in which it is this project's, so that stock Detectron2 does not know it.
-        learnt: whether another value changes what is learnt; a resumed run warns of it.
+        learned: whether another value changes what is learned; a resumed run warns of it.
         convert: from what the config has.
     """
 
@@ -39,7 +39,7 @@ class Setting:
     default: Any
     must: Rule
     added: Tuple[str, ...]
-    learnt: bool
+    learned: bool
     convert: Callable[[Any], Any]
     name: str = ""
 
@@ -65,10 +65,10 @@ def _setting(
     default: Any = MISSING,
     must: Rule = lambda value: "",
     added: Tuple[str, ...] = (),
-    learnt: bool = False,
+    learned: bool = False,
     convert: Callable[[Any], Any] = _plain,
 ) -> Any:
-    setting = Setting(yaml, lazy, default, must, added, learnt, convert)
+    setting = Setting(yaml, lazy, default, must, added, learned, convert)
     return field(metadata={"setting": setting})
 
 
@@ -149,21 +149,21 @@ class RunSettings:
     weights: str = _setting("MODEL.WEIGHTS", "train.init_checkpoint")
     device: str = _setting("MODEL.DEVICE", "train.device")
     # Negative: one that all processes draw together.
-    seed: int = _setting("SEED", "train.seed", -1, learnt=True)
+    seed: int = _setting("SEED", "train.seed", -1, learned=True)
 
     max_iter: int = _setting("SOLVER.MAX_ITER", "train.max_iter", must=_whole(1))
     learning_rate: Optional[float] = _setting(
-        "SOLVER.BASE_LR", "optimizer.lr", None, _positive, learnt=True
+        "SOLVER.BASE_LR", "optimizer.lr", None, _positive, learned=True
     )
     # Over all processes.
     images_per_batch: Optional[int] = _setting(
-        "SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size", None, _shared, learnt=True
+        "SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size", None, _shared, learned=True
     )
     # Take each batch in that many parts, one after the other, for one optimizer step: for GPUs
     # that do not hold all of it. Must divide a process's share of the images. Done by SKDTrainer;
     # other trainers do not know the key.
     accumulate: int = _setting(
-        "SOLVER.ACCUMULATE", "train.accumulate", 1, _whole(1), added=(YAML, LAZY), learnt=True
+        "SOLVER.ACCUMULATE", "train.accumulate", 1, _whole(1), added=(YAML, LAZY), learned=True
     )
     # Leave out up to so many batches whose loss is not finite, instead of stopping at the first.
     # Done by SKDTrainer too.
@@ -171,11 +171,11 @@ class RunSettings:
         "SOLVER.SKIP_NON_FINITE", "train.skip_non_finite", 0, _whole(0), added=(YAML, LAZY)
     )
     # Mixed precision; on CPUs in bf16 only.
-    amp: bool = _setting("SOLVER.AMP.ENABLED", "train.amp.enabled", False, learnt=True)
+    amp: bool = _setting("SOLVER.AMP.ENABLED", "train.amp.enabled", False, learned=True)
     # What it computes in.
     amp_precision: str = _setting(
         "SOLVER.AMP.PRECISION", "train.amp.precision", "fp16", _one_of("fp16", "bf16"),
-        added=(YAML, LAZY), learnt=True,
+        added=(YAML, LAZY), learned=True,
     )  # fmt: skip
 
     # From one to the next, in iterations.
@@ -237,13 +237,13 @@ class RunSettings:
     # are not read (--register-coco takes a file without annotations). In each step the distiller,
     # not the detector, sees some of them. Done by SKDTrainer; docs/unlabelled.md.
     unlabelled: List[str] = _setting(
-        "DATASETS.UNLABELLED", "dataloader.unlabelled", (), added=(YAML, LAZY), learnt=True,
+        "DATASETS.UNLABELLED", "dataloader.unlabelled", (), added=(YAML, LAZY), learned=True,
         convert=_names,
     )  # fmt: skip
     # How many in a step, over all processes; 0 for as many as labelled ones.
     unlabelled_per_batch: int = _setting(
         "DATASETS.UNLABELLED_PER_BATCH", "dataloader.unlabelled_per_batch", 0, _whole(0),
-        added=(YAML, LAZY), learnt=True,
+        added=(YAML, LAZY), learned=True,
     )  # fmt: skip
     # How many that cannot be read are left out, each with a warning, in each process.
     unlabelled_skip: int = _setting(
@@ -379,19 +379,19 @@ def remove_added(cfg: Config, keep: bool = False) -> None:
             parent.pop(name)
 
 
-# Keys of either form, by how they begin, that change nothing of what is learnt, beside the
+# Keys of either form, by how they begin, that change nothing of what is learned, beside the
 # settings above.
-_NOT_LEARNT = (
+_NOT_LEARNED = (
     "VERSION", "CUDNN_BENCHMARK", "TEST.", "DATASETS.PROPOSAL_FILES_TEST",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST",
     "train.checkpointer", "dataloader.test", "dataloader.evaluator", "optimizer.params.model",
 )  # fmt: skip
-_LEARNT = ("TEST.PRECISE_BN",)  # all the same: it takes new running statistics
+_LEARNED = ("TEST.PRECISE_BN",)  # all the same: it takes new running statistics
 
 
-def is_learnt(key: str) -> bool:
-    """Whether another value of a key, of either form, changes what is learnt."""
-    if key.startswith(_LEARNT):
+def is_learned(key: str) -> bool:
+    """Whether another value of a key, of either form, changes what is learned."""
+    if key.startswith(_LEARNED):
         return True
-    unlearnt = [k for s in settings() if not s.learnt for k in (s.yaml, s.lazy) if k]
-    return not key.startswith((*_NOT_LEARNT, *unlearnt))
+    unlearned = [k for s in settings() if not s.learned for k in (s.yaml, s.lazy) if k]
+    return not key.startswith((*_NOT_LEARNED, *unlearned))

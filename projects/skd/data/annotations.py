@@ -2,7 +2,7 @@
 What is wrong with the annotations of a dataset: references, boxes, masks, keypoints.
 
 Values are bounded before pycocotools, which writes past its memory for some, sees them. Clean
-annotations, as nearly all are, are recognised many at a time (clean.py); only the others are looked
+annotations, as nearly all are, are recognized many at a time (clean.py); only the others are looked
 at in detail.
 """
 

@@ -117,7 +117,7 @@ def _object_mask(rng, category: int) -> np.ndarray:
 
 def _polygons(mask: np.ndarray) -> List[List[float]]:
     """
-    Outer contours of a mask as COCO polygons, which have no holes. OpenCV joins pixel centres,
+    Outer contours of a mask as COCO polygons, which have no holes. OpenCV joins pixel centers,
     which would shrink the object by half a pixel all around; on a fourfold canvas it is an eighth.
     """
     zoom = 4

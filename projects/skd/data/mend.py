@@ -179,7 +179,7 @@ def _ignore(annotation: Dict[str, Any], where: str, notes: Notes) -> None:
         notes.add(where, "ignore is no whole number: 0 is taken")
     else:
         annotation["iscrowd"] = 1
-        what = "is marked 'ignore': taken for a crowd, not learnt and not counted in evaluation"
+        what = "is marked 'ignore': taken for a crowd, not learned and not counted in evaluation"
         notes.add(where, what)
 
 
@@ -216,8 +216,8 @@ def finish(
     Args:
         content: without errors.
         notes: of :func:`mend`.
-        with_masks: whether masks are learnt or evaluated. Without, an object whose mask is flat is
-            its box; with, it is a region that is not learnt and not counted (a crowd).
+        with_masks: whether masks are learned or evaluated. Without, an object whose mask is flat is
+            its box; with, it is a region that is not learned and not counted (a crowd).
         with_keypoints: whether keypoints are. Objects without any get invisible ones.
     """
     if with_keypoints:

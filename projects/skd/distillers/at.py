@@ -19,7 +19,7 @@ class AT(LevelwiseDistiller):
     """
     Equal activation-based attention: with Q = vec(mean of A^2 over channels), the mean over N and
     positions of (Q_S/|Q_S| - Q_T/|Q_T|)^2 (equation 2, as the authors' code reduces it). Has no
-    learnt layer, and any numbers of channels.
+    learned layer, and any numbers of channels.
     """
 
     @dataclass(frozen=True)

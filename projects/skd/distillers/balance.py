@@ -10,7 +10,7 @@ detector's own gradient at the same maps:
 
 for the maps A of all levels together, shares s_t whose sum is ``share``, and a schedule m(i). The
 same idea balances EnCodec's discriminators (A. Defossez et al., arXiv 2210.13438, section 3.4) and,
-with learnt weights, GradNorm's tasks (Z. Chen et al., ICML 2018).
+with learned weights, GradNorm's tasks (Z. Chen et al., ICML 2018).
 """
 
 import math

@@ -163,7 +163,7 @@ class LevelwiseDistiller(Distiller):
         self.strides: Dict[str, int] = {}
 
     def make_layers(self, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:
-        """The learnt layers of one level."""
+        """The learned layers of one level."""
         raise NotImplementedError
 
     def level_loss(

@@ -14,7 +14,7 @@ from .settings import Settings, number
 @DISTILLER_REGISTRY.register()
 class FitNets(LevelwiseDistiller):
     """
-    The student's map, through a learnt regressor r, equals the teacher's: 1/2 (A_T - r(A_S))^2
+    The student's map, through a learned regressor r, equals the teacher's: 1/2 (A_T - r(A_S))^2
     (equation 3), here the mean over N, C, H and W instead of the sum.
     """
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..config import Config
 from ..config.naming import written_as
-from ..config.run_settings import as_mapping, is_learnt
+from ..config.run_settings import as_mapping, is_learned
 from ..data import register_shapes
 from ..evaluation import build_evaluator
 from ..modeling.teacher_speed import PRECISIONS
@@ -87,7 +87,7 @@ class SKDTrainer(DefaultTrainer):
         self.checkpointer = RunCheckpointer(
             model, run.output_dir, key=run.keys["weights"], trainer=weakref.proxy(self)
         )
-        self.folder = RunFolder(self.checkpointer, facts, is_learnt)
+        self.folder = RunFolder(self.checkpointer, facts, is_learned)
         numbers = PlainNumbers(model, run.checkpoint_period, run.eval_period)
         preemption = PreemptionHook(self.checkpointer)
         self.register_hooks(

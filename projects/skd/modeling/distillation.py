@@ -38,7 +38,7 @@ class Distillation:
     input_format: color order of the model's images; features: the student's module that is tapped;
     every: see ``MODEL.DISTILLER.EVERY``; pairs: of maps, by the student's name; form: of
     the config that it was made from, whose words errors use; unlabelled_weight: see
-    ``MODEL.DISTILLER.UNLABELLED_WEIGHT``; heads: what is learnt from the teacher's; watcher:
+    ``MODEL.DISTILLER.UNLABELLED_WEIGHT``; heads: what is learned from the teacher's; watcher:
     see :func:`watch_maps`; running: whether the student's forward is under way.
     """
 

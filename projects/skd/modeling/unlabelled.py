@@ -95,7 +95,7 @@ def without_statistics(model: nn.Module) -> Iterator[None]:
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     before = [(m, m.momentum, m.track_running_stats) for m in norms]
-    for m in norms:  # Detectron2's synchronised norm looks at the former, torch's at the latter
+    for m in norms:  # Detectron2's synchronized norm looks at the former, torch's at the latter
         m.momentum, m.track_running_stats = 0.0, False
     try:
         yield

@@ -42,7 +42,7 @@ class RunFacts:
         kind: of run, in a few words; one is resumed as what it was only.
         files: further files whose content matters, by what they are.
         parts: what further parts are made from, by what they are: nested configs.
-        notes: of keys of the config that change what is learnt in this run, though not in every
+        notes: of keys of the config that change what is learned in this run, though not in every
             one: what to say of them.
     """
 
@@ -198,7 +198,7 @@ def changes(
     notes: Mapping[str, str],
 ) -> List[str]:
     """
-    What differs between two records and matters for what is learnt, as "KEY: old -> new". What one
+    What differs between two records and matters for what is learned, as "KEY: old -> new". What one
     of them does not say is no change.
 
     Args:

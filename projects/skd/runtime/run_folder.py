@@ -70,7 +70,7 @@ class RunFolder(HookBase):
         Args:
             checkpointer: of the run; its folder is the run's.
             facts: for the record, and to compare with that of a run to resume.
-            matters: whether another value of a key of the config changes what is learnt.
+            matters: whether another value of a key of the config changes what is learned.
         """
         self.checkpointer, self.facts, self._matters = checkpointer, facts, matters
         self._open = False

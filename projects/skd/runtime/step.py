@@ -146,7 +146,7 @@ class _Step:
             error = _not_finite(_copy(losses), part, self.iter)
         except FloatingPointError as not_finite:  # half way: Detectron2's proposals raise it
             losses, error = None, not_finite
-            _refuse_synchronised(self.model, error)
+            _refuse_synchronized(self.model, error)
         # all processes leave out the step, or none: else they would wait for each other
         if not _anywhere(error is not None):
             return losses
@@ -273,17 +273,17 @@ def _not_finite(
     )
 
 
-def _refuse_synchronised(model: nn.Module, error: FloatingPointError) -> None:
+def _refuse_synchronized(model: nn.Module, error: FloatingPointError) -> None:
     """
     Raise where leaving out would hang: a forward has stopped half way in this process, and the
-    others may be waiting for it in a synchronised norm. They end when this process does.
+    others may be waiting for it in a synchronized norm. They end when this process does.
     """
     kinds = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
     names = [n for n, m in model.named_modules() if isinstance(m, kinds)]
     if comm.get_world_size() > 1 and names:
         raise FloatingPointError(
             f"{error} The batch cannot be left out: the forward stopped half way, and with "
-            f"synchronised norms ({names[0]}) the other processes wait for it. Use norms of one "
+            f"synchronized norms ({names[0]}) the other processes wait for it. Use norms of one "
             "process (BN, GN), or lower the learning rate."
         ) from error
 

@@ -198,6 +198,6 @@ def draw_response(
             block = blocks.get(name, {}).get(level)
             ax.imshow(heat(non_local_response(features, position, block), rgb))
             ax.plot(*pixel, "w+", markersize=10, markeredgewidth=2)
-            ax.set_xlabel("learnt block" if block else "features' product", fontsize=7)
+            ax.set_xlabel("learned block" if block else "features' product", fontsize=7)
     figure.tight_layout()
     return figure

@@ -35,7 +35,7 @@ def heat(attention: torch.Tensor, image: np.ndarray) -> np.ndarray:
 def to_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:
     """
     A model's input image (3, H, W) in BGR or RGB order, as RGB uint8 (H, W, 3); the mean of the
-    channels as grey if they are not three.
+    channels as gray if they are not three.
     """
     if image.shape[0] != 3:
         image = image.float().mean(0, keepdim=True).expand(3, -1, -1)

@@ -16,7 +16,7 @@ class HeadsSettings(Settings):
     temperature: float = number(1.0, positive=True)
     # Of the background in the classification of boxes and anchors.
     background_weight: float = number(1.5)
-    # What a term of a head weighs at most, whatever the balance asks for. A head that has learnt
+    # What a term of a head weighs at most, whatever the balance asks for. A head that has learned
     # nothing yet hands down little of its gradient to the feature maps, where the balance looks,
     # and would itself get the whole of a very large weight.
     max_weight: float = number(3.0, positive=True)

@@ -134,7 +134,7 @@ class NonLocalNorm(torch.autograd.Function):
         # the bracket is there already from the moments, and w_t would be a product of width C.
         mean = (w_t.detach() @ teacher_block.moments.mean.detach()[:, :, None]).squeeze(2)
         result = residual(
-            [(w_s.detach(), x), (-v.detach(), teacher_block.centred)],
+            [(w_s.detach(), x), (-v.detach(), teacher_block.centered)],
             (constant_s - constant_t).detach() - mean, t, None, [x, t] if wanted else None,
         )  # fmt: skip
         value, factor = reduce_squares(result.squares, reduction, stride, size, loss_weight)
@@ -182,14 +182,14 @@ class _FusedBlock:
         self.row, self.row_keys = window[0] * width, width // window[1]  # of windows
         keys = x.new_empty(n, 2 * k, height // window[0] * self.row_keys)
         self.chosen = torch.empty_like(keys, dtype=torch.int64)  # within their chunk
-        self.centred = x.new_empty(n, k, positions)  # Theta x - Theta mean
+        self.centered = x.new_empty(n, k, positions)  # Theta x - Theta mean
         takes_statistics = norm is not None and norm.training
         self.cross = x.new_zeros(n, k, x.shape[1]) if takes_statistics else None
         for rows, columns, of_keys in self._chunks():
             chunk = x[rows, :, columns]
             # theta, phi and g in one product, which reads the map once
             q = block.project.expand(len(chunk), -1, -1) @ chunk
-            theta = self.centred[rows, :, columns]
+            theta = self.centered[rows, :, columns]
             torch.sub(q[:, :k], mean_theta[rows], out=theta)
             if takes_statistics:
                 # cov = theta theta^T / P = (theta x^T / P) Theta^T, and the bracket is what the
@@ -252,7 +252,7 @@ class _FusedBlock:
             if d_mean is not None:
                 into += (d_mean[rows] / positions)[:, :, None]
             if d_cov is not None:  # theta joins them, so that the map is written once
-                d_inner = torch.cat([self.centred[rows, :, columns], d_inner], dim=1)
+                d_inner = torch.cat([self.centered[rows, :, columns], d_inner], dim=1)
             into.baddbmm_(back[rows], d_inner)
         fields = len(Block._fields) - 2
         return [d_project, d_project_bias, *rest[:fields]], rest[fields:]

@@ -57,7 +57,7 @@ class StructuredSettings(Settings):
     channel_mask: Optional[bool] = flag(None)
     # What attention transfer compares: "mean" or "abs" (mean of absolute values).
     pool: Optional[str] = choice(None, POOLS)
-    # Whether attention transfer sends the student's side through a learnt layer.
+    # Whether attention transfer sends the student's side through a learned layer.
     adapter: Optional[bool] = flag(None)
     # "sum": the paper's norms over the whole batch, which grow with batch and image size.
     # "mean": independent of both, and equal to "sum" for two images of 800x1344.

@@ -1,5 +1,5 @@
 """
-How alike two feature maps are, whatever their channels mean: centred kernel alignment.
+How alike two feature maps are, whatever their channels mean: centered kernel alignment.
 
 S. Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, equation
 5, with a linear kernel and the positions of all images as examples.

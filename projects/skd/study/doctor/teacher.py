@@ -141,7 +141,7 @@ def _misnormalized(name: str, other: Quality, as_it_is: Quality) -> Finding:
 
 def is_untrained(model: nn.Module) -> bool:
     """
-    Whether every bias of a detector's heads is one number, as it is initialised and no step of
+    Whether every bias of a detector's heads is one number, as it is initialized and no step of
     training leaves it. (The scores of an untrained detector may be anything.)
     """
     biases = [

@@ -22,7 +22,7 @@ class Verdict:
         findings: what is wrong; empty if nothing is.
         teacher, student: box AP50 whatever class a box is given, 0 to 100; None if not known.
         terms: share of the detector's gradient and cosine with it, by term.
-        levels: centred kernel alignment of student's and teacher's map, by level.
+        levels: centered kernel alignment of student's and teacher's map, by level.
         notes: what need not be wrong, but is good to know.
     """
 
