@@ -10,13 +10,15 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from skd import DistillRCNN, FrozenTeacher, StructuredDistiller
+from skd import DistillRCNN, FrozenTeacher, GradientBalance, StructuredDistiller
 from skd.config.naming import LAZY, PYTHON, YAML, called, setting_to, written_as
 from skd.config.run_settings import settings
 from skd.data.fit import Model, _check_heads
+from skd.distillers.pkd import PKD
 from skd.engine.readout import _warnings
 from skd.engine.run import check_device
 from skd.modeling import attach, distill_step, features, inherit, load, model_zoo, teacher
+from skd.modeling.build_detector import build_detector
 from skd.modeling.heads import TeacherHeads
 from skd.modeling.timm_backbone import TimmBackbone, _read_weights
 from skd.runtime.words import word
@@ -32,7 +34,6 @@ YAML_KEY = re.compile(r"\b[A-Z]{2,}[A-Z0-9_]*\.[A-Z]|\b[A-Z]+_[A-Z_]+\b")
         ("MODEL.STUDENT.FEATURES", "model.features", "DistillRCNN's features"),
         ("MODEL.DISTILLER.EVERY", "model.every", "DistillRCNN's every"),
         ("MODEL.DISTILLER.BALANCE", "model.balance", "DistillRCNN's balance"),
-        ("MODEL.DISTILLER.HEADS.NAMES", "model.heads.names", "TeacherHeads' names"),
         ("MODEL.TIMM.NORM", "TimmBackbone's norm", "TimmBackbone's norm"),
         ("MODEL.DEVICE", "train.device", "device"),
         ("MODEL.TEACHER.EVALUATE", "train.evaluate_teacher", "evaluate_teacher"),
@@ -108,13 +109,17 @@ RAISED = [
     (lambda: teacher._check("fp32", "w", True), "model.teacher.random_weights", "random_weights"),
     (lambda: built_before(opts=["a=1"]), "model.teacher.opts", "the teacher's opts"),
     (lambda: inherit.inherit(nn.Identity(), {}), "model.inherit", "DistillRCNN's inherit"),
-    (lambda: TeacherHeads(names=["Head"]), "model.heads.names", "TeacherHeads' names"),
-    (lambda: TeacherHeads(temperature=-1), "model.heads.temperature", "TeacherHeads' temperature"),
+    (lambda: TeacherHeads(names=["Head"]), "model.heads.names", "TeacherHeads's names"),
+    (lambda: TeacherHeads(temperature=-1), "model.heads.temperature", "TeacherHeads's temperature"),
     (lambda: TimmBackbone("x", norm="LN"), "TimmBackbone's norm", "TimmBackbone's norm"),
     (lambda: TimmBackbone("x", weights="none.pth"), "TimmBackbone's name", "TimmBackbone's name"),
     (lambda: _read_weights("none.pth"), "TimmBackbone's weights", "TimmBackbone's weights"),
     (between_steps, "model.every", "DistillRCNN's every"),
-    (differing_channels, "StructuredDistiller's adapter", "StructuredDistiller's adapter"),
+    (differing_channels, "model.distiller.adapter", "StructuredDistiller's adapter"),
+    (differing_channels, "model.distiller.weight_at", "StructuredDistiller's weight_at"),
+    (lambda: PKD(weight=-1.0), "model.distiller.weight is -1.0", "PKD's weight is -1.0"),
+    (lambda: GradientBalance(period=0), "model.balance.period", "GradientBalance's period"),
+    (lambda: GradientBalance(decay="linear"), "model.balance.warmup", "GradientBalance's ramp"),
     (lambda: check_device("oven", called("MODEL.DEVICE")), "train.device", "device"),
 ]
 
@@ -132,6 +137,28 @@ def test_an_error_has_no_key_of_a_form_that_the_user_did_not_write(cause, lazy, 
     assert lazy in message and not YAML_KEY.search(message), message
     message = message_of(cause)
     assert python in message and not YAML_KEY.search(message), message
+
+
+@pytest.mark.parametrize(
+    "cause, key",
+    [
+        (differing_channels, "STRUCTURED.ADAPTER"),
+        (lambda: StructuredDistiller(key_stride=0), "STRUCTURED.NON_LOCAL.KEY_STRIDES"),
+        (lambda: PKD(weight=-1.0), "PKD.WEIGHT"),
+        (lambda: GradientBalance(decay="linear"), "BALANCE.WARMUP"),
+        (lambda: TeacherHeads(names=["Head"]), "HEADS.NAMES"),
+    ],
+)
+def test_a_yaml_user_reads_the_key_of_a_distiller_s_setting(cause, key):
+    with written_as(YAML):
+        assert f"MODEL.DISTILLER.{key} " in message_of(cause)
+
+
+@pytest.mark.parametrize("form, word", [(YAML, "MODEL.TEACHER.OPTS"), (LAZY, "model.teacher.opts")])
+def test_a_teacher_s_opts_are_named(form, word, teacher_files):
+    with written_as(form):
+        message = message_of(lambda: build_detector(*teacher_files, opts=["MODEL.NOSE", 1]))
+    assert f" with {word} ['MODEL.NOSE', 1] cannot be read" in message
 
 
 def test_a_number_of_classes_is_set_as_the_form_sets_it():

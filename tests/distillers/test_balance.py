@@ -237,7 +237,10 @@ def test_a_checkpoint_brings_the_norms_back():
         ({"period": 0}, "GradientBalance's period is 0; it must be a whole number above 0"),
         ({"momentum": 1.0}, "GradientBalance's momentum is 1.0"),
         ({"decay": "exp"}, "GradientBalance's decay is 'exp'"),
-        ({"decay": "linear", "warmup": 9, "max_iter": 9}, "end before warmup and ramp"),
+        (
+            {"decay": "linear", "warmup": 9, "max_iter": 9},
+            "end before GradientBalance's warmup and ",
+        ),
     ],
 )
 def test_wrong_settings_are_named(settings, words):

@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 
 from skd import add_skd_config
 from skd.config.methods import build_balance, build_distiller, warn_of_idle_weights
+from skd.config.naming import YAML, written_as
 from skd.distillers import (
     DISTILLER_REGISTRY,
     CombinedDistiller,
@@ -69,7 +70,7 @@ def test_every_key_reaches_its_setting(cfg, name):
             node = node[parent]
         node[key] = object()
         path = ".".join([method.config_key(), *parents, key])
-        with pytest.raises(ValueError, match=f"MODEL.DISTILLER.{path} is "):
+        with pytest.raises(ValueError, match=f"MODEL.DISTILLER.{path} is "), written_as(YAML):
             method(changed)
         with pytest.raises(ValueError, match=f"{name}'s {f.name} is "):
             method(**{f.name: object()})

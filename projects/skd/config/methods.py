@@ -9,6 +9,7 @@ from ..distillers import DISTILLER_REGISTRY, CombinedDistiller, Distiller, Gradi
 from ..distillers.balance import BalanceSettings
 from ..distillers.heads import HeadsSettings
 from ..distillers.settings import is_number
+from .naming import YAML, written_as
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,9 @@ def build_balance(cfg: CfgNode) -> GradientBalance:
     Raises:
         ValueError: a value out of range; names the key.
     """
-    key = "MODEL.DISTILLER.BALANCE"
-    settings = BalanceSettings.arguments(cfg.MODEL.DISTILLER.BALANCE, key)
-    return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, key=key, **settings)
+    settings = BalanceSettings.arguments(cfg.MODEL.DISTILLER.BALANCE)
+    with written_as(YAML):
+        return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, **settings)
 
 
 def warn_of_idle_weights(cfg: CfgNode, distiller: Distiller) -> None:
@@ -113,4 +114,5 @@ def _build(name: str, key: str, cfg: CfgNode) -> Distiller:
             f"Unknown method '{name}' (MODEL.DISTILLER.{key}). "
             f"Known: {', '.join(sorted(k for k, _ in DISTILLER_REGISTRY))}."
         )
-    return DISTILLER_REGISTRY.get(name)(cfg)
+    with written_as(YAML):
+        return DISTILLER_REGISTRY.get(name)(cfg)

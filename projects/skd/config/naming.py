@@ -6,15 +6,15 @@ What a setting is called in the form of config that the user wrote: errors name 
     the teacher's precision    in Python
 
 Code says :func:`called` of the YAML key, wherever the error is raised; whoever reads a config, or
-runs a model that was made from one, says :func:`written_as`. ``runtime``, which knows no config,
-says the same by ``runtime/words.py``. The methods in ``distillers`` know no config either: they
-name an argument, as in "StructuredDistiller's adapter", see ``distillers/settings.py``.
+runs a model that was made from one, says :func:`written_as`. ``runtime`` and ``distillers``, which
+know no config, ask for the same words by their own ``words.py``.
 """
 
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Iterator
 
+from ..distillers.words import in_python, named_by
 from ..runtime.words import said_as
 from .run_settings import LAZY, YAML, keys_of, settings
 
@@ -33,11 +33,22 @@ _OWNERS = {
     "MODEL.TEACHER": ("the teacher's", "model.teacher."),
     "MODEL.STUDENT": ("DistillRCNN's", "model."),
     "MODEL.DISTILLER": ("DistillRCNN's", "model."),
-    "MODEL.DISTILLER.BALANCE": ("GradientBalance's", "model.balance."),
-    "MODEL.DISTILLER.HEADS": ("TeacherHeads'", "model.heads."),
     "MODEL.ROI_BOX_HEAD": ("the box predictor's", "roi_heads.box_predictor."),
     "MODEL.TIMM": ("TimmBackbone's", "TimmBackbone's "),
 }
+
+
+def _yaml_key(owner: type, field: str) -> str:
+    return f"MODEL.DISTILLER.{owner.config_key()}.{owner.Settings.key(field)}"
+
+
+def _lazy_path(owner: type, field: str) -> str:
+    argument = {"BALANCE": "balance", "HEADS": "heads"}.get(owner.config_key(), "distiller")
+    return f"model.{argument}.{field}"
+
+
+# of what a setting in the room ``distillers`` is called
+_NAMERS = {YAML: _yaml_key, LAZY: _lazy_path, PYTHON: in_python}
 
 
 @contextmanager
@@ -47,7 +58,7 @@ def written_as(form: str) -> Iterator[None]:
     """
     token = _form.set(form)
     try:
-        with said_as({} if form == PYTHON else keys_of(form)):
+        with said_as({} if form == PYTHON else keys_of(form)), named_by(_NAMERS[form]):
             yield
     finally:
         _form.reset(token)

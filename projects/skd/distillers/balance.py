@@ -23,6 +23,7 @@ from torch import distributed as dist
 from torch import nn
 
 from .settings import Settings, choice, count, flag, number, proportions, whole
+from .words import word
 
 Maps = Dict[str, torch.Tensor]
 Terms = Dict[str, Dict[str, torch.Tensor]]
@@ -74,35 +75,33 @@ class GradientBalance(nn.Module):
     waits for the device.
     """
 
+    Settings = BalanceSettings
+
     def __init__(
         self,
         *,
         max_iter: int = 0,
-        key: str = "",
         enabled: Optional[bool] = True,
         **settings: Any,
     ):
         """
         Args:
             max_iter: iterations of the training; needed for a decay.
-            key: of the config's node that has the settings, for errors.
             enabled: None leaves it to the distiller, see :meth:`Distiller.wants_balance`.
             settings: further fields of :class:`BalanceSettings`.
 
         Raises:
-            ValueError: a value out of range, or a decay without a ``max_iter``; names the key.
+            ValueError: a value out of range, or a decay without a ``max_iter``; names the setting.
             TypeError: a setting that there is not.
         """
         super().__init__()
-        self._key = key
         settings["enabled"] = enabled
-        self.settings = s = BalanceSettings.make(settings, "GradientBalance")
-        BalanceSettings.check(settings, lambda f: self._name(f.name))
+        self.settings = s = self.Settings.make(settings, type(self))
         if s.decay != "none" and max_iter <= s.warmup + s.ramp:
-            both = "WARMUP and RAMP" if key else "warmup and ramp"
             raise ValueError(
                 f"{self._name('decay')} is {s.decay!r}, but the training's {max_iter} iterations "
-                f"end before {both}, {s.warmup + s.ramp} iterations, do."
+                f"end before {self._name('warmup')} and {self._name('ramp')}, "
+                f"{s.warmup + s.ramp} iterations, do."
             )
         self.max_iter = max_iter
         self._own_proportions: Dict[str, float] = {}
@@ -115,7 +114,12 @@ class GradientBalance(nn.Module):
         self.cosines: Dict[str, torch.Tensor] = {}  # of the last measurement, by term
 
     def _name(self, setting: str) -> str:
-        return f"{self._key}.{setting.upper()}" if self._key else f"GradientBalance's {setting}"
+        return word(type(self), setting)
+
+    @classmethod
+    def config_key(cls) -> str:
+        """The node of its settings below ``MODEL.DISTILLER``."""
+        return "BALANCE"
 
     def begin(self, maps: Maps, iteration: Optional[int] = None, every: int = 1) -> Maps:
         """

@@ -56,16 +56,13 @@ class Distiller(nn.Module):
         self.balance: Optional[GradientBalance] = None
         # scalars of the last step for who pops them; None until somebody does
         self.metrics: Optional[Dict[str, torch.Tensor]] = None
-        self.settings = self.Settings.make(settings, type(self).__name__)
-        self.Settings.check(settings, lambda f: f"{type(self).__name__}'s {f.name}")
+        self.settings = self.Settings.make(settings, type(self))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
         # of a method that was registered after the config was made, the defaults
         node = cfg.MODEL.DISTILLER.get(cls.config_key(), None)
-        if node is None:
-            return {}
-        return cls.Settings.arguments(node, f"MODEL.DISTILLER.{cls.config_key()}")
+        return {} if node is None else cls.Settings.arguments(node)
 
     @classmethod
     def config_key(cls) -> str:

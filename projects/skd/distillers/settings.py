@@ -12,6 +12,8 @@ from typing import Any, Callable, Dict, Mapping, NamedTuple, Sequence
 
 from detectron2.config import CfgNode
 
+from .words import word
+
 
 class Kind(NamedTuple):
     """expected: ends the error "... it must be"; accepts: whether a value is one."""
@@ -101,57 +103,48 @@ class Settings:
         return node
 
     @classmethod
-    def make(cls, values: Mapping[str, Any], owner: str) -> "Settings":
+    def make(cls, values: Mapping[str, Any], owner: type) -> "Settings":
         """
         Args:
-            values: by the fields' names.
-            owner: what has these settings, for the error.
+            values: by the fields' names; those left out are at their default.
+            owner: the class that has these settings, for errors, see ``words.py``.
 
         Raises:
-            TypeError: there is no such setting.
+            TypeError: there is no such setting; names the nearest.
+            ValueError: a value out of range; names the setting.
         """
         names = [f.name for f in fields(cls)]
         for name in values:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"do you mean '{near[0]}'?" if near else f"it has {', '.join(names)}."
-                raise TypeError(f"{owner} has no setting '{name}'; {hint}")
+                raise TypeError(f"{owner.__name__} has no setting '{name}'; {hint}")
+        for f in fields(cls):
+            value, kind = values.get(f.name, f.default), f.metadata["kind"]
+            if not (kind.accepts(value) or value is None and f.default is None):
+                name = word(owner, f.name)
+                raise ValueError(f"{name} is {value!r}; it must be {kind.expected}.")
         return cls(**values)
 
     @classmethod
-    def arguments(cls, node: CfgNode, prefix: str) -> Dict[str, Any]:
+    def arguments(cls, node: CfgNode) -> Dict[str, Any]:
         """
         The arguments that the keys of a node stand for.
 
         Args:
             node: as :meth:`node` made it.
-            prefix: of its keys in the whole config, for errors.
-
-        Raises:
-            ValueError: a value out of range; names the key.
         """
         values = {}
         for f in fields(cls):
             values[f.name] = node
             for name in _key(f).split("."):
                 values[f.name] = values[f.name][name]
-        cls.check(values, lambda f: f"{prefix}.{_key(f)}")
         return values
 
     @classmethod
-    def check(cls, values: Mapping[str, Any], name: Callable[[Field], str]) -> None:
-        """
-        Args:
-            values: by the fields' names; those left out are at their default.
-            name: what the user calls a setting.
-
-        Raises:
-            ValueError: a value out of range.
-        """
-        for f in fields(cls):
-            value, kind = values.get(f.name, f.default), f.metadata["kind"]
-            if not (kind.accepts(value) or value is None and f.default is None):
-                raise ValueError(f"{name(f)} is {value!r}; it must be {kind.expected}.")
+    def key(cls, name: str) -> str:
+        """A field's key below the node."""
+        return next(_key(f) for f in fields(cls) if f.name == name)
 
     def filled(self, defaults: Mapping[str, Any]) -> "Settings":
         """These settings, with what is None taken from ``defaults``."""

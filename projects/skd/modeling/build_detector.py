@@ -130,7 +130,8 @@ def _load_config(
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         raise ValueError(
-            f"The teacher's config '{path}' with OPTS {opts} cannot be read: {error.args[0]}"
+            f"The teacher's config '{path}' with {called('MODEL.TEACHER.OPTS')} {opts} cannot be "
+            f"read: {error.args[0]}"
         ) from error
     return student_config(cfg)
 

@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch.autograd import gradcheck
 
 from skd import add_skd_config
+from skd.config.methods import build_distiller
 from skd.distillers import PRESETS, StructuredDistiller
 from skd.distillers.attention import attention_mask, difference_norm
 from skd.distillers.structured.non_local import NonLocalBlock
@@ -263,7 +264,7 @@ def test_bad_settings_are_refused_in_the_words_of_the_user(change, key, message)
         node = node[parent]
     node[last] = change[name]
     with pytest.raises(ValueError, match=f"^MODEL.DISTILLER.STRUCTURED.{key} {message}"):
-        StructuredDistiller(cfg)
+        build_distiller(cfg)
 
 
 def test_channels_that_differ_need_the_adapter():

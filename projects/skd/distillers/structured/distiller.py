@@ -8,6 +8,7 @@ from torch import nn
 
 from ..base import Boxes, LevelwiseDistiller, Shapes, Terms, is_two_stage
 from ..registry import DISTILLER_REGISTRY
+from ..words import word
 from .level import StructuredLevel
 from .settings import PRESETS, StructuredSettings
 
@@ -42,6 +43,14 @@ class StructuredDistiller(LevelwiseDistiller):
         super().bind(shapes)
 
     def make_layers(self, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:
+        settings, same = self.settings, student.channels == teacher.channels
+        if settings.weight_at and not settings.adapter and not same:
+            raise ValueError(
+                f"At stride {student.stride} the student has {student.channels} channels and the "
+                f"teacher {teacher.channels}: attention transfer then needs "
+                f"{word(type(self), 'adapter')} to be True, or {word(type(self), 'weight_at')} to "
+                "be 0."
+            )
         return StructuredLevel(student, teacher, self.settings)
 
     def level_loss(

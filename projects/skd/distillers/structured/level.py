@@ -23,10 +23,8 @@ class StructuredLevel(nn.Module):
         """
         Args:
             student, teacher: channels and stride of the maps; strides are equal.
-            settings: none of them None.
-
-        Raises:
-            ValueError: attention transfer without its adapter, and channels that differ.
+            settings: none of them None. Without ``adapter``, attention transfer needs equal
+                channels.
         """
         super().__init__()
         self.stride = student.stride
@@ -44,14 +42,8 @@ class StructuredLevel(nn.Module):
         if self.settings.adapter:
             self.channel_adapter = nn.Linear(student.channels, teacher.channels)
             self.spatial_adapter = nn.Conv2d(1, 1, 3, padding=1)
-        elif student.channels == teacher.channels:
-            self.channel_adapter = self.spatial_adapter = nn.Identity()
         else:
-            raise ValueError(
-                f"At stride {self.stride} the student has {student.channels} channels and the "
-                f"teacher {teacher.channels}: attention transfer then needs StructuredDistiller's "
-                "adapter to be True, or its weight_at to be 0."
-            )
+            self.channel_adapter = self.spatial_adapter = nn.Identity()
 
     def _make_block(self, shape: ShapeSpec) -> NonLocalBlock:
         width, key_stride = dict(self.settings.non_local_width), dict(self.settings.key_stride)

@@ -9,8 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
-from ...config.naming import called
+from ...config.naming import YAML, called, written_as
 from ...distillers.heads import HeadsSettings
+from ...distillers.words import word
 from ..features import LevelPair, Maps
 from .base import HEAD_REGISTRY, Call, Classes, HeadPair, Unfit
 
@@ -26,6 +27,8 @@ class TeacherHeads:
     proposals and boxes. Nothing has parameters, so nothing is saved or reduced.
     """
 
+    Settings = HeadsSettings
+
     def __init__(self, **settings: Any):
         """
         Args:
@@ -35,16 +38,20 @@ class TeacherHeads:
             ValueError: a value out of range, or an unknown kind of head.
             TypeError: a setting that there is not.
         """
-        self.settings = HeadsSettings.make(settings, "TeacherHeads")
-        HeadsSettings.check(settings, lambda f: _key(f.name.upper()))
+        self.settings = self.Settings.make(settings, type(self))
         known = sorted(name for name, _ in HEAD_REGISTRY)
         unknown = [name for name in self.settings.names if name not in known]
         if unknown or not self.settings.names:
             raise ValueError(
-                f"{_key('NAMES')} is {list(self.settings.names)}; it must be kinds of heads, of "
+                f"{_key('names')} is {list(self.settings.names)}; it must be kinds of heads, of "
                 f"{', '.join(known)}."
             )
         self.kinds: List[HeadPair] = []
+
+    @classmethod
+    def config_key(cls) -> str:
+        """The node of its settings below ``MODEL.DISTILLER``."""
+        return "HEADS"
 
     def fit(self, student: nn.Module, teacher: nn.Module, pairs: Dict[str, LevelPair]) -> None:
         """
@@ -61,7 +68,7 @@ class TeacherHeads:
             )
         if teacher.features != "backbone":
             raise ValueError(
-                f"{_key('NAMES')} needs the maps that the teacher's heads take, and "
+                f"{_key('names')} needs the maps that the teacher's heads take, and "
                 f"{called('MODEL.TEACHER.FEATURES')} is '{teacher.features}': leave it 'backbone'."
             )
         self.kinds = []
@@ -73,18 +80,18 @@ class TeacherHeads:
                 pair.check(student, teacher.whole)
             except Unfit as error:
                 raise ValueError(
-                    f"{_key('NAMES')} has '{name}', and these heads cannot be compared: {error}."
+                    f"{_key('names')} has '{name}', and these heads cannot be compared: {error}."
                 ) from error
             self.kinds.append(pair)
 
     def _classes(self, of_teacher: Sequence[str]) -> Classes:
         ours = self.settings.student_classes
         theirs = self.settings.teacher_classes or of_teacher
-        for names, whose in ((ours, "STUDENT"), (theirs, "TEACHER")):
+        for names, whose in ((ours, "student"), (theirs, "teacher")):
             if not names:
                 raise ValueError(
-                    f"The names of the {whose.lower()}'s classes are not known: give "
-                    f"{_key(whose + '_CLASSES')}, in their order."
+                    f"The names of the {whose}'s classes are not known: give "
+                    f"{_key(f'{whose}_classes')}, in their order."
                 )
         return match_classes(ours, theirs)
 
@@ -130,7 +137,7 @@ class TeacherHeads:
 
 def _key(name: str) -> str:
     """What the user calls a setting."""
-    return called(f"MODEL.DISTILLER.HEADS.{name}")
+    return word(TeacherHeads, name)
 
 
 def _once(calls: Calls, name: str) -> Call:
@@ -175,7 +182,9 @@ def _few(names: Sequence[str]) -> str:
 
 def build_heads(cfg: CfgNode) -> Optional[TeacherHeads]:
     """What ``MODEL.DISTILLER.HEADS`` describes; None where it names no head."""
-    settings = HeadsSettings.arguments(cfg.MODEL.DISTILLER.HEADS, "MODEL.DISTILLER.HEADS")
+    settings = HeadsSettings.arguments(cfg.MODEL.DISTILLER.HEADS)
+    with written_as(YAML):
+        HeadsSettings.make(settings, TeacherHeads)  # before anything is asked of them
     if not settings["names"]:
         return None
     settings["student_classes"] = settings["student_classes"] or _names_of(cfg.DATASETS.TRAIN)
