@@ -105,3 +105,11 @@ def test_a_class_has_its_color_in_every_picture():
     assert np.array_equal(*seen)
     own = Metadata(name="own", thing_classes=["a"], thing_colors=[(1, 2, 3)])
     assert pictures._with_colors(own).thing_colors == [(1, 2, 3)]
+
+
+def test_a_finished_run_needs_no_weights_of_timm(tmp_path):
+    cfg = tiny_config(MODEL__BACKBONE__NAME="build_timm_fpn_backbone")
+    cfg.MODEL.TIMM.PRETRAINED, cfg.MODEL.TIMM.WEIGHTS = True, "weights/not_here.safetensors"
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    found = pictures.load_config(str(tmp_path))
+    assert (found.MODEL.TIMM.PRETRAINED, found.MODEL.TIMM.WEIGHTS) == (False, "")

@@ -161,7 +161,7 @@ def test_settings_as_keys():
 
 CONTENT = {
     "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(40)],
-    "annotations": [{"id": 1 + i, "image_id": i % 40} for i in range(80)],
+    "annotations": [{"id": 1 + i, "image_id": i % 40, "category_id": 1} for i in range(80)],
     "categories": [{"id": 1, "name": "x"}],
 }
 
@@ -179,6 +179,9 @@ def test_images_are_held_out_of_training(tmp_path):
         hold_out(given, ["coco_2017_train"], 5, str(tmp_path / "split"))
     with pytest.raises(ValueError, match="--folds is 1"):
         hold_out(given, ["mine"], 1, str(tmp_path / "split"))
+    (tmp_path / "mine.json").write_text("[]")
+    with pytest.raises(ValueError, match="mine.json.*is a list; it must be an object"):
+        hold_out([("mine", str(tmp_path / "mine.json"), "images")], ["mine"], 5, str(tmp_path))
 
 
 # A training as far as tune.py sees one. With a value below 0 it waits to be stopped.

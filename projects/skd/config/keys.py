@@ -36,6 +36,13 @@ def has_timm(cfg: CN) -> bool:
     return _is_ours(cfg, "TIMM")
 
 
+def fetch_no_timm_weights(cfg: CN) -> None:
+    """In place: the backbone's own weights are not looked for, all are in ``MODEL.WEIGHTS``."""
+    if has_timm(cfg):
+        cfg.MODEL.TIMM.PRETRAINED = False
+        cfg.MODEL.TIMM.WEIGHTS = ""
+
+
 def check_nodes(cfg: CN) -> None:
     """
     Raises:

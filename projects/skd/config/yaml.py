@@ -16,6 +16,7 @@ from .keys import (
     META_ARCHITECTURE,
     add_skd_config,
     check_nodes,
+    fetch_no_timm_weights,
     has_timm,
     own_nodes,
 )
@@ -281,8 +282,6 @@ def save_trained_student(cfg: CN, weights: str, path: str) -> None:
     cfg = student_config(cfg)
     cfg.defrost()
     cfg.MODEL.WEIGHTS = weights
-    if has_timm(cfg):
-        cfg.MODEL.TIMM.PRETRAINED = False  # nothing to fetch: all is in MODEL.WEIGHTS
-        cfg.MODEL.TIMM.WEIGHTS = ""
+    fetch_no_timm_weights(cfg)
     with PathManager.open(path, "w") as f:
         f.write(cfg.dump())

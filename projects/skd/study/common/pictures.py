@@ -18,7 +18,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
 from ...config import read_config, student_config
-from ...config.keys import has_timm
+from ...config.keys import fetch_no_timm_weights
 from ...modeling.features import FeatureTap, feature_modules
 from ...visualization.attention import attention_over_image
 from .metrics import TASKS, read_metrics
@@ -43,8 +43,7 @@ def load_config(folder: str) -> CfgNode:
     """The plain config of a finished run, with its final weights."""
     cfg = student_config(read_config(os.path.join(folder, "config.yaml")))
     cfg.MODEL.WEIGHTS = os.path.join(folder, "model_final.pth")
-    if has_timm(cfg):
-        cfg.MODEL.TIMM.PRETRAINED = False  # nothing to fetch: all is in MODEL.WEIGHTS
+    fetch_no_timm_weights(cfg)
     return cfg
 
 

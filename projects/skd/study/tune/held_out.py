@@ -4,8 +4,7 @@ import json
 import os
 from typing import Dict, List, Sequence, Tuple
 
-from detectron2.utils.file_io import PathManager
-
+from ...data.reading import open_coco
 from ...data.split import take_folds
 from ..common.result_files import write_text
 
@@ -44,8 +43,7 @@ def hold_out(
     os.makedirs(folder, exist_ok=True)
     found: Dict[str, List[Dataset]] = {part: [] for part in parts}
     for name in names:
-        with PathManager.open(given[name][0]) as f:
-            content = json.load(f)
+        content = open_coco(given[name][0])
         for part, take in parts.items():
             path = os.path.join(folder, f"{name}_{part}.json")
             write_text(path, json.dumps(take_folds(content, folds, take)))
