@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
@@ -234,3 +234,44 @@ def test_a_gray_student():
     with EventStorage():
         assert model.train()(inputs)["loss_distill_pkd"] > 0
     assert to_rgb(inputs[0]["image"], "L").shape == (96, 128, 3)
+
+
+class Pair(GeneralizedRCNN):
+    """As Sparse R-CNN: the sizes of the images too."""
+
+    def preprocess_image(self, inputs):
+        return super().preprocess_image(inputs), [x["height"] for x in inputs]
+
+    def forward(self, inputs):
+        return self.backbone(self.preprocess_image(inputs)[0].tensor)
+
+
+class Training(GeneralizedRCNN):
+    def preprocess_image(self, inputs, training):
+        return super().preprocess_image(inputs)
+
+    def forward(self, inputs):
+        return self.backbone(self.preprocess_image(inputs, self.training).tensor)
+
+
+class Labels(GeneralizedRCNN):
+    def preprocess_image(self, inputs):
+        return super().preprocess_image([{"image": x["scan"]} for x in inputs])
+
+
+@pytest.mark.parametrize("kind", [Pair, Training])
+def test_a_preprocess_image_of_another_form(kind):
+    model = build_model(student_config(tiny_config("faster_rcnn"))).eval()
+    with torch.no_grad():
+        expected = model.backbone(model.preprocess_image(batch()).tensor)
+    model.__class__ = kind
+    maps = teacher_of(model, "backbone")(batch(), "BGR")
+    assert list(maps) == list(expected)
+    assert all(torch.allclose(maps[n], x, rtol=1e-3, atol=1e-3) for n, x in expected.items())
+
+
+def test_a_preprocess_image_that_fails_is_named():
+    model = build_model(student_config(tiny_config("faster_rcnn")))
+    model.__class__ = Labels
+    with pytest.raises(ValueError, match="of Labels, fails .*'scan'.* preprocess a function"):
+        teacher_of(model, "backbone")

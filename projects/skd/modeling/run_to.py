@@ -60,8 +60,13 @@ def run_to(
 
 
 def _run(detector: nn.Module, name: str, images: List[torch.Tensor], key: str) -> FeatureTap:
-    inputs = [{"image": x, "height": x.shape[1], "width": x.shape[2]} for x in images]
+    inputs = as_inputs(images)
     return tap_and_stop(detector.get_submodule(name), key, lambda: detector(inputs))
+
+
+def as_inputs(images: List[torch.Tensor]) -> List[Dict[str, Any]]:
+    """Batched inputs of images (C, H, W), as detectors take them to predict."""
+    return [{"image": x, "height": x.shape[1], "width": x.shape[2]} for x in images]
 
 
 def tap_and_stop(module: nn.Module, key: str, call: Callable[[], Any]) -> FeatureTap:

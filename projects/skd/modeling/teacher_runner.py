@@ -5,6 +5,7 @@ by its own forward, as far as what is tapped.
 """
 
 import copy
+import inspect
 from itertools import chain
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
@@ -25,6 +26,7 @@ from .features import (
 )
 from .run_to import (
     SIDE,
+    as_inputs,
     check_module,
     has_forward,
     image_channels,
@@ -110,7 +112,16 @@ class BackboneRunner:
         Raises:
             ValueError: images cannot be prepared.
         """
-        self._prepare([torch.zeros(image_channels(self.detector), 32, 32, dtype=torch.uint8)])
+        image = torch.zeros(image_channels(self.detector), 32, 32, dtype=torch.uint8)
+        try:
+            self._prepare([image])
+        except ValueError:
+            raise
+        except Exception as error:  # of code that is not ours
+            raise ValueError(
+                f"{self._preparer()} fails on an image of zeros: {error!r}. Give "
+                f"{called('MODEL.TEACHER.PREPROCESS')} a function that prepares its images."
+            ) from error
 
     def __call__(self, images: Images) -> Tapped:
         # MODEL.TEACHER.PRECISION says what the teacher computes in, not the student's autocast
@@ -148,21 +159,26 @@ class BackboneRunner:
         self._check_square(images)
         images = [x.to(self.device) for x in images]
         if self._preprocess is not None:
-            batch = self._preprocess(self.detector, [{"image": x} for x in images])
+            batch = self._preprocess(self.detector, as_inputs(images))
         elif hasattr(self.detector, "preprocess_image"):
-            batch = self.detector.preprocess_image([{"image": x} for x in images])
+            batch = self.detector.preprocess_image(as_inputs(images))
         else:
             batch = self._normalize(images)
+        if isinstance(batch, tuple) and batch:  # Sparse R-CNN and its kin: with the images' sizes
+            batch = batch[0]
         batch = batch.tensor if isinstance(batch, ImageList) else batch
         if not isinstance(batch, torch.Tensor):
-            what = f"The teacher's preprocess_image(), of {type(self.detector).__name__},"
-            if self._preprocess is not None:
-                what = f"{called('MODEL.TEACHER.PREPROCESS')}, {self._preprocess},"
             raise ValueError(
-                f"{what} returned a {type(batch).__name__}; it must return an ImageList or a "
-                "tensor (N, C, H, W)."
+                f"{self._preparer()} returned a {type(batch).__name__}; it must return an "
+                "ImageList or a tensor (N, C, H, W)."
             )
         return batch
+
+    def _preparer(self) -> str:
+        """For errors."""
+        if self._preprocess is not None:
+            return f"{called('MODEL.TEACHER.PREPROCESS')}, {self._preprocess},"
+        return f"The teacher's preprocess_image(), of {type(self.detector).__name__},"
 
     def _normalize(self, images: Images) -> ImageList:
         """As Detectron2's detectors do; some of them in forward(), so that it cannot be called."""
@@ -248,9 +264,20 @@ def make_runner(
 ) -> Runner:
     """The first where model or user say what that needs, or the model has no forward to run."""
     shaped = bool(told.shapes) or says_its_shapes(model, features)
-    says = told.preprocess is not None or (hasattr(model, "preprocess_image") and shaped)
+    says = told.preprocess is not None or (_prepares_images(model) and shaped)
     kind = BackboneRunner if says or not has_forward(model) else ForwardRunner
     return kind(model, features, dtype, compile, told)
+
+
+def _prepares_images(model: nn.Module) -> bool:
+    """Whether it has a ``preprocess_image(batched_inputs)``, which needs nothing else."""
+    if not hasattr(model, "preprocess_image"):
+        return False
+    try:
+        inspect.signature(model.preprocess_image).bind([])
+    except TypeError:
+        return False
+    return True
 
 
 def _key() -> str:
