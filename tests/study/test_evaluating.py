@@ -123,8 +123,8 @@ def test_an_image_that_cannot_be_read_is_named(points, tmp_path):
     "changes,dataset,words",
     [
         ({"DATASETS__TEST": ()}, None, "--model m: DATASETS.TEST of its config is empty"),
-        ({}, "nowhere", "--dataset is 'nowhere', and no dataset has that name"),
-        ({"DATASETS__TEST": ("nowhere",)}, None, "DATASETS.TEST is 'nowhere', and no dataset"),
+        ({}, "nowhere", "--dataset names 'nowhere', which nobody has registered"),
+        ({"DATASETS__TEST": ("nowhere",)}, None, "DATASETS.TEST names 'nowhere', which nobody has registered"),
         ({"MODEL__ROI_HEADS__NUM_CLASSES": 5}, "tiny_val", "has 6 classes .*NUM_CLASSES 5"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from pycocotools import mask as mask_util
 
+from ..runtime.words import shown
 from .clean import LEAST, Size, not_clean
 from .images import is_side, most_pixels
 from .mend import Notes
@@ -121,7 +122,7 @@ def _annotation(annotation, images, sizes, categories) -> Iterator[Problem]:
     where += f" of {image_name(image)}"
     if annotation["category_id"] not in categories:
         what = f"there is no category {short(annotation['category_id'])}; there are "
-        yield Problem("error", where, what + _some(sorted(categories, key=str)))
+        yield Problem("error", where, what + shown(sorted(categories, key=str)))
     size = sizes[annotation["image_id"]]
     yield from _box(annotation, size, where)
     yield from _mask(annotation, image, size, where)
@@ -129,10 +130,6 @@ def _annotation(annotation, images, sizes, categories) -> Iterator[Problem]:
     if annotation.get("iscrowd") not in (0, 1):
         what = f"iscrowd is {short(annotation.get('iscrowd'))}; it must be 0 or 1"
         yield Problem("error", where, what)
-
-
-def _some(values: List[Any]) -> str:
-    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
 
 
 def _box(annotation: Dict[str, Any], size: Size, where: str) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
 
 from ..runtime.whole_files import write_whole
+from ..runtime.words import shown
 from . import records
 from .annotations import masks_missing
 from .check import Report, examine
@@ -274,12 +275,6 @@ def different_classes(name: str, own: Sequence[str], classes: Sequence[str]) -> 
         f"({shown(classes)}), and they {why[0]}. A class is known to the model by its place among "
         f"them. {why[1]}"
     )
-
-
-def shown(names: Sequence[str]) -> str:
-    """The first names, for a message; half a surrogate pair, which JSON may hold, as its number."""
-    text = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _write_copy(name: str, content: Dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..config import run_settings, student_config
 from ..config.naming import setting_to, written_as
+from ..runtime.words import shown
 from . import records
 from .coco import (
     Checked,
@@ -21,7 +22,6 @@ from .coco import (
     is_of_detectron2,
     is_own,
     names_of,
-    shown,
     to_map,
     use,
 )

@@ -322,6 +322,14 @@ class GradientBalance(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def split_losses(
+    losses: Mapping[str, torch.Tensor],
+) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+    """Of a model that distils: the sum of the detector's own losses, and the distiller's terms."""
+    terms = {name: loss for name, loss in losses.items() if name.startswith(PREFIX)}
+    return sum(loss for name, loss in losses.items() if name not in terms), terms
+
+
 def _short(term: str) -> str:
     return term[len(PREFIX) :] if term.startswith(PREFIX) else term
 

@@ -128,10 +128,10 @@ def _check(run: Run, training: bool) -> None:
         _check_values(run)
         _check_best_metric(run)
         _check_trackers(run)
-        _check_datasets(run.keys["train_sets"], run.train_sets)
+        check_registered(run.keys["train_sets"], run.train_sets)
     else:
         _check_values(run, ["expected"])
-    _check_datasets(run.keys["test_sets"], run.test_sets)
+    check_registered(run.keys["test_sets"], run.test_sets)
     check_device(str(run.device), run.keys["device"])
     if training:
         _check_accumulate(run)
@@ -182,7 +182,8 @@ def _check_accumulate(run: Run) -> None:
         )
 
 
-def _check_datasets(key: str, names: Optional[List[str]]) -> None:
+def check_registered(key: str, names: Optional[Sequence[str]]) -> None:
+    """Raises ValueError for datasets that nobody knows; ``key`` is where their names are from."""
     unknown = [name for name in names or () if name not in DatasetCatalog]
     if unknown:
         raise ValueError(

@@ -277,6 +277,7 @@ def git_state() -> Dict[str, Any]:
 
 
 def file_sha256(path: str) -> str:
+    """Of a file's content, a block at a time: it need not fit into memory."""
     digest = hashlib.sha256()
     with PathManager.open(path, "rb") as f:
         for block in iter(lambda: f.read(1 << 20), b""):

@@ -1,11 +1,11 @@
 """
 What the user calls a setting. Errors in this room name settings by Python's names; who knows the
-user's config says what they are called there (``config/naming.py``).
+user's config says what they are called there (``config/naming.py``). And how many names are told.
 """
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Iterator, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
 _words: "ContextVar[Mapping[str, str]]" = ContextVar("the user's words", default={})
 
@@ -26,3 +26,9 @@ def said_as(words: Mapping[str, str]) -> Iterator[None]:
 def word(name: str) -> str:
     """What the user calls a setting; by default its name."""
     return _words.get().get(name, name)
+
+
+def shown(names: Sequence[Any]) -> str:
+    """The first names, for a message; half a surrogate pair, which JSON may hold, as its number."""
+    text = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
+    return text.encode(errors="backslashreplace").decode()

@@ -16,13 +16,13 @@ from ..config import Config, distill, form_of, read_config, run_settings
 from ..config.lazy import allow
 from ..data import check_datasets
 from ..distillers import DISTILLER_REGISTRY
+from ..distillers.balance import split_losses
 from ..engine.lazy_run import lazy_run
-from ..engine.run import check_device
+from ..engine.run import check_device, check_registered
 from ..engine.weights import RunCheckpointer
 from ..modeling.load import DISTILLER_PREFIX
 from ..runtime.loader import build_train_loader
 from .common.command import set_up
-from .common.models import check_registered
 from .common.paths import find_file
 from .common.tables import print_table
 
@@ -103,8 +103,7 @@ def _check(cfg: Config) -> None:
     key = keys["train_sets"]
     if isinstance(cfg, CfgNode) and not names:
         raise ValueError(f"{key} is empty; it must name the dataset to take a batch of.")
-    for name in names:
-        check_registered(name, key)
+    check_registered(key, names)
     check_device(run_settings.value_of(cfg, "device"), keys["device"])
     check_datasets(cfg)
 
@@ -144,8 +143,7 @@ def strength(model: nn.Module, inputs: List[Dict[str, Any]]) -> Strength:
         )
     with EventStorage():
         losses = model(inputs)
-    terms = {k: v for k, v in losses.items() if k.startswith("loss_distill_")}
-    own = sum(v for k, v in losses.items() if k not in terms)
+    own, terms = split_losses(losses)
     norm = _gradient([own], parameters)
     if norm == 0:
         raise ValueError(

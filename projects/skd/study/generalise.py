@@ -12,10 +12,11 @@ from detectron2.evaluation.testing import flatten_results_dict
 from ..config.safe_yaml import read_yaml
 from ..data import thing_classes
 from ..data.fit import yaml_model
+from ..engine.run import check_registered
 from ..evaluation import match_classes, register_as
 from ..runtime.loader import NamedErrors
 from .common.metrics import TASKS, scores
-from .common.models import Model, check_registered, load_models
+from .common.models import Model, load_models
 from .common.result_files import write_text
 from .common.tables import markdown_table, print_table
 
@@ -30,8 +31,7 @@ def generalise(args: argparse.Namespace) -> None:
     """
     mapping = read_mapping(args.classes) if args.classes else {}
     models = load_models(args)
-    for dataset in args.dataset:
-        check_registered(dataset, "--dataset")
+    check_registered("--dataset", args.dataset)
     classes = {name for dataset in args.dataset for name in classes_of(dataset)}
     if set(mapping) - classes:
         raise ValueError(

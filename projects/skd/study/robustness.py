@@ -10,15 +10,16 @@ from typing import Any, Dict, List, Optional
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.utils.file_io import PathManager
 from rich.progress import track
 
 from ..config.naming import YAML, written_as
 from ..data.fit import check_fit, yaml_model
+from ..engine.run import check_registered
 from ..evaluation import CorruptedMapper, build_evaluator, mean_performance
 from ..runtime.loader import NamedErrors
+from ..runtime.record import file_sha256
 from .common.metrics import METRICS, main_metrics, scores
-from .common.models import Model, check_registered, load_models
+from .common.models import Model, load_models
 from .common.pictures import as_label, plt
 from .common.result_files import add_line, read_lines, write_text
 from .common.tables import markdown_table, print_table
@@ -39,7 +40,7 @@ def robustness(args: argparse.Namespace) -> None:
         name = dataset_of(model, args)
         if not args.dataset and len(model.cfg.DATASETS.TEST) > 1:
             print(f"{model.name}: of DATASETS.TEST only '{name}' is used; see --dataset.")
-        check_registered(name, "--dataset" if args.dataset else "DATASETS.TEST")
+        check_registered("--dataset" if args.dataset else "DATASETS.TEST", [name])
         trained_on = [n for n in model.cfg.DATASETS.TRAIN if n in DatasetCatalog]
         with written_as(YAML):
             check_fit(trained_on, [name], yaml_model(model.cfg), eval_only=True)
@@ -91,7 +92,7 @@ def content_of(model: Model, args: argparse.Namespace) -> Row:
         version = ""
     return {
         "dataset": dataset,
-        "weights": hash_file(model.weights),
+        "weights": file_sha256(model.weights),
         "config": _hash(cfg.dump().encode()),
         "data": hash_dataset(dataset),
         "seed": args.seed,
@@ -99,21 +100,12 @@ def content_of(model: Model, args: argparse.Namespace) -> Row:
     }
 
 
-def hash_file(path: str) -> str:
-    """SHA-256 of a file, in parts that fit into memory."""
-    digest = hashlib.sha256()
-    with open(PathManager.get_local_path(path), "rb") as f:
-        for part in iter(lambda: f.read(1 << 20), b""):
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def hash_dataset(name: str) -> str:
     """Of a dataset's records and its images' content."""
     records = DatasetCatalog.get(name)
     digest = hashlib.sha256(json.dumps(records, sort_keys=True, default=str).encode())
     for record in records:
-        digest.update(hash_file(record["file_name"]).encode())
+        digest.update(file_sha256(record["file_name"]).encode())
     return digest.hexdigest()
 
 

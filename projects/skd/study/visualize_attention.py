@@ -13,6 +13,7 @@ from detectron2.data.detection_utils import read_image
 from matplotlib import pyplot as plt
 from torch.utils.tensorboard import SummaryWriter
 
+from ..data.unlabelled import ENDINGS
 from ..distillers.attention import channel_attention
 from ..modeling.features import FeatureTap, get_feature_module
 from ..runtime.safe_files import load_tensors
@@ -24,8 +25,6 @@ from ..visualization.attention import (
 )
 from .common.models import Model, load_models
 from .common.pictures import as_label
-
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def visualize(args: argparse.Namespace) -> None:
@@ -75,7 +74,7 @@ def find_images(path: str) -> List[str]:
         found = [
             os.path.join(path, name)
             for name in sorted(os.listdir(path))
-            if name.lower().endswith(IMAGES)
+            if name.lower().endswith(ENDINGS)
         ]
     else:
         found = [path] if os.path.exists(path) else []

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import List
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
@@ -69,15 +68,6 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         load_in_full(model, weights, f"--model {name}", f"--model {name}")
         models.append(Model(name, cfg, model, without_query(weights)))
     return models
-
-
-def check_registered(name: str, key: str) -> None:
-    """Raises ValueError for a dataset nobody knows; ``key`` is where its name is from."""
-    if name not in DatasetCatalog:
-        raise ValueError(
-            f"{key} is '{name}', and no dataset has that name; --register-coco {name} JSON IMAGES "
-            "makes one known."
-        )
 
 
 def load_predictor(cfg: CfgNode) -> DefaultPredictor:

@@ -129,9 +129,7 @@ def run_all(
     Raises:
         RunError: a run failed, and ``keep_going`` is off; the others are stopped.
     """
-    if threading.current_thread() is threading.main_thread():
-        # as Ctrl-C does: through the `finally` below, or the runs would go on by themselves
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_sigterm()
     jobs = jobs or default_jobs()
     threads = threads or default_threads(jobs, len(runs))
     gpus = visible_gpus()
@@ -164,6 +162,12 @@ def run_all(
                         end(run)
         finally:
             stop(running)
+
+
+def stop_on_sigterm() -> None:
+    """SIGTERM ends this process as Ctrl-C does: through ``finally``, or its runs would go on."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def stop(runs: Sequence[ChildRun]) -> None:

@@ -9,10 +9,10 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
 from ...config.methods import build_distiller
 from ...config.safe_yaml import read_yaml
+from ...engine.run import check_registered
 from ...modeling.model_zoo import find_config
 from ...runtime.safe_files import is_url
 from ..common.metrics import distillation, evaluations, main_metrics, scores
-from ..common.models import check_registered
 from ..common.paths import find_file
 from ..common.result_files import write_text
 from ..common.runs import ChildRun
@@ -194,8 +194,7 @@ class Study:
             cfg = read_config(run.config)
             cfg.merge_from_list(list(run.opts))
             for key in ("TRAIN", "TEST") if run.iterations else ("TEST",):
-                for dataset in cfg.DATASETS[key]:
-                    check_registered(dataset, f"'{run.name}': DATASETS.{key}")
+                check_registered(f"'{run.name}': DATASETS.{key}", cfg.DATASETS[key])
 
     def _pick(self, what: str, name: str) -> Any:
         known = self.methods if what == "methods" else self.spec[what]

@@ -13,6 +13,7 @@ from ...config import student_config
 from ...evaluation import Quality, find, quality, unseen_classes
 from ...modeling.build_detector import Detector, build_detector
 from ...modeling.load import load_in_full
+from ...runtime.words import shown
 from .verdict import Finding, Verdict
 
 # How much better another way to read the images must be to say that the configured one is wrong, in
@@ -109,9 +110,8 @@ def _of_other_classes(seen: Quality, unseen: List[str]) -> Finding:
     )
 
 
-def _listed(names: List[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} of your classes ({', '.join(names[:most])}{more})"
+def _listed(names: List[str]) -> str:
+    return f"{len(names)} of your classes ({shown(names)})"
 
 
 def _better(other: Quality, than: Quality, margin: Tuple[float, float]) -> bool:

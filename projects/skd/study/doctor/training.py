@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ...distillers import GradientBalance
-from ...distillers.balance import DETECTOR
+from ...distillers.balance import DETECTOR, split_losses
 from ...engine.weights import RunCheckpointer
 from ...modeling.distillation import pairs_of
 from ...modeling.features import FeatureTap, Maps, get_feature_module
@@ -77,9 +77,9 @@ class _Watch:
         finally:
             handle.remove()
         maps = [x for name, x in tap.features.items() if name in pairs_of(self.model)]
-        terms = {k: v for k, v in losses.items() if k.startswith("loss_distill_")}
+        own, terms = split_losses(losses)
         self.frozen |= not any(x.requires_grad for x in maps)
-        self._gradients(sum(v for k, v in losses.items() if k not in terms), maps, terms)
+        self._gradients(own, maps, terms)
         self._maps(*seen[0][:2], inputs)
         return losses
 

@@ -4,9 +4,7 @@ import argparse
 import glob
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -28,7 +26,7 @@ from ..common.devices import default_jobs, default_threads, same_threads, visibl
 from ..common.metrics import evaluations, main_metrics, scores
 from ..common.paths import find_file
 from ..common.result_files import write_text
-from ..common.runs import least_used, stop
+from ..common.runs import least_used, stop, stop_on_sigterm
 from ..compare.design import BASELINE, StudyRun
 from .held_out import hold_out
 from .results import print_results, write_tuning
@@ -283,9 +281,7 @@ def work_off(
         RunError: the baseline failed; the others are stopped.
         ValueError: there is no such metric; likewise.
     """
-    if threading.current_thread() is threading.main_thread():
-        # as Ctrl-C does: through the `finally` below, or the runs would go on by themselves
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_sigterm()
     waiting = [run_of(attempt) for attempt in search.attempts() if attempt.running]
     waiting = [run for run in [baseline, *waiting] if not _done_already(search, run, metric)]
     running: List[TrialRun] = []
