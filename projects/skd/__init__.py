@@ -6,7 +6,7 @@ from .runtime import interrupt  # first: what follows imports torch, which takes
 from .config import add_skd_config, distill, student_config, use_project
 from .data import register_coco, register_shapes
 from .distillers import DISTILLER_REGISTRY, Distiller, GradientBalance, StructuredDistiller
-from .engine.distilling import distilling
+from .engine.foreign_trainer import distilling
 from .modeling.heads import HEAD_REGISTRY, TeacherHeads
 from .modeling.meta_arch import DistillRCNN
 from .modeling.student_class import detach, student_of

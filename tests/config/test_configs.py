@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from skd import DistillRCNN, add_skd_config, distill, student_config
 from skd.config import form_of, is_distilling, is_lazy_file
-from skd.modeling.distillation import pairs_of
 from skd.modeling.model_zoo import find_config, zoo_names
+from skd.modeling.state import pairs_of
 from tests.helpers import ROOT, read_config, tiny_config
 
 LEAVES = sorted(glob.glob(os.path.join(ROOT, "configs", "COCO-*", "*.yaml")))

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 
 from skd import student_config, student_of
 from skd.engine.pictures import NAME, AttentionPictures
-from skd.modeling.distillation import pairs_of, watch_maps
+from skd.modeling.state import pairs_of, watch_maps
 from tests.helpers import batch, distilling, tiny_config
 
 

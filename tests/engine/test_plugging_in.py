@@ -17,7 +17,7 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
 
 from skd import student_config
-from skd.modeling.distillation import pairs_of
+from skd.modeling.state import pairs_of
 from tests.helpers import python_blocks, tiny_config
 
 ZOO = 'teacher="COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"'

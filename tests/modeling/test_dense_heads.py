@@ -55,7 +55,7 @@ def step(model):
 
 
 def terms(losses, *kinds):
-    return [losses[f"loss_distill_{kind}_{term}"] for kind in kinds for term in ("cls", "box")]
+    return [losses[f"loss_distill_{kind}_{term}"] for kind in kinds for term in ("cls", "reg")]
 
 
 @pytest.mark.parametrize("build", [retinanet, fcos])
@@ -155,7 +155,7 @@ def test_a_run_in_parts_resumes_bit_by_bit(dense_teacher, shapes, tmp_path):
     expected = train(tmp_path / "whole")
     train(tmp_path / "parts", until=2)
     resumed = train(tmp_path / "parts", resume=True)
-    assert {"distiller.balance.norm_dense_cls", "distiller.balance.norm_cross_box"} <= set(resumed)
+    assert {"distiller.balance.norm_dense_cls", "distiller.balance.norm_cross_reg"} <= set(resumed)
     assert all(torch.equal(resumed[k], v) for k, v in expected.items())
 
 

@@ -24,7 +24,7 @@ from tests.helpers import batch, distilling, lazy_config, save_detector, tiny_co
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 ALL = ["RPNHead", "BoxHead", "MaskHead"]
-TERMS = {f"loss_distill_{t}" for t in ("rpn_cls", "rpn_box", "roi_cls", "roi_box", "roi_mask")}
+TERMS = {f"loss_distill_{t}" for t in ("rpn_cls", "rpn_reg", "box_cls", "box_reg", "mask")}
 
 
 def build(teacher_files, names=ALL, balance=False, student=None, theirs=CLASSES, **changes):
@@ -81,7 +81,7 @@ def test_a_student_that_is_its_own_teacher_agrees(teacher_files):
     model.load_state_dict(torch.load(teacher_files[1])["model"], strict=False)
     model.backbone.eval()  # as the teacher's norms
     losses, _ = step(model)
-    assert losses["loss_distill_rpn_box"] < 1e-4 and losses["loss_distill_roi_box"] < 1e-4
+    assert losses["loss_distill_rpn_reg"] < 1e-4 and losses["loss_distill_box_reg"] < 1e-4
     with torch.no_grad():
         images = model.preprocess_image(batch())
         maps = model.backbone(images.tensor)
@@ -111,7 +111,7 @@ def test_another_order_of_the_teachers_classes_is_another_loss(teacher_files):
     straight, _ = step(build(teacher_files))
     turned, _ = step(build(teacher_files, theirs=CLASSES[::-1]))
     fewer, _ = step(build(teacher_files, theirs=["x", "y", *CLASSES[2:]]))
-    for name in ("loss_distill_roi_cls", "loss_distill_roi_box"):
+    for name in ("loss_distill_box_cls", "loss_distill_box_reg"):
         assert len({straight[name].item(), turned[name].item(), fewer[name].item()}) == 3
     assert straight["loss_distill_rpn_cls"] == turned["loss_distill_rpn_cls"]
 
@@ -167,7 +167,7 @@ def test_they_join_the_balance(teacher_files):
     assert {f"distill/share_{t[len('loss_distill_'):]}" for t in TERMS} <= set(shares)
     weights = {t: metrics[f"distill/weight_{t[len('loss_distill_'):]}"].item() for t in TERMS}
     # a new mask head's gradient is so small that its share would ask for more
-    assert max(weights.values()) == weights["loss_distill_roi_mask"] == 3
+    assert max(weights.values()) == weights["loss_distill_mask"] == 3
     assert 2 < sum(shares.values()) < 3 - 0.01
     assert shares["distill/share_structured_am"] == pytest.approx(3 / 8, rel=0.01)
     assert "distill/rpn_cls_p3" in metrics
@@ -178,7 +178,7 @@ def test_an_image_without_objects(teacher_files):
     for x in inputs:
         x["instances"] = x["instances"][:0]
     losses, _ = step(build(teacher_files), inputs)
-    assert losses["loss_distill_roi_mask"] == 0 and losses["loss_distill_roi_cls"] > 0
+    assert losses["loss_distill_mask"] == 0 and losses["loss_distill_box_cls"] > 0
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_run_in_parts_resumes_bit_by_bit(teacher_files, shapes, tmp_path):
     expected = train(tmp_path / "whole")
     train(tmp_path / "parts", until=2)
     resumed = train(tmp_path / "parts", resume=True)
-    assert "distiller.balance.norm_roi_mask" in resumed
+    assert "distiller.balance.norm_mask" in resumed
     assert all(torch.equal(resumed[k], v) for k, v in expected.items())
 
 

@@ -10,7 +10,7 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
 from skd import Distiller, student_config
-from skd.modeling.distillation import pairs_of
+from skd.modeling.state import pairs_of
 from tests.helpers import batch, distilling, save_detector, tiny_config
 
 TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]

@@ -1,7 +1,7 @@
 """A run from either form of config: described once, then trained or evaluated."""
 
-from .distilling import distilling
 from .evaluate import beside_training, evaluate, prepare_evaluation
+from .foreign_trainer import distilling
 from .launch import launch
 from .pictures import AttentionPictures
 from .run import Run

@@ -6,8 +6,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from ..modeling.distillation import AlignedMaps, watch_maps
 from ..modeling.meta_arch import DistillRCNN
+from ..modeling.state import AlignedMaps, watch_maps
 from ..visualization.attention import draw_attention
 
 NAME = "attention: input, student, teacher"

@@ -10,11 +10,11 @@ from torch import nn
 from ..config.naming import called, present_form
 from ..distillers import Distiller, GradientBalance
 from ..distillers.settings import is_number, is_whole
-from .distillation import Distillation
 from .features import pair_levels
 from .heads import TeacherHeads
 from .inherit import inherit as inherit_from
 from .run_to import check_module, given_shapes, output_shapes
+from .state import DistillState
 from .student_class import PARTS, STATE, distils, set_parts
 from .teacher import FrozenTeacher
 
@@ -82,11 +82,11 @@ def attach(
             "color order of the training images: 'BGR' or 'RGB'."
         )
     features_key = called("MODEL.STUDENT.FEATURES")
-    ours = given_shapes(feature_shapes, called("MODEL.STUDENT.FEATURE_SHAPES"))
-    if ours:
+    student_shapes = given_shapes(feature_shapes, called("MODEL.STUDENT.FEATURE_SHAPES"))
+    if student_shapes:
         check_module(student, features, features_key)
-    ours = ours or output_shapes(student, features, features_key)
-    pairs = pair_levels(ours, teacher.output_shape(), levels)
+    student_shapes = student_shapes or output_shapes(student, features, features_key)
+    pairs = pair_levels(student_shapes, teacher.output_shape(), levels)
     if heads is not None:
         heads.fit(student, teacher, pairs)
     if inherit:
@@ -95,7 +95,7 @@ def attach(
     with torch.random.fork_rng(devices=[]):
         shapes = {name: (p.student, p.teacher) for name, p in pairs.items()}
         distiller.bind_once(shapes, balance)
-    state = Distillation(input_format, features, every, pairs, present_form())
+    state = DistillState(input_format, features, every, pairs, present_form())
     state.unlabelled_weight, state.heads = unlabelled_weight, heads
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
 

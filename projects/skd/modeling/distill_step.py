@@ -15,7 +15,6 @@ from torch import nn
 from ..config.naming import called
 from ..distillers import Distiller
 from ..distillers.base import at_least_fp32
-from .distillation import AlignedMaps, pairs_of
 from .features import FeatureTap, Maps, Size, Tapped, check_input, check_maps, crop
 from .heads.teacher_heads import Calls
 from .losses import (
@@ -28,9 +27,10 @@ from .losses import (
     write_losses,
 )
 from .run_to import tap_and_stop
+from .state import AlignedMaps, pairs_of
 from .unlabelled import (
     TERM,
-    Call,
+    ForwardArguments,
     check_needs_no_boxes,
     is_batch,
     own_random_numbers,
@@ -57,7 +57,7 @@ def run_step(
     Raises:
         TypeError, ValueError: what the student or the teacher did cannot be distilled; says why.
     """
-    labelled, unlabelled = split_call(Call(args, kwargs))
+    labelled, unlabelled = split_call(ForwardArguments(args, kwargs))
     call = partial(_call_student, model, forward, *labelled.args, **labelled.kwargs)
     if not _distils_now(model):
         return _run_between(model, call)
@@ -66,25 +66,25 @@ def run_step(
     heads = model._skd.heads
     try:
         with heads.watch(model) if heads else nullcontext() as calls:
-            output, ours = _tap_student(model, call)
+            output, student = _tap_student(model, call)
     except FloatingPointError:  # of Detectron2's proposals, which are not finite here
         _abstain(model)
         raise
-    theirs = wait_for_teacher()
+    teacher = wait_for_teacher()
     losses = read_losses(output)
     if not losses:
         return output  # predictions, without a gradient
-    _check_pairs(model, ours, theirs, batch)
-    maps = {name: ours.maps[name] for name in pairs_of(model)}
+    _check_pairs(model, student, teacher, batch)
+    maps = {name: student.maps[name] for name in pairs_of(model)}
     seen = _begin_balance(model, maps)
-    student, teacher = _align(model, seen, theirs.maps)
-    terms = _distil(model.distiller, student, teacher, batch)
+    aligned = _align(model, seen, teacher.maps)
+    terms = _distil(model.distiller, *aligned, batch)
     if heads is not None:
-        terms = {**terms, **_distil_heads(model, calls, theirs.maps)}
+        terms = {**terms, **_distil_heads(model, calls, teacher.maps)}
     own = sum_losses(losses)
     terms = _balance_terms(model, own, maps, terms, seen)
     _keep_metrics(model, own, terms)
-    _show_maps(model, batch, student, teacher)
+    _show_maps(model, batch, *aligned)
     losses = add_terms(losses, terms)
     if unlabelled is not None:
         losses = add_terms(losses, _distil_unlabelled(model, forward, unlabelled))
@@ -189,18 +189,18 @@ def _check_gradient(module: nn.Module, maps: Maps, key: str) -> None:
         )
 
 
-def _check_pairs(model: nn.Module, ours: Tapped, theirs: Tapped, batch: _Batch) -> None:
+def _check_pairs(model: nn.Module, student: Tapped, teacher: Tapped, batch: _Batch) -> None:
     pairs = pairs_of(model).values()
-    check_maps(ours, {p.student_name: p.student for p in pairs}, batch.sizes, "student")
-    check_maps(theirs, {p.teacher_name: p.teacher for p in pairs}, batch.sizes, "teacher")
-    if ours.input is not None:
-        check_input(ours.input, batch.sizes, model, "student")
+    check_maps(student, {p.student_name: p.student for p in pairs}, batch.sizes, "student")
+    check_maps(teacher, {p.teacher_name: p.teacher for p in pairs}, batch.sizes, "teacher")
+    if student.input is not None:
+        check_input(student.input, batch.sizes, model, "student")
 
 
-def _align(model: nn.Module, ours: Maps, theirs: Maps) -> Tuple[Maps, Maps]:
+def _align(model: nn.Module, student: Maps, teacher: Maps) -> Tuple[Maps, Maps]:
     """The student's and the teacher's maps by the student's names, of equal sizes."""
     pairs = pairs_of(model).items()
-    matched = {name: crop(ours[name], theirs[pair.teacher_name]) for name, pair in pairs}
+    matched = {name: crop(student[name], teacher[pair.teacher_name]) for name, pair in pairs}
     student, teacher = ({name: two[i] for name, two in matched.items()} for i in (0, 1))
     return student, teacher
 
@@ -247,7 +247,7 @@ def _balance_terms(
     return {t: {k: every * value for k, value in terms[t].items()} for t in terms}
 
 
-def _distil_unlabelled(model: nn.Module, forward: Callable, call: Call) -> Terms:
+def _distil_unlabelled(model: nn.Module, forward: Callable, call: ForwardArguments) -> Terms:
     """
     All terms on images without labels, as one loss, with the weights that the terms on the labelled
     ones have. The step's random numbers remain those of a step without such images.
@@ -258,13 +258,13 @@ def _distil_unlabelled(model: nn.Module, forward: Callable, call: Call) -> Terms
     module, key = model.get_submodule(model._skd.features), called("MODEL.STUDENT.FEATURES")
     with own_random_numbers(next(model.parameters()).device), without_statistics(model):
         wait_for_teacher = model.teacher.start(batch.inputs, model._skd.input_format)
-        ours = tap_and_stop(module, key, run).read()
-        theirs = wait_for_teacher()
-        _check_pairs(model, ours, theirs, batch)
-        maps = {name: ours.maps[name] for name in pairs_of(model)}
+        student = tap_and_stop(module, key, run).read()
+        teacher = wait_for_teacher()
+        _check_pairs(model, student, teacher, batch)
+        maps = {name: student.maps[name] for name in pairs_of(model)}
         balance = model.distiller.balance
         seen = maps if balance is None else balance.shown(maps)
-        terms = _distil(model.distiller, *_align(model, seen, theirs.maps), batch)
+        terms = _distil(model.distiller, *_align(model, seen, teacher.maps), batch)
     terms = terms if balance is None else balance.weigh(terms)
     return {TERM: {"all": scale(terms, model._skd.unlabelled_weight * model._skd.every)}}
 

@@ -17,10 +17,10 @@ from ..config.naming import YAML, written_as
 from ..distillers import Distiller
 from .attach import attach, check_every
 from .distill_step import run_step
-from .distillation import Distillation
 from .features import check_teacher_maps
 from .load import spare_distiller
 from .parts import distilling_parts
+from .state import DistillState
 from .student_class import reduce_by_state
 from .teacher import FrozenTeacher
 
@@ -50,7 +50,7 @@ class DistillRCNN(nn.Module):
 
     distiller: Distiller
     teacher: FrozenTeacher
-    _skd: Distillation
+    _skd: DistillState
     _skd_base: Type["DistillRCNN"]
     _skd_student: Type[nn.Module]
     _skd_distils = True  # see config.is_distilling_class

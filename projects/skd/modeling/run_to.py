@@ -118,7 +118,7 @@ def measure(detector: nn.Module, name: str, key: str) -> Measured:
         detector.eval()
         with torch.random.fork_rng(devices=[]), torch.no_grad(), first:
             maps = _run(detector, name, [image], key).features
-    except Exception as error:  # of code that is not ours
+    except Exception as error:  # of the detector's own code
         raise ValueError(
             f"{key} is '{name}', and a {type(detector).__name__} that is run on an image as far as "
             f"that returns no feature maps: {error} {_known(detector)}"

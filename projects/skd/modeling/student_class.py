@@ -10,9 +10,9 @@ from typing import Any, Callable, Dict, Tuple, Type
 
 from torch import nn
 
-from .distillation import ATTRIBUTES
+from .state import ATTRIBUTES
 
-STATE = "_skd"  # the attribute with the model's Distillation
+STATE = "_skd"  # the attribute with the model's DistillState
 PARTS = (*ATTRIBUTES, STATE)
 
 

@@ -16,7 +16,7 @@ from ..runtime.unlabelled import is_unlabelled
 TERM = "loss_distill_unlabelled"  # all terms on images without labels together
 
 
-class Call(NamedTuple):
+class ForwardArguments(NamedTuple):
     """What a model's forward is called with."""
 
     args: Tuple[Any, ...]
@@ -35,7 +35,7 @@ def is_batch(x: Any) -> bool:
     )
 
 
-def split_call(call: Call) -> Tuple[Call, Optional[Call]]:
+def split_call(call: ForwardArguments) -> Tuple[ForwardArguments, Optional[ForwardArguments]]:
     """
     Returns:
         The call with the labelled images of its batch, and the same with the others; None in place
@@ -57,9 +57,9 @@ def split_call(call: Call) -> Tuple[Call, Optional[Call]]:
     return _with(call, batch, labelled), _with(call, batch, others)
 
 
-def _with(call: Call, old: Any, new: Any) -> Call:
+def _with(call: ForwardArguments, old: Any, new: Any) -> ForwardArguments:
     args = tuple(new if x is old else x for x in call.args)
-    return Call(args, {k: new if x is old else x for k, x in call.kwargs.items()})
+    return ForwardArguments(args, {k: new if x is old else x for k, x in call.kwargs.items()})
 
 
 def check_needs_no_boxes(distiller: Distiller, key: str) -> None:

@@ -19,7 +19,7 @@ class Unfit(ValueError):
     """Two detectors' heads of a kind that cannot be compared; says why."""
 
 
-class Call(NamedTuple):
+class ModuleCall(NamedTuple):
     """What a module was given and what it returned, in one step."""
 
     inputs: Tuple[Any, ...]
@@ -83,7 +83,7 @@ class HeadPair:
         raise NotImplementedError
 
 
-def part(detector: nn.Module, name: str, whose: str, *attributes: str) -> nn.Module:
+def submodule(detector: nn.Module, name: str, whose: str, *attributes: str) -> nn.Module:
     """
     Raises:
         Unfit: the detector has no such module, or the module no such attributes.
@@ -105,26 +105,26 @@ def equal(values: Sequence[Any], what: str) -> None:
     Raises:
         Unfit: the student's and the teacher's differ.
     """
-    ours, theirs = values
-    if ours != theirs:
-        raise Unfit(f"{what} is {ours} in the student and {theirs} in the teacher")
+    student, teacher = values
+    if student != teacher:
+        raise Unfit(f"{what} is {student} in the student and {teacher} in the teacher")
 
 
 Level = Tuple[str, int, int]  # its name, its place in the student's list and in the teacher's
 
 
 def common_levels(
-    ours: Sequence[str], theirs: Sequence[str], pairs: Dict[str, LevelPair]
+    student: Sequence[str], teacher: Sequence[str], pairs: Dict[str, LevelPair]
 ) -> List[Level]:
     """
     Args:
-        ours, theirs: names of the feature maps that the heads take.
+        student, teacher: names of the feature maps that their heads take.
         pairs: of maps.
     """
     return [
-        (name, i, list(theirs).index(pairs[name].teacher_name))
-        for i, name in enumerate(ours)
-        if name in pairs and pairs[name].teacher_name in theirs
+        (name, i, list(teacher).index(pairs[name].teacher_name))
+        for i, name in enumerate(student)
+        if name in pairs and pairs[name].teacher_name in teacher
     ]
 
 
@@ -140,9 +140,9 @@ def check_anchors(student: nn.Module, teacher: nn.Module, levels: Sequence[Level
     if not levels:
         raise Unfit("no level of the two has feature maps of the same stride")
     equal([getattr(g, "offset", 0) for g in (student, teacher)], "the anchors' offset")
-    ours, theirs = list(student.cell_anchors), list(teacher.cell_anchors)
+    s_anchors, t_anchors = list(student.cell_anchors), list(teacher.cell_anchors)
     for name, i, j in levels:
-        a, b = ours[i].cpu(), theirs[j].cpu()
+        a, b = s_anchors[i].cpu(), t_anchors[j].cpu()
         if a.shape != b.shape or not torch.allclose(a, b):
             raise Unfit(f"the anchors at '{name}' are others: {_sides(a)} and {_sides(b)} pixels")
 

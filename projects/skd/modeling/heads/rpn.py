@@ -6,7 +6,7 @@ import torch
 
 from ...distillers.heads import soft_binary_cross_entropy, weighted_l1
 from ..features import crop
-from .base import HEAD_REGISTRY, HeadPair, check_anchors, common_levels, part
+from .base import HEAD_REGISTRY, HeadPair, check_anchors, common_levels, submodule
 
 RPN = "proposal_generator"
 
@@ -23,21 +23,21 @@ class RPNHead(HeadPair):
     watched = {"head": f"{RPN}.rpn_head"}
 
     def check(self, student, teacher):
-        ours, theirs = (
-            part(d, RPN, w, "in_features", "rpn_head", "anchor_generator", "box2box_transform")
+        s_rpn, t_rpn = (
+            submodule(d, RPN, w, "in_features", "rpn_head", "anchor_generator", "box2box_transform")
             for d, w in ((student, "student"), (teacher, "teacher"))
         )
-        generators = [m.anchor_generator for m in (ours, theirs)]
-        check_anchors(*generators, common_levels(ours.in_features, theirs.in_features, self.pairs))
+        generators = [m.anchor_generator for m in (s_rpn, t_rpn)]
+        check_anchors(*generators, common_levels(s_rpn.in_features, t_rpn.in_features, self.pairs))
 
     def terms(self, student, teacher, calls, maps):
-        ours, theirs = student.get_submodule(RPN), teacher.get_submodule(RPN)
+        s_rpn, t_rpn = student.get_submodule(RPN), teacher.get_submodule(RPN)
         with torch.no_grad():
-            wanted = theirs.rpn_head([maps[name] for name in theirs.in_features])
-        scales = [list(m.box2box_transform.weights) for m in (ours, theirs)]
+            wanted = t_rpn.rpn_head([maps[name] for name in t_rpn.in_features])
+        scales = [list(m.box2box_transform.weights) for m in (s_rpn, t_rpn)]
         classes: Dict[str, torch.Tensor] = {}
         boxes: Dict[str, torch.Tensor] = {}
-        for name, i, j in common_levels(ours.in_features, theirs.in_features, self.pairs):
+        for name, i, j in common_levels(s_rpn.in_features, t_rpn.in_features, self.pairs):
             (logits, deltas), (t_logits, t_deltas) = (
                 [x[k].float() for x in predicted]
                 for predicted, k in ((calls["head"].output, i), (wanted, j))
@@ -46,7 +46,7 @@ class RPNHead(HeadPair):
             classes[name] = soft_binary_cross_entropy(s, t, self.settings.background_weight)
             d_s, d_t = (_by_anchor(d, scale) for d, scale in zip(crop(deltas, t_deltas), scales))
             boxes[name] = weighted_l1(d_s, d_t, t.sigmoid())
-        return {"loss_distill_rpn_cls": classes, "loss_distill_rpn_box": boxes}
+        return {"loss_distill_rpn_cls": classes, "loss_distill_rpn_reg": boxes}
 
 
 def _by_anchor(deltas: torch.Tensor, scale: List[float]) -> torch.Tensor:

@@ -13,10 +13,10 @@ from ...config.naming import YAML, called, written_as
 from ...distillers.heads import HeadsSettings
 from ...distillers.words import word
 from ..features import LevelPair, Maps
-from .base import HEAD_REGISTRY, Call, Classes, HeadPair, Unfit
+from .base import HEAD_REGISTRY, Classes, HeadPair, ModuleCall, Unfit
 
 logger = logging.getLogger(__name__)
-Calls = Dict[str, List[Call]]  # by the student's module
+Calls = Dict[str, List[ModuleCall]]  # by the student's module
 
 
 class TeacherHeads:
@@ -85,15 +85,15 @@ class TeacherHeads:
             self.kinds.append(pair)
 
     def _classes(self, of_teacher: Sequence[str]) -> Classes:
-        ours = self.settings.student_classes
-        theirs = self.settings.teacher_classes or of_teacher
-        for names, whose in ((ours, "student"), (theirs, "teacher")):
+        student = self.settings.student_classes
+        teacher = self.settings.teacher_classes or of_teacher
+        for names, whose in ((student, "student"), (teacher, "teacher")):
             if not names:
                 raise ValueError(
                     f"The names of the {whose}'s classes are not known: give "
                     f"{_key(f'{whose}_classes')}, in their order."
                 )
-        return match_classes(ours, theirs)
+        return match_classes(student, teacher)
 
     @contextmanager
     def watch(self, student: nn.Module) -> Iterator[Calls]:
@@ -102,7 +102,7 @@ class TeacherHeads:
         calls: Calls = {name: [] for name in names}
         handles = [
             student.get_submodule(name).register_forward_hook(
-                lambda _, inputs, output, name=name: calls[name].append(Call(inputs, output))
+                lambda _, inputs, output, name=name: calls[name].append(ModuleCall(inputs, output))
             )
             for name in calls
         ]
@@ -140,7 +140,7 @@ def _key(name: str) -> str:
     return word(TeacherHeads, name)
 
 
-def _once(calls: Calls, name: str) -> Call:
+def _once(calls: Calls, name: str) -> ModuleCall:
     if len(calls[name]) != 1:
         raise ValueError(
             f"The student's '{name}' ran {len(calls[name])} times in one step; to learn from the "

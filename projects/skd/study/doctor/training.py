@@ -14,8 +14,8 @@ from torch import nn
 from ...distillers import GradientBalance
 from ...distillers.balance import DETECTOR, split_losses
 from ...engine.weights import RunCheckpointer
-from ...modeling.distillation import pairs_of
 from ...modeling.features import FeatureTap, Maps, get_feature_module
+from ...modeling.state import pairs_of
 from ...runtime.loader import build_train_loader
 from .position import Position, moved
 from .similarity import linear_cka

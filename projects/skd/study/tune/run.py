@@ -19,7 +19,7 @@ from ...config.methods import build_balance, build_distiller
 from ...distillers import DISTILLER_REGISTRY
 from ...distillers.balance import PREFIX
 from ...distillers.base import Shapes
-from ...modeling.distillation import pairs_of
+from ...modeling.state import pairs_of
 from ...runtime import lock
 from ..common.command import RunError, set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus

@@ -9,8 +9,8 @@ from torch import nn
 from .features import LevelPair, Maps
 from .heads import TeacherHeads
 
-# The names that distilling takes of a student, besides those with the private prefix _skd:
-# attributes of the model, and then the methods of DistillRCNN.
+# The attributes that distilling gives a student, besides those with the private prefix _skd. The
+# methods of DistillRCNN come on top, see attach.
 ATTRIBUTES = ("distiller", "teacher")
 
 
@@ -31,7 +31,7 @@ class AlignedMaps(NamedTuple):
 
 
 @dataclass
-class Distillation:
+class DistillState:
     """
     A distilling model's ``_skd``.
 

@@ -85,12 +85,12 @@ def _settings(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, but skd.distilling() takes "
             "the student's own config: leave skd.distill() out."
         )
-    settings, ours = cfg.clone(), own_nodes(cfg)
+    settings, own = cfg.clone(), own_nodes(cfg)
     settings.defrost()
     for node in NODES:
         settings.MODEL.pop(node, None)
     add_skd_config(settings)
-    for node in ours:
+    for node in own:
         settings.MODEL[node] = cfg.MODEL[node].clone()
     settings.defrost()
     distill(settings, teacher if isinstance(teacher, str) else "", weights, projects)

@@ -1,0 +1,75 @@
+"""The box head of an R-CNN: classes and boxes, on the student's proposals."""
+
+from typing import List
+
+import torch
+from torch import nn
+
+from ...config.naming import called
+from ...distillers.heads import soft_cross_entropy, weighted_l1
+from .base import HEAD_REGISTRY, HeadPair, Unfit, equal, submodule
+from .roi import ROI, roi_heads
+
+
+def _key(name: str) -> str:
+    """What the user calls a setting of Detectron2's box predictor."""
+    return called(f"MODEL.ROI_BOX_HEAD.{name}")
+
+
+@HEAD_REGISTRY.register()
+class BoxHead(HeadPair):
+    """
+    ``StandardROIHeads`` in both: the teacher classifies and refines the proposals that the student
+    learns from. Classes that one side lacks are left out before the softmax; the deltas of a class
+    count as much as the teacher believes in it.
+
+    Shape legend: M proposals of all images, K classes of one side, S that both know.
+    """
+
+    watched = {"pooler": f"{ROI}.box_pooler", "predictor": f"{ROI}.box_predictor"}
+    needs_classes = True
+
+    def check(self, student, teacher):
+        names = ("box_pooler", "box_head", "box_predictor", "box_in_features")
+        found = roi_heads(student, teacher, *names)
+        for heads, whose in zip(found, ("student", "teacher")):
+            submodule(heads, "box_predictor", f"{whose}'s roi_heads", "cls_score", "bbox_pred")
+        if any(getattr(h.box_predictor, "use_sigmoid_ce", False) for h in found):
+            raise Unfit(
+                f"a box predictor has no softmax over its classes ({_key('USE_SIGMOID_CE')})"
+            )
+        agnostic = [h.box_predictor.bbox_pred.out_features == 4 for h in found]
+        equal(agnostic, f"whether all classes share a box ({_key('CLS_AGNOSTIC_BBOX_REG')})")
+
+    def terms(self, student, teacher, calls, maps):
+        boxes = calls["pooler"].inputs[1]
+        t_heads = teacher.get_submodule(ROI)
+        with torch.no_grad():
+            pooled = t_heads.box_pooler([maps[n] for n in t_heads.box_in_features], boxes)
+            t_logits, t_deltas = t_heads.box_predictor(t_heads.box_head(pooled))
+        s_logits, s_deltas = (x.float() for x in calls["predictor"].output)
+        s_heads = student.get_submodule(ROI)
+        s = _shared(s_logits, self.classes.student)  # (M, S + 1)
+        t = _shared(t_logits, self.classes.teacher)
+        settings = self.settings
+        classes = soft_cross_entropy(s, t, settings.background_weight, settings.temperature)
+        d_s = _deltas(s_deltas, self.classes.student, s_heads)
+        d_t = _deltas(t_deltas, self.classes.teacher, t_heads)
+        confidence = t.softmax(1)[:, :-1]  # (M, S)
+        if d_s.shape[1] == 1:
+            confidence = confidence.sum(1, keepdim=True)
+        box = weighted_l1(d_s, d_t, confidence)
+        return {"loss_distill_box_cls": {"all": classes}, "loss_distill_box_reg": {"all": box}}
+
+
+def _shared(logits: torch.Tensor, classes: List[int]) -> torch.Tensor:
+    """(M, K + 1) -> (M, S + 1), the background last."""
+    return logits[:, [*classes, logits.shape[1] - 1]]
+
+
+def _deltas(deltas: torch.Tensor, classes: List[int], heads: nn.Module) -> torch.Tensor:
+    """(M, K * 4) -> (M, S, 4); (M, 4), of all classes -> (M, 1, 4)."""
+    by_class = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
+    if by_class.shape[1] > 1 or heads.num_classes == 1:
+        by_class = by_class[:, classes]
+    return by_class / deltas.new_tensor(list(heads.box_predictor.box2box_transform.weights))
