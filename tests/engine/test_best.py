@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from math import nan
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from skd.engine.best import BestCheckpointer, EarlyStopping
 from skd.engine.run import _check_best_metric
 from tests.helpers import tiny_config
 
-RESULTS = {1: 10.0, 2: 30.0, 3: 20.0, 4: 25.0, 5: float("nan"), 6: 1.0}
+RESULTS = {1: 10.0, 2: 30.0, 3: 20.0, 4: 25.0, 5: nan, 6: 1.0}
 
 
 class Scripted(SKDTrainer):
@@ -96,7 +97,9 @@ def test_a_resume_on_another_test_set_keeps_its_own_best(shapes, tmp_path, caplo
         ("bbox/AP", ("a/b", "c"), "2 test sets: say of which, e.g. 'a/b/bbox/AP'"),
         ("a/bbox/AP", ("a/b", "c"), "2 test sets: say of which, e.g. 'a/b/bbox/AP'"),
         ("a/b/bbox/AP", ("a/b", "c"), ""),
-        ("c_EMA/bbox/AP", ("a/b", "c"), ""),
+        ("c/bbox/AP", ("a/b", "c"), ""),
+        ("c_EMA/bbox/AP", ("a/b", "c"), "SOLVER.EMA_DECAY is 0: there are no averaged weights"),
+        ("bbox_EMA/AP", ("a/b",), "SOLVER.EMA_DECAY is 0: there are no averaged weights"),
         ("a/b/bbox/AP", ("a/b",), "with one test set it must be 'bbox/AP'"),
         ("bbox/AP", ("a/b",), ""),
         ("bbox/AP", ("bbox",), ""),
@@ -106,6 +109,19 @@ def test_a_metric_says_of_which_set_where_there_are_several(metric, sets, messag
     run = describe(tiny_config(SOLVER__BEST_METRIC=metric, DATASETS__TEST=sets))
     with pytest.raises(ValueError, match=message) if message else nullcontext():
         _check_best_metric(run)
+
+
+def test_a_metric_that_is_never_computed_is_one_warning(shapes, tmp_path, caplog):
+    trained(tmp_path, 3, metric="segm/mAP")
+    assert caplog.text.count("BEST_METRIC is 'segm/mAP', which is not among") == 1
+    assert "results: segm/AP. While" in caplog.text
+    assert (tmp_path / "model_final.pth").exists()
+
+
+def test_patience_begins_with_the_first_result(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.engine.test_best.RESULTS", {**RESULTS, 1: nan, 2: nan, 3: 1.0})
+    trainer, results = waiting(tmp_path, iterations=5, patience=1)
+    assert trainer.iter == 5 and results["segm"]["AP"] is nan
 
 
 def test_a_resume_at_its_end_says_so_and_evaluates(shapes, tmp_path, caplog):

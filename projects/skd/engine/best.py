@@ -5,6 +5,7 @@ import math
 from typing import Any, Dict, Sequence
 
 from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 
@@ -15,16 +16,39 @@ class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's, which after a resume still knows the best result up to then."""
 
     def __init__(
-        self, eval_period: int, checkpointer: Checkpointer, metric: str, test_sets: Sequence[str]
+        self,
+        eval_period: int,
+        checkpointer: Checkpointer,
+        metric: str,
+        test_sets: Sequence[str],
+        key: str = "the best metric",
     ):
         """
         Args:
             eval_period, checkpointer: as for Detectron2's.
             metric: see ``SOLVER.BEST_METRIC``.
             test_sets: its evaluations are on these.
+            key: that names the metric, for the log.
         """
         super().__init__(eval_period, checkpointer, metric)
-        self._of = _Result(metric, test_sets)
+        self._of, self._key, self._warned = _Result(metric, test_sets), key, False
+
+    def _best_checking(self) -> None:
+        if self._of.metric in self.trainer.storage.latest():
+            super()._best_checking()
+        elif not self._warned:
+            self._warned = True
+            self._warn()
+
+    def _warn(self) -> None:
+        """No error: what is trained is worth having all the same."""
+        results = flatten_results_dict(getattr(self.trainer, "_last_eval_results", {}))
+        names = [name for name in results if "/AP-" not in name]  # of single classes
+        logger.warning(
+            f"{self._key} is '{self._of.metric}', which is not among this evaluation's results: "
+            f"{', '.join(names) or 'there are none'}. While it is missing, no model_best.pth is "
+            "written and no patience ends the training; it goes on and keeps its other checkpoints."
+        )
 
     def state_dict(self) -> Dict[str, Any]:
         return {**self._of.state(), "best_metric": self.best_metric, "best_iter": self.best_iter}
@@ -110,7 +134,8 @@ class EarlyStopping(HookBase):
 
     def _look(self) -> None:
         value, _ = self.trainer.storage.latest().get(self._metric, (None, None))
-        if value is not None:  # else BestCheckpointer warns
+        # missing: BestCheckpointer warns; not finite: there was nothing to find yet
+        if value is not None and (math.isfinite(value) or math.isfinite(self._best)):
             better = value > self._best
             self._waited = 0 if better else self._waited + 1
             self._best = value if better else self._best

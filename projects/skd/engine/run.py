@@ -199,6 +199,10 @@ def _check_best_metric(run: Run) -> None:
     # a LazyConfig's one evaluator gives its results without a set's name
     if metric and run.test_sets and run.form == YAML:
         _check_set_of_metric(key, metric, run.test_sets)
+    if metric and "_EMA/" in metric and not run.ema_decay:
+        raise ValueError(
+            f"{key} is {metric!r}, and {run.keys['ema_decay']} is 0: there are no averaged weights."
+        )
     if run.patience and not (metric and run.eval_period):
         name = key if run.eval_period else run.keys["eval_period"]
         value = metric if run.eval_period else 0

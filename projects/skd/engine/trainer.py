@@ -128,7 +128,8 @@ class SKDTrainer(DefaultTrainer):
         if not run.best_metric:
             return None
         sets = run.test_sets or ()
-        return BestCheckpointer(run.eval_period, self.checkpointer, run.best_metric, sets)
+        key = run.keys["best_metric"]
+        return BestCheckpointer(run.eval_period, self.checkpointer, run.best_metric, sets, key)
 
     def _early_stopping(self) -> HookBase:
         run = self.run
