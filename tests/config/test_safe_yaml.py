@@ -26,7 +26,7 @@ from skd.config.safe_yaml import (
 )
 from skd.config.yaml import override
 from skd.modeling.teacher import build_teacher
-from skd.runtime.safe_files import TRUST_VARIABLE
+from skd.runtime.trust import TRUST_VARIABLE
 from skd.study.compare.design import Study
 from tests.helpers import ROOT
 

@@ -23,17 +23,12 @@ from skd import build_teacher, register_coco
 from skd.config import read_config
 from skd.config.safe_yaml import MAX_BYTES, read_yaml_with_base
 from skd.modeling.model_zoo import find_config
-from skd.runtime import safe_files
+from skd.runtime import downloads
 from skd.runtime.checkpoint import SafeCheckpointer
-from skd.runtime.safe_files import (
-    TRUST_VARIABLE,
-    CheckpointError,
-    DamagedCheckpointError,
-    cached_path,
-    load_pickle,
-    load_pickle_file,
-    load_tensors,
-)
+from skd.runtime.downloads import cached_path
+from skd.runtime.pickle_files import load_pickle, load_pickle_file
+from skd.runtime.torch_files import load_tensors
+from skd.runtime.trust import TRUST_VARIABLE, CheckpointError, DamagedCheckpointError
 
 
 class Runs:
@@ -425,7 +420,7 @@ def server(tmp_path, monkeypatch):
 
 def test_a_server_that_drips_is_given_up(server, monkeypatch):
     """A byte now and then, for ever; a limit on each answer alone would never be reached."""
-    monkeypatch.setattr(safe_files, "WINDOW_SECONDS", 0.3)
+    monkeypatch.setattr(downloads, "WINDOW_SECONDS", 0.3)
 
     def drip(handler):
         handler.send_response(200)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from skd import register_coco
 from skd.runtime.loader import DataError
-from skd.runtime.safe_files import CheckpointError
+from skd.runtime.trust import CheckpointError
 from skd.study import generalise, robustness
 from skd.study.common.models import Model, load_predictor
 from tests.helpers import tiny_config
@@ -124,7 +124,11 @@ def test_an_image_that_cannot_be_read_is_named(points, tmp_path):
     [
         ({"DATASETS__TEST": ()}, None, "--model m: DATASETS.TEST of its config is empty"),
         ({}, "nowhere", "--dataset names 'nowhere', which nobody has registered"),
-        ({"DATASETS__TEST": ("nowhere",)}, None, "DATASETS.TEST names 'nowhere', which nobody has registered"),
+        (
+            {"DATASETS__TEST": ("nowhere",)},
+            None,
+            "DATASETS.TEST names 'nowhere', which nobody has registered",
+        ),
         ({"MODEL__ROI_HEADS__NUM_CLASSES": 5}, "tiny_val", "has 6 classes .*NUM_CLASSES 5"),
     ],
 )

@@ -9,7 +9,7 @@ import cv2
 import pytest
 import torch
 
-from skd.runtime.safe_files import CheckpointError
+from skd.runtime.trust import CheckpointError
 from skd.study.slim_checkpoint import slim
 from tests.helpers import run_script
 

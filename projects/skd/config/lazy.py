@@ -11,7 +11,7 @@ from detectron2.utils.registry import locate
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ..runtime.safe_files import TRUST_VARIABLE, is_trusted
+from ..runtime.trust import TRUST_VARIABLE, is_trusted
 from ..runtime.user_errors import UserError
 from . import run_settings
 from .keys import DISTILS

@@ -15,7 +15,8 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 import yaml
 from detectron2.layers import ShapeSpec
 
-from ..runtime.safe_files import TRUST_VARIABLE, is_file, is_trusted, open_bounded
+from ..runtime.downloads import is_file, open_bounded
+from ..runtime.trust import TRUST_VARIABLE, is_trusted
 from ..runtime.user_errors import UserError
 
 BASE_KEY = "_BASE_"

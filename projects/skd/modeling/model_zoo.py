@@ -9,7 +9,7 @@ from detectron2 import model_zoo
 from detectron2.utils.file_io import PathManager
 
 from ..config.naming import called
-from ..runtime.safe_files import is_file, is_url
+from ..runtime.downloads import is_file, is_url
 
 
 def _zoo_folder() -> str:

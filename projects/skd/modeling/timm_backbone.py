@@ -19,7 +19,7 @@ from torch import nn
 
 from ..config.keys import has_timm
 from ..config.naming import YAML, called, written_as
-from ..runtime.safe_files import load_tensors
+from ..runtime.torch_files import load_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils import comm
 
+from .pickle_files import load_pickle
 from .record import read_records
-from .safe_files import (
-    CheckpointError,
-    DamagedCheckpointError,
-    check_kinds,
-    is_trusted,
-    load_pickle,
-    load_tensors,
-)
+from .torch_files import check_kinds, load_tensors
+from .trust import CheckpointError, DamagedCheckpointError, is_trusted
 from .weights_file import check_finite, not_weights, with_model
 from .whole_files import write_whole
 from .words import word

@@ -4,7 +4,7 @@ from typing import Any, Dict, Optional
 
 import torch
 
-from .safe_files import CheckpointError
+from .trust import CheckpointError
 from .words import word
 
 # what torch's releases have added, and fill in where a state has none

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .safe_files import CheckpointError
+from .trust import CheckpointError
 
 logger = logging.getLogger(__name__)
 

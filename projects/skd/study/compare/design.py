@@ -11,7 +11,7 @@ from ...config.methods import build_distiller
 from ...config.safe_yaml import read_yaml
 from ...engine.run import check_registered
 from ...modeling.model_zoo import find_config
-from ...runtime.safe_files import is_url
+from ...runtime.downloads import is_url
 from ..common.metrics import distillation, evaluations, main_metrics, scores
 from ..common.paths import find_file
 from ..common.result_files import write_text
