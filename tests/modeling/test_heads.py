@@ -19,7 +19,7 @@ from skd import (
     student_of,
 )
 from skd.engine import SKDTrainer, describe, wrap_data_parallel
-from skd.modeling.heads.teacher_heads import match_classes
+from skd.modeling.heads.teacher_heads import shared_classes
 from tests.helpers import batch, distilling, lazy_config, save_detector, tiny_config
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
@@ -94,7 +94,7 @@ def test_a_student_that_is_its_own_teacher_agrees(teacher_files):
 
 
 def test_classes_are_matched_by_name(teacher_files, caplog):
-    match = match_classes(["cat", "dog", "cow"], ["cow", "cat", "pig"])
+    match = shared_classes(["cat", "dog", "cow"], ["cow", "cat", "pig"])
     assert match == ([0, 2], [1, 0])
     said = " ".join(r.getMessage() for r in caplog.records)
     assert (
@@ -102,9 +102,9 @@ def test_classes_are_matched_by_name(teacher_files, caplog):
         and "the student has no such class: pig" in said
     )
     with pytest.raises(ValueError, match="no class of the same name: x; y"):
-        match_classes(["x"], ["y"])
+        shared_classes(["x"], ["y"])
     with pytest.raises(ValueError, match="stands twice"):
-        match_classes(["x", "x"], ["x"])
+        shared_classes(["x", "x"], ["x"])
 
 
 def test_another_order_of_the_teachers_classes_is_another_loss(teacher_files):

@@ -175,6 +175,12 @@ def _targets(value: Any, place: str = "") -> Dict[str, Any]:
     return found
 
 
+def made_by(node: DictConfig) -> Any:
+    """The class or function that a section calls; None for a section of plain values."""
+    target = node.get("_target_")
+    return locate(target) if isinstance(target, str) else target
+
+
 def is_distilling(cfg: DictConfig) -> bool:
     """
     Whether a LazyConfig describes a student with a teacher: by the class of its model.
@@ -184,9 +190,8 @@ def is_distilling(cfg: DictConfig) -> bool:
     """
     if not isinstance(_at(cfg, "model"), DictConfig):
         raise ValueError("model is missing, or no section; the config of a run must have it.")
-    target = cfg.model.get("_target_")
     try:
-        kind = locate(target) if isinstance(target, str) else target
+        kind = made_by(cfg.model)
     except Exception:  # whatever a module raises; who makes the model says so
         return False
     return getattr(kind, DISTILS, False)

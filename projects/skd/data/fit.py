@@ -8,10 +8,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import run_settings, student_config
+from ..config.lazy import made_by
 from ..config.naming import setting_to, written_as
 from ..runtime.words import shown
 from . import records
@@ -77,14 +77,8 @@ def _hand_to_lazy_evaluator(cfg: DictConfig, name: str) -> None:
     tasks = MetadataCatalog.get(name).get("evaluated")
     evaluator = OmegaConf.select(cfg, "dataloader.evaluator")
     if tasks and evaluator is not None and evaluator.get("tasks") is None:
-        if _made_by(evaluator) is COCOEvaluator:
+        if made_by(evaluator) is COCOEvaluator:
             evaluator.tasks = tasks
-
-
-def _made_by(node: DictConfig) -> Any:
-    """The class or function a LazyConfig's node makes."""
-    target = node.get("_target_")
-    return locate(target) if isinstance(target, str) else target
 
 
 def yaml_model(cfg: CfgNode) -> Model:

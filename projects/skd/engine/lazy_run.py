@@ -10,14 +10,13 @@ from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..config import run_settings
-from ..config.lazy import check, check_teacher, image_format, is_distilling
+from ..config.lazy import check, check_teacher, image_format, is_distilling, made_by
 from ..config.naming import LAZY, written_as
 from ..modeling.build_detector import build_detector
 from ..modeling.teacher import build_teacher
@@ -72,7 +71,7 @@ def _teacher_evaluation(cfg: DictConfig, values: Dict[str, Any]) -> Optional[Tea
     images, keys = values["evaluate_teacher"], run_settings.keys_of(LAZY)
     if not (images and is_distilling(cfg)):
         return None
-    if _target(cfg.model.teacher) is not build_teacher:
+    if made_by(cfg.model.teacher) is not build_teacher:
         raise ValueError(
             f"{keys['evaluate_teacher']} is {images}; it must be 0 where model.teacher is not made "
             "by skd.build_teacher: only of that the whole detector is known."
@@ -130,20 +129,16 @@ def _build_optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
 
 def _build_train_loader(cfg: DictConfig, seed: int):
     """Detectron2's loader becomes one that can go on where it was; any other stays as it is."""
-    if _target(cfg) is build_detection_train_loader:
+    if made_by(cfg) is build_detection_train_loader:
         cfg = {**cfg, "_target_": build_train_loader, "seed": seed}
     return instantiate(cfg)
 
 
 def _build_test_loader(cfg: DictConfig):
     """Detectron2's loader, with errors that name the image."""
-    if _target(cfg) is build_detection_test_loader and cfg.get("mapper") is not None:
+    if made_by(cfg) is build_detection_test_loader and cfg.get("mapper") is not None:
         cfg = {**cfg, "mapper": NamedErrors(instantiate(cfg.mapper))}
     return instantiate(cfg)
-
-
-def _target(cfg: DictConfig) -> Any:
-    return locate(cfg._target_) if isinstance(cfg._target_, str) else cfg._target_
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module) -> Dict[str, Any]:

@@ -3,7 +3,6 @@
 from typing import Any, Dict, List, NamedTuple, Sequence
 
 from detectron2.config import CfgNode, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from omegaconf import OmegaConf
 from torch import nn
@@ -11,6 +10,7 @@ from torch import nn
 from ..config import Config, is_lazy_file, lazy, projects, run_settings, student_config, yaml
 from ..config.built import find_built
 from ..config.naming import called
+from .classes import class_names
 from .load import check_exists, load_in_full
 from .model_zoo import find_config, zoo_weights
 
@@ -94,7 +94,7 @@ def detector_args(
         "input_format": input_format,
         "random_weights": random_weights,
         "config": _of_the_model(cfg),
-        "classes": _classes(run_settings.value_of(cfg, "train_sets") or []),
+        "classes": class_names(run_settings.value_of(cfg, "train_sets") or []),
         **kwargs,
     }
 
@@ -104,12 +104,6 @@ def _of_the_model(cfg: Config) -> Dict[str, Any]:
     if isinstance(cfg, CfgNode):
         return {"MODEL": cfg.MODEL, "INPUT": {"FORMAT": cfg.INPUT.FORMAT}}
     return {"model": OmegaConf.to_container(cfg.model)}
-
-
-def _classes(datasets: Sequence[str]) -> List[str]:
-    """Names of what it was trained to tell apart, if its dataset is known here."""
-    found = [MetadataCatalog.get(x).get("thing_classes") for x in datasets if x in DatasetCatalog]
-    return list(found[0] or ()) if found else []
 
 
 def _load_config(

@@ -6,12 +6,13 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from ...config.naming import YAML, called, written_as
 from ...distillers.heads import HeadsSettings
 from ...distillers.words import word
+from ...runtime.words import shown
+from ..classes import class_names
 from ..features import LevelPair, Maps
 from .base import HEAD_REGISTRY, Classes, HeadPair, ModuleCall, Unfit
 
@@ -93,7 +94,7 @@ class TeacherHeads:
                     f"The names of the {whose}'s classes are not known: give "
                     f"{_key(f'{whose}_classes')}, in their order."
                 )
-        return match_classes(student, teacher)
+        return shared_classes(student, teacher)
 
     @contextmanager
     def watch(self, student: nn.Module) -> Iterator[Calls]:
@@ -149,7 +150,7 @@ def _once(calls: Calls, name: str) -> ModuleCall:
     return calls[name][0]
 
 
-def match_classes(student: Sequence[str], teacher: Sequence[str]) -> Classes:
+def shared_classes(student: Sequence[str], teacher: Sequence[str]) -> Classes:
     """
     Classes of the same name, in the student's order. The log says which are left out.
 
@@ -162,22 +163,19 @@ def match_classes(student: Sequence[str], teacher: Sequence[str]) -> Classes:
     shared = [name for name in student if name in set(teacher)]
     if not shared:
         raise ValueError(
-            f"Student and teacher have no class of the same name: {_few(student)}; {_few(teacher)}."
+            f"Student and teacher have no class of the same name: {shown(student)}; "
+            f"{shown(teacher)}."
         )
     for names, others, whose in ((student, teacher, "teacher"), (teacher, student, "student")):
         missing = [name for name in names if name not in set(others)]
         if missing:
             logger.warning(
-                f"Heads: left out, because the {whose} has no such class: {_few(missing)}"
+                f"Heads: left out, because the {whose} has no such class: {shown(missing)}"
             )
     places: Tuple[List[int], ...] = tuple(
         [list(names).index(name) for name in shared] for names in (student, teacher)
     )
     return Classes(*places)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def build_heads(cfg: CfgNode) -> Optional[TeacherHeads]:
@@ -187,10 +185,5 @@ def build_heads(cfg: CfgNode) -> Optional[TeacherHeads]:
         HeadsSettings.make(settings, TeacherHeads)  # before anything is asked of them
     if not settings["names"]:
         return None
-    settings["student_classes"] = settings["student_classes"] or _names_of(cfg.DATASETS.TRAIN)
+    settings["student_classes"] = settings["student_classes"] or class_names(cfg.DATASETS.TRAIN)
     return TeacherHeads(**settings)
-
-
-def _names_of(datasets: Sequence[str]) -> List[str]:
-    found = [MetadataCatalog.get(x).get("thing_classes") for x in datasets if x in DatasetCatalog]
-    return list(found[0] or ()) if found else []
