@@ -4,9 +4,10 @@ import ast
 import os
 
 import pytest
+from detectron2.config import get_cfg
 from omegaconf import OmegaConf
 
-from skd import student_config
+from skd import add_skd_config, student_config
 from skd.config import run_settings
 from skd.config.naming import LAZY, YAML
 from skd.engine import describe
@@ -53,6 +54,15 @@ def test_what_is_added_is_declared_and_taken_out_again(name):
     lazy = lazy_config(**{name: value, "device": "cuda"})
     run_settings.remove_added(lazy)
     assert name not in lazy.train and lazy.train.device == "cuda"
+
+
+@pytest.mark.parametrize("key", ["SOLVER.EMA_DECAY", "DATASETS.UNLABELLED"])
+def test_a_key_of_another_project_is_refused(key):
+    cfg, (node, name) = get_cfg(), key.split(".")
+    cfg[node][name] = "linear"
+    with pytest.raises(ValueError, match=f"^{key} in this config is another project's"):
+        add_skd_config(cfg)
+    assert cfg[node][name] == "linear"
 
 
 def test_a_resume_warns_of_what_changes_the_learning_only():

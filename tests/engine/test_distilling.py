@@ -55,8 +55,10 @@ def test_the_trainer_sees_its_own_config(plain, teacher_files):
 def test_keys_of_the_config_and_of_others(plain, teacher_files):
     """A project's own MODEL.TEACHER stays; ours count, where the config has them."""
     plain.MODEL.TEACHER = CfgNode({"MOMENTUM": 0.999})
+    plain.SOLVER.EMA_DECAY = "linear"
     model = distilling(Branching, *teacher_files).build_model(plain)
     assert isinstance(model, DistillRCNN) and plain.MODEL.TEACHER.MOMENTUM == 0.999
+    assert plain.SOLVER.EMA_DECAY == "linear"
     cfg = tiny_config(MODEL__DISTILLER__NAME="PKD")
     model = distilling(Branching, *teacher_files).build_model(cfg)
     assert type(model.distiller).__name__ == "PKD"

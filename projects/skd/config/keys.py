@@ -48,7 +48,10 @@ def check_nodes(cfg: CN) -> None:
     Raises:
         ValueError: another project's keys have the place of this project's; whichever came first.
     """
-    taken = [f"MODEL.{node}" for node in NODES if node in cfg.MODEL and not _is_ours(cfg, node)]
+    _refuse([f"MODEL.{node}" for node in NODES if node in cfg.MODEL and not _is_ours(cfg, node)])
+
+
+def _refuse(taken: List[str]) -> None:
     if taken:
         raise ValueError(
             f"{', '.join(taken)} in this config is another project's, and this project's keys need "
@@ -67,11 +70,12 @@ def add_skd_config(cfg: CN) -> None:
 
     Raises:
         ValueError: the config has a ``MODEL.STUDENT``, ``TEACHER`` or ``DISTILLER`` of another
-            project.
+            project, or a key of SOLVER or DATASETS like ``SOLVER.EMA_DECAY``.
     """
     check_nodes(cfg)
     if set(own_nodes(cfg)) == set(NODES):
         return
+    _refuse([] if own_nodes(cfg) else run_settings.declared(cfg))
     # ---------------------------------------------------------------------------- the student
     cfg.MODEL.STUDENT = CN()
     # The student's own meta-architecture: any name in Detectron2's META_ARCH_REGISTRY.

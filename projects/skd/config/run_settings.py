@@ -356,6 +356,12 @@ def put(cfg: Config, name: str, value: Any) -> None:
         (_select(cfg, node) if node else cfg)[last] = value
 
 
+def declared(cfg: CfgNode) -> List[str]:
+    """The keys that a config has already, of those that :func:`declare` adds."""
+    added = [setting.yaml.rpartition(".") for setting in settings() if YAML in setting.added]
+    return [f"{node}.{name}" for node, _, name in added if name in (_select(cfg, node) or ())]
+
+
 def declare(cfg: CfgNode) -> None:
     """Add the settings that Detectron2's YAML configs have not, in place."""
     for setting in settings():

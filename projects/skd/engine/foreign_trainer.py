@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.engine.train_loop import TrainerBase
 from torch import nn
 
-from ..config import add_skd_config, distill, form_of, is_distilling
+from ..config import add_skd_config, distill, form_of, is_distilling, run_settings
 from ..config.keys import NODES, own_nodes
 from ..config.naming import YAML, written_as
 from ..modeling.meta_arch import DistillRCNN
@@ -87,6 +87,7 @@ def _settings(
         )
     settings, own = cfg.clone(), own_nodes(cfg)
     settings.defrost()
+    run_settings.remove_added(settings)
     for node in NODES:
         settings.MODEL.pop(node, None)
     add_skd_config(settings)
