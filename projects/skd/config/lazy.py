@@ -113,22 +113,16 @@ def check(cfg: DictConfig, training: bool = True) -> None:
             than it must be; names its path.
     """
     needed = (*_PLAIN, *_CALLS, "lr_multiplier") if training else (*_PLAIN, "model")
-    missing = [path for path in needed if _at(cfg, path) is None]
+    missing = [path for path in needed if run_settings.select(cfg, path) is None]
     if missing:
         raise ValueError(f"{missing[0]} is missing; the config of a run must have it.")
     for path in (*_PLAIN, *_OPTIONAL, *_CALLS, *_OPTIONAL_CALLS):
-        _check_section(path, _at(cfg, path), path in (*_CALLS, *_OPTIONAL_CALLS))
+        _check_section(path, run_settings.select(cfg, path), path in (*_CALLS, *_OPTIONAL_CALLS))
     for path, (kind, expected) in _VALUES.items():
-        value = _at(cfg, path)
+        value = run_settings.select(cfg, path)
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{path} is {value!r:.80}; it must be {expected}.")
     run_settings.check_kinds(cfg)
-
-
-def _at(cfg: DictConfig, path: str) -> Any:
-    for name in path.split("."):
-        cfg = cfg.get(name) if isinstance(cfg, DictConfig) else None
-    return cfg
 
 
 def _check_section(path: str, value: Any, call: bool) -> None:
@@ -188,7 +182,7 @@ def is_distilling(cfg: DictConfig) -> bool:
     Raises:
         ValueError: it has no model.
     """
-    if not isinstance(_at(cfg, "model"), DictConfig):
+    if not isinstance(run_settings.select(cfg, "model"), DictConfig):
         raise ValueError("model is missing, or no section; the config of a run must have it.")
     try:
         kind = made_by(cfg.model)

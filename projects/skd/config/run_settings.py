@@ -277,12 +277,10 @@ def form_name(cfg: Config) -> str:
     return YAML if isinstance(cfg, CfgNode) else LAZY
 
 
-def _select(cfg: Config, key: str) -> Any:
-    """What a config has under a dotted key; None for nothing."""
-    if isinstance(cfg, DictConfig):
-        return OmegaConf.select(cfg, key)
+def select(cfg: Config, key: str) -> Any:
+    """What a config has under a dotted key; None for nothing, or below what is no section."""
     for part in key.split("."):
-        cfg = cfg.get(part) if isinstance(cfg, CfgNode) else None
+        cfg = cfg.get(part) if isinstance(cfg, (CfgNode, DictConfig)) else None
     return cfg
 
 
@@ -328,7 +326,7 @@ def check_kinds(cfg: Config) -> None:
 
 def _read(cfg: Config, setting: Setting) -> Any:
     key = setting.key(form_name(cfg))
-    value = _select(cfg, key) if key else None
+    value = select(cfg, key) if key else None
     if value is not None:
         return setting.convert(value)
     if setting.default is MISSING:
@@ -353,7 +351,7 @@ def put(cfg: Config, name: str, value: Any) -> None:
         OmegaConf.update(cfg, key, value, force_add=True)
     else:
         node, _, last = key.rpartition(".")
-        (_select(cfg, node) if node else cfg)[last] = value
+        (select(cfg, node) if node else cfg)[last] = value
 
 
 def declared(cfg: CfgNode) -> List[str]:
@@ -367,7 +365,7 @@ def declare(cfg: CfgNode) -> None:
     for setting in settings():
         if YAML in setting.added:
             node, name = setting.yaml.rsplit(".", 1)
-            _select(cfg, node)[name] = setting.default
+            select(cfg, node)[name] = setting.default
 
 
 def remove_added(cfg: Config, keep: bool = False) -> None:
@@ -380,7 +378,7 @@ def remove_added(cfg: Config, keep: bool = False) -> None:
     form = form_name(cfg)
     for setting in settings():
         node, _, name = setting.key(form).rpartition(".")
-        parent = _select(cfg, node) if form in setting.added else None
+        parent = select(cfg, node) if form in setting.added else None
         if parent and name in parent and not (keep and _read(cfg, setting) != _default(setting)):
             parent.pop(name)
 
