@@ -29,7 +29,7 @@ def save(folder, *iterations):
         os.utime(folder / f"model_{iteration:07d}.pth", (past, past))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "one bit", "gone"])
 def test_resume_goes_back_to_the_newest_that_can_be_read(damage, tmp_path, caplog):
     save(tmp_path, 1, 2, 3)
     newest = tmp_path / "model_0000003.pth"
@@ -37,8 +37,14 @@ def test_resume_goes_back_to_the_newest_that_can_be_read(damage, tmp_path, caplo
         newest.unlink()
     else:
         whole = newest.read_bytes()
+        three = torch.full((2, 2), 3.0).numpy().tobytes()
         newest.write_bytes(
-            {"truncated": whole[:-200], "empty": b"", "garbage": b"x" * len(whole)}[damage]
+            {
+                "truncated": whole[:-200],
+                "empty": b"",
+                "garbage": b"x" * len(whole),
+                "one bit": whole.replace(three, three[:-1] + b"A"),
+            }[damage]
         )
     reader = checkpointer(tmp_path)
     with caplog.at_level(logging.ERROR, "skd.runtime.checkpoint"):

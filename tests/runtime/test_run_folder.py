@@ -355,6 +355,14 @@ def test_a_line_that_is_no_record_is_ignored_with_a_warning(tmp_path, caplog, li
     assert caplog.text.count("are ignored: 2.") == 1
 
 
+def test_a_record_is_not_lost_behind_half_a_line(tmp_path):
+    """Of a run that was killed while it wrote one: the next would not know its own checkpoints."""
+    (tmp_path / "runs.jsonl").write_text('{"run": "old"}\n{"half')
+    for run_id in ("new", "newer"):
+        record.append_record(str(tmp_path), {"run": run_id})
+    assert [r["run"] for r in record.read_records(str(tmp_path))] == ["old", "new", "newer"]
+
+
 def test_half_written_files_of_killed_runs_go(base):
     os.makedirs(base.OUTPUT_DIR)
     ours = ("model_0000001.pth.123.tmp", "my-prefix_0000001.pth.123.tmp", "last_checkpoint.9.tmp")

@@ -116,10 +116,22 @@ def append_record(output_dir: str, record: Optional[Dict[str, Any]]) -> None:
         return
     try:
         PathManager.mkdirs(output_dir)
-        with PathManager.open(os.path.join(output_dir, FILE), "a") as f:
-            f.write(json.dumps(record, default=str) + "\n")
+        path = os.path.join(output_dir, FILE)
+        start = "\n" if _ends_in_half_a_line(path) else ""
+        with PathManager.open(path, "a") as f:
+            f.write(start + json.dumps(record, default=str) + "\n")
     except Exception as error:  # a remote folder's handler may raise anything
         logger.warning(f"This run has no line in '{output_dir}/{FILE}': {error}")
+
+
+def _ends_in_half_a_line(path: str) -> bool:
+    """As a run leaves it that was killed while it wrote: what is appended there would be lost."""
+    try:
+        with PathManager.open(path, "rb") as f:
+            f.seek(-1, os.SEEK_END)
+            return f.read(1) != b"\n"
+    except Exception:  # no file yet, or an empty one; a remote folder's handler may raise anything
+        return False
 
 
 def read_records(output_dir: str) -> List[Dict[str, Any]]:

