@@ -26,6 +26,11 @@ def test_a_sound_distillation_has_no_findings(teacher_files, shapes):
     assert all(0 <= alike <= 1 for alike in verdict.levels.values())
 
 
+def test_maps_of_a_module_that_says_nothing_of_them(teacher_files, shapes):
+    cfg = config(teacher_files, MODEL__STUDENT__FEATURES="backbone.fpn_output3")
+    assert list(examine(cfg, iterations=1, images=0).levels) == ["0"]
+
+
 @pytest.mark.parametrize("weight", [4e3, 1e-9])
 def test_weights_that_drown_or_do_nothing(weight, teacher_files, shapes):
     weights = {f"MODEL__DISTILLER__STRUCTURED__WEIGHT_{t}": weight for t in ("AM", "AT", "NL")}

@@ -9,7 +9,10 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Boxes, Instances
 
 from skd.study.common import pictures
+from skd.study.common.models import Model
+from skd.study.visualize_attention import features_of
 from tests.helpers import tiny_config
+from tests.modeling.test_run_to import YoloStudent
 
 C5 = {
     "MODEL__RESNETS__OUT_FEATURES": ["res5"],
@@ -75,6 +78,14 @@ def test_a_model_without_maps_shows_its_image():
     model = pictures.nn.Conv2d(1, 1, 1)
     assert (pictures.attention(model, bgr) == (7, 8, 9)).all()
     assert pictures.map_name(model) == "no map"
+
+
+def test_maps_that_have_no_output_shape_are_measured():
+    model, rgb = YoloStudent().eval(), np.full((64, 96, 3), 100, np.uint8)
+    assert pictures.shown_map(model) == (model.backbone, "0", 8)
+    assert (pictures.attention(model, rgb) != 100).any()
+    found = features_of(Model("own", tiny_config(), model, ""), rgb, "neck")
+    assert {name: x.shape[1] for name, x in found.items()} == {"0": 6, "1": 6}
 
 
 def test_curves_of_a_detector_without_masks(tmp_path):

@@ -15,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..data.unlabelled import ENDINGS
 from ..distillers.attention import channel_attention
-from ..modeling.features import FeatureTap, get_feature_module
+from ..modeling.features import FeatureTap
+from ..modeling.run_to import output_shapes
 from ..runtime.torch_files import load_tensors
 from ..visualization.attention import (
     attention_over_image,
@@ -116,11 +117,12 @@ def features_of(model: Model, rgb: np.ndarray, features: str) -> Dict[str, torch
     image = resize.get_transform(rgb).apply_image(rgb)
     image = image[:, :, ::-1] if cfg.FORMAT == "BGR" else image
     tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    module = get_feature_module(model.model, features, "--features")
-    with torch.no_grad(), FeatureTap(module) as tap:
+    shapes = output_shapes(model.model, features, "--features")
+    module = model.model.get_submodule(features)
+    with torch.no_grad(), FeatureTap(module, "--features") as tap:
         model.model([{"image": tensor}])
     out = {}
-    for name, shape in module.output_shape().items():
+    for name, shape in shapes.items():
         h, w = (max(-(-side // shape.stride), 1) for side in tensor.shape[1:])
         out[name] = tap.features[name][..., :h, :w].float().cpu()
     return out

@@ -20,6 +20,7 @@ from torch import nn
 from ...config import read_config, student_config
 from ...config.keys import fetch_no_timm_weights
 from ...modeling.features import FeatureTap, feature_modules
+from ...modeling.run_to import output_shapes
 from ...visualization.attention import attention_over_image
 from .metrics import TASKS, read_metrics
 from .models import load_predictor
@@ -155,12 +156,14 @@ def shown_map(model: nn.Module) -> Optional[Tuple[nn.Module, str, int]]:
     model without any.
     """
     modules = feature_modules(model)
-    if not modules:
+    has_backbone = "backbone" in dict(model.named_children())
+    which = "backbone" if has_backbone else next(iter(modules), "")
+    try:
+        shapes = output_shapes(model, which, "the map that is shown")
+    except ValueError:  # there is none
         return None
-    module = modules.get("backbone") or next(iter(modules.values()))
-    strides = {name: shape.stride for name, shape in module.output_shape().items() if shape.stride}
-    if not strides:
-        return None
+    module = model.get_submodule(which)
+    strides = {name: shape.stride for name, shape in shapes.items()}
     coarse = {name: stride for name, stride in strides.items() if stride >= STRIDE}
     name = min(coarse, key=coarse.get) if coarse else max(strides, key=strides.get)
     return module, name, strides[name]

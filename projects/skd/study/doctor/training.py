@@ -14,7 +14,7 @@ from torch import nn
 from ...distillers import GradientBalance
 from ...distillers.balance import DETECTOR, split_losses
 from ...engine.weights import RunCheckpointer
-from ...modeling.features import FeatureTap, Maps, get_feature_module
+from ...modeling.features import FeatureTap, Maps
 from ...modeling.state import pairs_of
 from ...runtime.loader import build_train_loader
 from .position import Position, moved
@@ -38,9 +38,7 @@ def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
         RunCheckpointer(model, key="MODEL.WEIGHTS").load(cfg.MODEL.WEIGHTS)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    watch = _Watch(
-        model, get_feature_module(model, cfg.MODEL.STUDENT.FEATURES, "MODEL.STUDENT.FEATURES")
-    )
+    watch = _Watch(model, model.get_submodule(cfg.MODEL.STUDENT.FEATURES))
     loader = iter(build_train_loader(cfg))
     with EventStorage() as storage:
         for storage.iter in range(iterations):
