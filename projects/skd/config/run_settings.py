@@ -357,7 +357,7 @@ def put(cfg: Config, name: str, value: Any) -> None:
 def declared(cfg: CfgNode) -> List[str]:
     """The keys that a config has already, of those that :func:`declare` adds."""
     added = [setting.yaml.rpartition(".") for setting in settings() if YAML in setting.added]
-    return [f"{node}.{name}" for node, _, name in added if name in (_select(cfg, node) or ())]
+    return [f"{node}.{name}" for node, _, name in added if name in (select(cfg, node) or ())]
 
 
 def declare(cfg: CfgNode) -> None:
