@@ -16,6 +16,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
+from torch.optim import Optimizer
 
 from ..config import Config
 from ..config.naming import written_as
@@ -35,6 +36,7 @@ from .lazy_run import lazy_run
 from .pictures import AttentionPictures
 from .readout import DistillationLog
 from .run import Run, check, memory_advice
+from .schedule import build_scheduler
 from .teacher_quality import TeacherQuality
 from .tracking import TRACKERS
 from .unlabelled import find_unlabelled
@@ -204,6 +206,10 @@ class SKDTrainer(DefaultTrainer):
             return super().load_state_dict(state_dict)
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict({**state_dict, "hooks": {}})
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer):
+        return build_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

@@ -6,13 +6,14 @@ from typing import Any, Dict, List
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import build_optimizer
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ...distillers import GradientBalance
 from ...distillers.balance import DETECTOR, split_losses
+from ...engine.schedule import build_scheduler
 from ...engine.weights import RunCheckpointer
 from ...modeling.features import FeatureTap, Maps
 from ...modeling.state import pairs_of
@@ -37,7 +38,7 @@ def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
     if cfg.MODEL.WEIGHTS:
         RunCheckpointer(model, key="MODEL.WEIGHTS").load(cfg.MODEL.WEIGHTS)
     optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
+    scheduler = build_scheduler(cfg, optimizer)
     watch = _Watch(model, model.get_submodule(cfg.MODEL.STUDENT.FEATURES))
     loader = iter(build_train_loader(cfg))
     with EventStorage() as storage:
