@@ -6,10 +6,10 @@ import os
 import pytest
 
 from skd.study.common import result_files
-from skd.study.common.result_files import add_line, read_lines, write_lines
+from skd.study.common.result_files import add_line, finished, read_lines, write_lines
+from skd.study.common.tables import NOT_RUN
 from skd.study.doctor.table import _done
-from skd.study.gains import finished
-from skd.study.zoo import NONE, zoo_table
+from skd.study.zoo import zoo_table
 
 CUT = ['{"case": "b', '{"case": "b\n', "\0\0\n", "7\n", "\udcff\n"]
 ROW = {"case": "a", "detector": "d", "seed": 0, "status": "done", "ap": {"bbox/AP": 1.0}}
@@ -28,7 +28,7 @@ def test_a_line_cut_off_costs_that_line(tmp_path, cut):
 def test_the_model_zoo_is_made_around_a_line_cut_off(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "results.jsonl").write_text(CUT[0])
-    assert zoo_table(str(tmp_path)) == NONE
+    assert zoo_table(str(tmp_path)) == NOT_RUN
 
 
 def test_no_file_is_no_row(tmp_path):

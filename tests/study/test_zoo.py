@@ -2,7 +2,7 @@
 
 import json
 
-from skd.study.gains import NONE
+from skd.study.common.tables import NOT_RUN
 from skd.study.zoo import zoo_table
 
 
@@ -16,7 +16,7 @@ def run(method, seed, box, status="done", **ap):
 
 
 def test_rows_are_means_over_the_seeds_of_what_is_done(tmp_path):
-    assert zoo_table(str(tmp_path)) == NONE
+    assert zoo_table(str(tmp_path)) == NOT_RUN
     runs = [
         run("baseline", 1, 10.0), run("baseline", 2, 12.0), run("SKD", 1, 20.0),
         run("SKD", 2, 90.0, "failed"), run("FGD", 1, 30.0, **{"segm/AP": 25.0}),

@@ -1,6 +1,7 @@
 """
-Every key of a YAML config that the project adds to Detectron2's, each declared once: the model's
-here, a run's in :mod:`run_settings`.
+The keys of a YAML config that the project adds to Detectron2's, each declared once:
+``MODEL.STUDENT``, ``MODEL.TEACHER`` and ``MODEL.TIMM`` here, ``MODEL.DISTILLER`` in :mod:`methods`
+and the ``Settings`` of each method, and a run's in :mod:`run_settings`.
 """
 
 from typing import List
@@ -22,18 +23,18 @@ _OWN_KEY = {
 }  # fmt: skip
 
 
-def _is_ours(cfg: CN, node: str) -> bool:
+def _is_own(cfg: CN, node: str) -> bool:
     return isinstance(cfg.MODEL.get(node), dict) and _OWN_KEY[node] in cfg.MODEL[node]
 
 
 def own_nodes(cfg: CN) -> List[str]:
     """The nodes below MODEL that are this project's, of which the student knows nothing."""
-    return [node for node in NODES if _is_ours(cfg, node)]
+    return [node for node in NODES if _is_own(cfg, node)]
 
 
 def has_timm(cfg: CN) -> bool:
     """Whether ``MODEL.TIMM`` is this project's: other projects have a node of that name too."""
-    return _is_ours(cfg, "TIMM")
+    return _is_own(cfg, "TIMM")
 
 
 def fetch_no_timm_weights(cfg: CN) -> None:
@@ -48,7 +49,7 @@ def check_nodes(cfg: CN) -> None:
     Raises:
         ValueError: another project's keys have the place of this project's; whichever came first.
     """
-    _refuse([f"MODEL.{node}" for node in NODES if node in cfg.MODEL and not _is_ours(cfg, node)])
+    _refuse([f"MODEL.{node}" for node in NODES if node in cfg.MODEL and not _is_own(cfg, node)])
 
 
 def _refuse(taken: List[str]) -> None:
@@ -129,11 +130,13 @@ def add_skd_config(cfg: CN) -> None:
     # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
 
-    # ------------------------------------------- the run: SOLVER.ACCUMULATE and others, see there
+    # ------------------------- the run: SOLVER.ACCUMULATE and others, declared in run_settings.py
     run_settings.declare(cfg)
 
     # -------------------------------------------------------------------------- the distiller
-    # Declared where the methods are: methods.py and Settings in each method's file.
+    # MODEL.DISTILLER.NAME, EVERY and others are declared in methods.py, MODEL.DISTILLER.<METHOD>.*
+    # in the Settings of distillers/<method>.py, BALANCE in distillers/balance.py and HEADS in
+    # distillers/heads/settings.py.
     cfg.MODEL.DISTILLER = distiller_node()
 
 

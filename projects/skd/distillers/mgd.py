@@ -22,6 +22,8 @@ class MGD(LevelwiseDistiller):
     """
     The teacher's map is generated from the student's with random positions blanked: the sum of
     (A_T - conv3x3(ReLU(conv3x3(mask * align(A_S)))))^2 (equations 3 to 5), divided by N.
+
+    As in the authors' code; of which levels, their configs say, and here ``num_levels``.
     """
 
     @dataclass(frozen=True)

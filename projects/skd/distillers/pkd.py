@@ -23,6 +23,9 @@ class PKD(LevelwiseDistiller):
     """
     Half the mean squared difference of the maps after each channel of both was brought to mean 0
     and variance 1 over batch and positions (equations 3 to 5): one minus Pearson's correlation.
+
+    As in the authors' code, but that a constant channel has a finite gradient; of which levels,
+    their configs say, and here ``num_levels``.
     """
 
     @dataclass(frozen=True)

@@ -20,6 +20,8 @@ class ReviewKD(LevelwiseDistiller):
     From the coarsest level to the finest the student's maps are fused one into the next
     (attention-based fusion), and what comes out at each level imitates the teacher's map there at
     several scales (hierarchical context loss); section 3 of the paper.
+
+    The authors choose the weight for each pair of networks; here it is 1 unless it is set.
     """
 
     @dataclass(frozen=True)

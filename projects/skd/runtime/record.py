@@ -271,7 +271,7 @@ def versions() -> Dict[str, str]:
 
 
 def git_state() -> Dict[str, Any]:
-    """Commit of this project's checkout, and whether files were changed; empty outside of one."""
+    """Commit of the checkout this file is in, and whether files were changed; {} without one."""
     here = os.path.dirname(os.path.abspath(__file__))
 
     def git(*args):

@@ -10,8 +10,12 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
     fetch_lite_weights.py   ImageNet weights of EfficientNet-Lite
     generalise.py           models on datasets they were not trained on
     gpu_day.py              all that needs a GPU, part by part
-    results.py              ``make results``: the documents' tables
-    gains.py                what the flag gives: tables and pictures of ``make results``
+    results.py              ``make results``: the tables and pictures of the documents, made in
+        gains.py            what the flag gives
+        log_pictures.py     what a log looks like
+        pieces.py           how the pieces fit
+        teachers.py         what teachers of several strengths give
+        zoo.py              all that was trained
     robustness.py           models on corrupted images
     slim_checkpoint.py      the student alone, in half precision
     tune/                   a search for a method's settings

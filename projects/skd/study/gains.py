@@ -8,12 +8,14 @@ from typing import Any, Dict, List, Tuple
 
 from tabulate import tabulate
 
+from .common.figures import save
 from .common.metrics import METRICS
-from .common.result_files import read_lines
+from .common.result_files import BASELINE, read_lines
 from .common.statistics import half_width, interval
+from .common.tables import NOT_RUN
 
 Row = Dict[str, Any]
-BASELINE, FLAG = "baseline", "SKD"
+FLAG = "SKD"  # the method of runs with --teacher and nothing else
 # Below docs/results: the folder of a study, and what its pairs are called.
 STUDIES = {
     "real/carparts": "car parts",
@@ -117,7 +119,7 @@ def gains_table(folder: str) -> str:
                 [pairs.title, f"{len(pairs.seeds())} of {pairs.planned}"] if i == 0 else ["", ""]
             )
             rows.append([*first, *_cells(pairs, key), _rise(pairs) if i == 0 else ""])
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NONE
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
 
 
 def sizes_table(folder: str) -> str:
@@ -134,10 +136,7 @@ def sizes_table(folder: str) -> str:
             ]
             rows.append([pairs.title, METRICS[key].split()[0], *cells])
     header = ["gain in", "", *parts]
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NONE
-
-
-NONE = "**Not run yet.**"
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
 
 
 def draw_gains(folder: str, path: str) -> bool:
@@ -199,11 +198,6 @@ def draw_curves(folder: str, path: str) -> bool:
     return True
 
 
-def finished(path: str) -> List[Row]:
-    """The rows of a results.jsonl that are done; none if the study was not run yet."""
-    return [row for row in read_lines(path) if row.get("status") == "done"]
-
-
 def _cells(pairs: Pairs, key: str) -> List[str]:
     teacher = pairs.teacher.get(key)
     return [
@@ -231,12 +225,3 @@ def _mean_curve(curves: List[List[Tuple[int, float]]]) -> Tuple[List[int], List[
     length = min(map(len, curves))
     steps = [iteration for iteration, _ in curves[0][:length]]
     return steps, [statistics.mean(curve[i][1] for curve in curves) for i in range(length)]
-
-
-def save(figure: Any, path: str) -> None:
-    """Write a picture that changes only with what it shows, and close it."""
-    from matplotlib import pyplot as plt
-
-    # no date and no version in the file: it changes only with the results
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)

@@ -3,8 +3,8 @@
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from .common.figures import save
 from .common.metrics import read_metrics
-from .gains import save
 
 FOLDER = "log"  # below docs/results; of each run a folder with its metrics.json
 SHARE, COSINE = "distill/share_", "distill/cosine_"

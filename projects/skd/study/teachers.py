@@ -6,7 +6,8 @@ from typing import Any, Dict, List
 
 from tabulate import tabulate
 
-from .gains import BASELINE, NONE, finished
+from .common.result_files import BASELINE, finished
+from .common.tables import NOT_RUN
 
 AP = "bbox/AP"
 # Below docs/results: the folder of a study, and what its images are called.
@@ -31,7 +32,7 @@ def teachers_table(folder: str) -> str:
             same = [r for r in students if (r["detector"], r["method"]) == (detector, method)]
             found = _rows(runs, detector, same)
             rows += [[f"{title}, {detector}, {method}", *row] for row in found]
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NONE
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
 
 
 def _rows(runs: List[Dict[str, Any]], detector: str, students: List[Dict]) -> List[List[str]]:

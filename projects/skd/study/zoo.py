@@ -7,8 +7,9 @@ from typing import Any, Dict, List, Tuple
 from tabulate import tabulate
 
 from .common.metrics import TASKS
+from .common.result_files import finished
 from .common.statistics import interval
-from .gains import NONE, finished
+from .common.tables import NOT_RUN
 
 LEFT_OUT = {"search"}  # trials of a search, far too short to say what a method gives
 HEADER = ["study", "detector", "method", "teacher", "iterations", "seeds", *TASKS.values()]
@@ -30,7 +31,7 @@ def zoo_table(folder: str) -> str:
             continue
         link = f"[{study}](results/{study}/README.md)"
         rows += [[link, *row] for row in _rows(_done(path))]
-    return tabulate(rows, HEADER, tablefmt="github", disable_numparse=True) if rows else NONE
+    return tabulate(rows, HEADER, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
 
 
 def _done(path: str) -> List[Dict[str, Any]]:

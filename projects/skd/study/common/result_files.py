@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, List
 from ...runtime.whole_files import write_whole
 
 Row = Dict[str, Any]
+BASELINE = "baseline"  # the method of runs without a teacher
 
 
 def read_lines(path: str) -> List[Row]:
@@ -23,6 +24,11 @@ def read_lines(path: str) -> List[Row]:
     with open(path, errors="replace") as f:
         rows = [_parse(line) for line in f]
     return [row for row in rows if isinstance(row, dict)]
+
+
+def finished(path: str) -> List[Row]:
+    """The rows of a results.jsonl that are done; none if the study was not run yet."""
+    return [row for row in read_lines(path) if row.get("status") == "done"]
 
 
 def _parse(line: str) -> Any:

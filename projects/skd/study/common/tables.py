@@ -4,6 +4,8 @@ from typing import List
 
 from tabulate import tabulate
 
+NOT_RUN = "**Not run yet.**"  # in the place of a table of results that are not there
+
 
 def print_table(title: str, header: List[str], rows: List[List[str]]) -> None:
     print(title)

@@ -14,11 +14,10 @@ from ...modeling.model_zoo import find_config
 from ...runtime.downloads import is_url
 from ..common.metrics import distillation, evaluations, main_metrics, scores
 from ..common.paths import find_file
-from ..common.result_files import write_text
+from ..common.result_files import BASELINE, write_text
 from ..common.runs import ChildRun
 from .schema import check_options, check_study
 
-BASELINE = "baseline"
 TEACHERS = "teachers"  # the folder of their runs
 ERROR = "error.txt"  # in a run's folder: why it failed, until it is started again
 

@@ -6,10 +6,10 @@ import statistics
 from typing import Any, Dict, List, Optional, Sequence
 
 from ..common.metrics import METRICS, main_metrics, title_of
-from ..common.result_files import write_lines, write_text
+from ..common.result_files import BASELINE, write_lines, write_text
 from ..common.statistics import interval
 from ..common.tables import markdown_table
-from .design import BASELINE, Comparison, Study, StudyRun
+from .design import Comparison, Study, StudyRun
 
 
 def groups(comparison: Comparison) -> Dict[str, List[StudyRun]]:

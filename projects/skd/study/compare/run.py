@@ -13,10 +13,10 @@ from ...runtime.lock import acquire
 from ..common.command import set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads
 from ..common.paths import find_file
-from ..common.result_files import write_text
+from ..common.result_files import BASELINE, write_text
 from ..common.runs import run_all
 from ..common.tables import print_table
-from .design import BASELINE, Study, StudyRun, load_study
+from .design import Study, StudyRun, load_study
 from .results import header, table, write_study
 
 COMMAND = "command.json"  # in a run's folder: what was run there

@@ -25,9 +25,9 @@ from ..common.command import RunError, set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
 from ..common.metrics import evaluations, main_metrics, scores
 from ..common.paths import find_file
-from ..common.result_files import write_text
+from ..common.result_files import BASELINE, write_text
 from ..common.runs import least_used, stop, stop_on_sigterm
-from ..compare.design import BASELINE, StudyRun
+from ..compare.design import StudyRun
 from .held_out import hold_out
 from .results import print_results, write_tuning
 from .search import WARMUP, Attempt, Rungs, Search, Space, options
