@@ -84,7 +84,7 @@ def test_a_malformed_study_is_told_by_key_value_and_expectation(changes, words, 
     [
         ({"config": "nowhere.yaml"}, "Unknown teacher 'nowhere.yaml'"),
         ({"weights": "nowhere.pth"}, "Teacher 't': no checkpoint 'nowhere.pth'"),
-        ({"opts": {"DATASETS.TEST": "('nowhere',)"}}, "DATASETS.TEST is 'nowhere', and no dataset"),
+        ({"opts": {"DATASETS.TEST": "('nowhere',)"}}, "DATASETS.TEST names 'nowhere', which no"),
     ],
 )
 def test_a_teacher_or_dataset_that_is_not_there_is_told_before_any_run(changes, words, tmp_path):
