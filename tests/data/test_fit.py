@@ -511,6 +511,80 @@ def test_own_keypoints(add, tmp_path):
         check_fit(["b"], [], keypoints(3))
 
 
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_keypoints_in_another_order_than_in_training(eval_only, add, tmp_path, caplog):
+    add("a", with_keypoints(content_of(tmp_path)))
+    add("b", with_keypoints(content_of(tmp_path), ("top", "left", "right")))
+    model = keypoints(3, (0.1, 0.1, 0.1))
+    said = "'b' has the keypoints top, left, right and 'a' left, right, top, the same in another"
+    if eval_only:
+        check_fit(["a"], ["b"], model, eval_only=True)
+    else:
+        with pytest.raises(ValueError, match=said):
+            check_fit(["a"], ["b"], model)
+    assert (said in logged(caplog, logging.WARNING)) == eval_only
+
+
+def test_keypoints_of_other_names_are_a_warning(add, tmp_path, caplog):
+    add("a", with_keypoints(content_of(tmp_path)))
+    add("b", with_keypoints(content_of(tmp_path), ("Left", "Right", "Top")))
+    check_fit(["a"], ["a", "b"], keypoints(3, (0.1, 0.1, 0.1)))
+    assert logged(caplog, logging.WARNING).count("has the keypoints") == 1
+
+
+MIRRORED = keypoints(3)._replace(flip="INPUT.RANDOM_FLIP horizontal")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("l_ear", "r_ear", "top"), ("EarLeft", "EarRight", "top"), ("eye_L", "eye_R", "top"),
+     ("LEye", "REye", "top"), ("LEFT", "RIGHT", "top")],
+)  # fmt: skip
+def test_pairs_to_swap_in_a_mirrored_image(names, add, tmp_path, caplog):
+    add("a", with_keypoints(content_of(tmp_path), names))
+    check_fit(["a"], [], MIRRORED)
+    assert MetadataCatalog.get("a").keypoint_flip_map == [names[:2]]
+    assert "mirrored" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names,said",
+    [(("port", "starboard", "top"), "there is no pair of"),
+     (("left", "rihgt", "top"), "there is left in no pair")],
+)  # fmt: skip
+def test_no_pair_to_swap_is_told_where_images_are_mirrored(names, said, add, tmp_path, caplog):
+    add("a", with_keypoints(content_of(tmp_path), names))
+    check_fit(["a"], [], keypoints(3))
+    assert "mirrored" not in caplog.text
+    check_fit(["a"], [], MIRRORED)
+    assert said in logged(caplog, logging.WARNING)
+
+
+def test_keypoints_of_one_name_cannot_be_mirrored(add, tmp_path):
+    add("a", with_keypoints(content_of(tmp_path), ("left", "left", "right")))
+    check_fit(["a"], [], keypoints(3))
+    with pytest.raises(ValueError, match="several keypoints of one name: left"):
+        check_fit(["a"], [], MIRRORED)
+
+
+@pytest.mark.parametrize("sigmas", [(0.1, 0, 0.1), (0.1, -0.1, 0.1), (0.1, float("nan"), 0.1)])
+def test_sigmas_are_above_0(sigmas, add, tmp_path):
+    add("a", with_keypoints(content_of(tmp_path)))
+    with pytest.raises(ValueError, match="it must be 3 numbers above 0"):
+        check_fit([], ["a"], keypoints(3, sigmas))
+
+
+def test_sigmas_of_persons_for_something_else(add, tmp_path, caplog):
+    content = with_keypoints(content_of(tmp_path), [f"p{i}" for i in range(17)])
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = [10, 10, 2] * 17
+    add("a", content)
+    check_fit([], ["a"], keypoints(17, [0.1] * 17))
+    assert "sigmas" not in caplog.text
+    check_fit([], ["a"], keypoints(17))
+    assert "without SIGMAS they are scored with the sigmas of COCO's persons" in caplog.text
+
+
 def test_objects_without_keypoints_get_invisible_ones(add, tmp_path):
     content = with_keypoints(content_of(tmp_path))
     del content["annotations"][2]["keypoints"]
@@ -533,11 +607,13 @@ def test_facts_of_both_forms_of_config():
         (("MODEL.ROI_HEADS.NUM_CLASSES", 6),), "MODEL.MASK_ON True",
         ("INPUT.MASK_FORMAT", cfg.INPUT.MASK_FORMAT),
         ("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17), ("TEST.KEYPOINT_OKS_SIGMAS", (0.1,)),
+        "INPUT.RANDOM_FLIP horizontal",
     )  # fmt: skip
     lazy = LazyConfig.load(find_config("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.py"))
     model = lazy_model(lazy)
     assert model.heads == (("model.roi_heads.num_classes", 1),) and not model.masks
     assert model.keypoints == ("model.roi_heads.keypoint_head.num_keypoints", 17)
+    assert model.flip == "dataloader.train.mapper.augmentations"
 
 
 # ------------------------------------------------------------------------------------ the files

@@ -31,6 +31,7 @@ from .check import Report, examine
 from .clean import LEAST
 from .images import sample_images
 from .mend import finish, renumber
+from .mirror import flips
 from .problems import once, summary
 from .reading import without_gc
 
@@ -154,13 +155,7 @@ def use(name: str, checked: Checked) -> None:
     metadata.__dict__.pop("thing_dataset_id_to_contiguous_id", None)  # the loader's, of before
     if checked.keypoint_names and not metadata.get("keypoint_names"):
         names = list(checked.keypoint_names)
-        metadata.set(keypoint_names=names, keypoint_flip_map=_flips(names))
-
-
-def _flips(names: Sequence[str]) -> List[Tuple[str, str]]:
-    """Pairs of keypoints that a mirrored image swaps, as their names say."""
-    pairs = [(n, re.sub("left", "right", n)) for n in names if "left" in n]
-    return [pair for pair in pairs if pair[1] in names]
+        metadata.set(keypoint_names=names, keypoint_flip_map=flips(names))
 
 
 def check_one(
@@ -311,7 +306,7 @@ def _facts(content: Dict[str, Any], json_file: str) -> Checked:
         masks=len(masks),
         rles=sum(isinstance(mask, dict) for mask in masks),
         without_mask=masks_missing(content)[0],
-        keypoint_names=_keypoint_names(content),
+        keypoint_names=category_keypoints(content),
         keypoints=tuple(sorted(set(points) - {0})),
         options={},
     )
@@ -333,7 +328,8 @@ def _table(rows: Iterable[Iterable[float]], columns: int) -> np.ndarray:
     return np.fromiter(chain.from_iterable(rows), dtype=np.float64).reshape(-1, columns)
 
 
-def _keypoint_names(content: Dict[str, Any]) -> Tuple[str, ...]:
+def category_keypoints(content: Dict[str, Any]) -> Tuple[str, ...]:
+    """Names of the keypoints of a file's categories, if all agree."""
     found = [c["keypoints"] for c in content["categories"] if c.get("keypoints")]
     good = all(
         isinstance(names, list) and all(isinstance(n, str) for n in names) for names in found

@@ -1,7 +1,7 @@
 """Whether datasets and model fit each other: told before training, by one process to all."""
 
 import logging
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,6 +17,7 @@ from ..runtime.words import shown
 from . import records
 from .coco import (
     Checked,
+    category_keypoints,
     check_one,
     different_classes,
     is_of_detectron2,
@@ -25,30 +26,18 @@ from .coco import (
     to_map,
     use,
 )
+from .keypoints import (
+    check_mirrored,
+    check_test_keypoints,
+    check_training_keypoints,
+    compare_keypoints,
+    keypoint_names,
+)
 from .mend import Notes
-from .reading import read_coco, without_gc
+from .model_facts import Model, lazy_model, yaml_model
+from .reading import open_coco, read_coco, without_gc
 
 logger = logging.getLogger(__name__)
-COCO_KEYPOINTS = 17  # those that pycocotools knows sigmas for
-
-
-class Model(NamedTuple):
-    """
-    What of a model has to fit the datasets. A key and its value each, as the user writes it.
-
-    Attributes:
-        heads: of heads that classify: numbers of classes.
-        masks: the key that makes it predict masks; "" if it does not.
-        mask_format: "polygon" or "bitmask", how the loader hands masks on.
-        keypoints: number of keypoints, 0 for none.
-        sigmas: of the keypoints, for the evaluation.
-    """
-
-    heads: Tuple[Tuple[str, int], ...] = ()
-    masks: str = ""
-    mask_format: Tuple[str, str] = ("INPUT.MASK_FORMAT", "polygon")
-    keypoints: Tuple[str, int] = ("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 0)
-    sigmas: Tuple[str, Sequence[float]] = ("TEST.KEYPOINT_OKS_SIGMAS", ())
 
 
 def check_datasets(cfg: Union[CfgNode, DictConfig], eval_only: bool = False) -> None:
@@ -81,47 +70,6 @@ def _hand_to_lazy_evaluator(cfg: DictConfig, name: str) -> None:
             evaluator.tasks = tasks
 
 
-def yaml_model(cfg: CfgNode) -> Model:
-    """Of a YAML config that does not distil."""
-    model, name = cfg.MODEL, cfg.MODEL.META_ARCHITECTURE
-    if name == "RetinaNet":
-        return Model((("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES),))
-    if name not in ("GeneralizedRCNN", "PanopticFPN"):
-        return Model()  # class-agnostic, like an RPN, or not known here
-    heads = [("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES)]
-    if model.ROI_MASK_HEAD.get("POINT_HEAD_ON", False):
-        heads.append(("MODEL.POINT_HEAD.NUM_CLASSES", model.POINT_HEAD.NUM_CLASSES))
-    points = model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else 0
-    return Model(
-        tuple(heads),
-        "MODEL.MASK_ON True" if model.MASK_ON else "",
-        ("INPUT.MASK_FORMAT", cfg.INPUT.MASK_FORMAT),
-        ("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", points),
-        ("TEST.KEYPOINT_OKS_SIGMAS", tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)),
-    )
-
-
-def lazy_model(cfg: DictConfig) -> Model:
-    """Of a LazyConfig that does not distil."""
-
-    def find(key: str, default: Any) -> Any:
-        value = OmegaConf.select(cfg, key)
-        return default if value is None else value
-
-    keys = ("model.roi_heads.num_classes", "model.num_classes")
-    heads = tuple((key, find(key, None)) for key in keys if isinstance(find(key, None), int))
-    masks, mapper = "model.roi_heads.mask_head", "dataloader.train.mapper.instance_mask_format"
-    points = "model.roi_heads.keypoint_head.num_keypoints"
-    sigmas = "dataloader.evaluator.kpt_oks_sigmas"
-    return Model(
-        heads,
-        masks if find(masks, None) is not None else "",
-        (mapper, find(mapper, "polygon")),
-        (points, find(points, 0)),
-        (sigmas, tuple(find(sigmas, ()))),
-    )
-
-
 def check_fit(
     train: Sequence[str], test: Sequence[str], model: Model, eval_only: bool = False
 ) -> None:
@@ -134,6 +82,8 @@ def check_fit(
         if content is not None and checked.json_file == checked.source:
             records.keep(name, content, MetadataCatalog.get(name).image_root)
         _evaluate(name, checked, model)
+    for name in [] if eval_only else dict.fromkeys(train):
+        check_mirrored(name, model)
 
 
 def _parse(names: Sequence[str]) -> Dict[str, Any]:
@@ -173,7 +123,20 @@ def _check(train, test, model: Model, eval_only: bool) -> List[Tuple[str, Checke
             _one(name, model, classes, not eval_only, eval_only, found)
         if name in dict(found):
             _check_test(name, dict(found)[name], model)
+    if model.keypoints[1]:
+        points = {name: _keypoint_names(name, dict(found)) for name in [*train, *test]}
+        compare_keypoints(points, strict=not eval_only)
     return found
+
+
+def _keypoint_names(name: str, found: Dict[str, Checked]) -> Sequence[str]:
+    names = keypoint_names(name, found.get(name))
+    if names or name in found or not is_own(name):
+        return names
+    try:  # a training set that an evaluation does not use, and that may not be there
+        return category_keypoints(open_coco(MetadataCatalog.get(name).source_json_file))
+    except ValueError:
+        return ()
 
 
 def _one(
@@ -267,7 +230,7 @@ def _check_training(name: str, checked: Checked, model: Model) -> None:
             f"{setting_to(key, 'bitmask')}."
         )
     if model.keypoints[1]:
-        _check_keypoints(name, checked, model)
+        check_training_keypoints(name, checked, model)
 
 
 def _say_what_reaches(name: str, checked: Checked) -> None:
@@ -293,26 +256,6 @@ def _say_what_reaches(name: str, checked: Checked) -> None:
         )
 
 
-def _check_keypoints(name: str, checked: Checked, model: Model) -> None:
-    key, number = model.keypoints
-    names = MetadataCatalog.get(name).get("keypoint_names") or checked.keypoint_names
-    where = f"dataset '{name}' ('{checked.source}')"
-    if not names:
-        raise ValueError(
-            f"The model has keypoints ({setting_to(key, number)}), but the categories of {where} "
-            'do not name any. Add "keypoints": [names] to them, or set keypoint_names and '
-            "keypoint_flip_map of the dataset's metadata."
-        )
-    for count in {len(names), *checked.keypoints}:
-        if count != number:
-            raise ValueError(
-                f"{where} has {count} keypoints, but the model has {setting_to(key, number)}. "
-                f"Set {setting_to(key, count)}, or use another dataset."
-            )
-    if not checked.keypoints:
-        raise ValueError(f"No annotation of {where} has keypoints, which the model needs ({key}).")
-
-
 def _check_test(name: str, checked: Checked, model: Model) -> None:
     where = f"dataset '{name}' ('{checked.source}')"
     if not checked.annotated:
@@ -325,20 +268,7 @@ def _check_test(name: str, checked: Checked, model: Model) -> None:
             f"evaluation needs ({model.masks}). Complete the dataset, take them out, or take all "
             "masks out: then boxes are evaluated only."
         )
-    key, number = model.keypoints
-    if not number or not checked.keypoints:
-        return
-    if checked.keypoints != (number,):
-        raise ValueError(
-            f"{where} has {shown(checked.keypoints)} keypoints, but the model has "
-            f"{setting_to(key, number)}."
-        )
-    key, sigmas = model.sigmas
-    if len(sigmas or range(COCO_KEYPOINTS)) != number:
-        raise ValueError(
-            f"{key} is {list(sigmas)}; it must be {number} numbers, one a keypoint of {where} "
-            f"(COCO's own, without the key, are {COCO_KEYPOINTS})."
-        )
+    check_test_keypoints(name, checked, model)
 
 
 def _evaluate(name: str, checked: Checked, model: Model) -> None:
