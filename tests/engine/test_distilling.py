@@ -67,6 +67,22 @@ def test_keys_of_the_config_and_of_others(plain, teacher_files):
         distilling(Branching, *teacher_files).build_model(cfg)
 
 
+@pytest.mark.parametrize("key", ["SOLVER.BEST_METRIC", "SOLVER.BASE_LR", "MODEL.TEACHER.EVALUATE"])
+def test_keys_of_the_run_are_refused(key):
+    with pytest.raises(ValueError, match=f"opts has {key}, which would have no effect"):
+        distilling(Branching, "teacher.yaml", opts=["MODEL.DISTILLER.NAME", "PKD", key, 1])
+
+
+def test_a_build_model_of_objects(plain, teacher_files):
+    class OfObjects(Branching):
+        def build_model(self, cfg):
+            self.built = True
+            return build_model(cfg)
+
+    trainer = distilling(OfObjects, *teacher_files)(plain)
+    assert trainer.built and isinstance(trainer.model, DistillRCNN)
+
+
 def test_a_built_teacher(plain, teacher_files):
     of_file = build_teacher(teacher_files[0], weights=teacher_files[1])
     cfg = get_cfg()

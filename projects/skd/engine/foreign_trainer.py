@@ -1,5 +1,6 @@
 """A Trainer of somebody else's, whose model distils, and which does not know of it."""
 
+import inspect
 from typing import Any, Sequence, Type, Union
 
 import torch
@@ -30,8 +31,8 @@ def distilling(
     ``distiller.``.
 
     Args:
-        trainer: a ``DefaultTrainer`` or another class with a class method ``build_model(cfg)``,
-            and which calls that.
+        trainer: a ``DefaultTrainer`` or another class with a method ``build_model(cfg)``, of the
+            class or of its objects, and which calls that.
         teacher: see ``MODEL.TEACHER.CONFIG_FILE``; or a detector that has its weights, which is
             changed; or a :class:`FrozenTeacher`.
         weights: see ``MODEL.TEACHER.WEIGHTS``.
@@ -40,14 +41,16 @@ def distilling(
         projects: see ``MODEL.TEACHER.PROJECTS``.
 
     Raises:
-        ValueError: when the Trainer is made: it builds its model in another way, or its config
-            distils already.
+        ValueError: ``opts`` has a key of the run, which is the Trainer's own; when the Trainer is
+            made: it builds its model in another way, or its config distils already.
 
     Examples:
     ::
         Trainer = skd.distilling(Trainer, teacher="COCO-Detection/retinanet_R_101_FPN_3x.yaml")
         trainer = Trainer(cfg)  # the project's own config
     """
+
+    _check_keys(opts)
 
     class Distilling(trainer):
         _skd_built = 0  # models, by all trainers of the class: some build before they are an object
@@ -62,18 +65,32 @@ def distilling(
                     "PyTorch loop' in docs/plugging_in.md."
                 )
 
-        @classmethod
-        def build_model(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> nn.Module:
-            settings = _settings(cfg, teacher, weights, opts, projects)
-            student = super().build_model(cfg, *args, **kwargs)
-            built = None if isinstance(teacher, str) else teacher
-            with written_as(YAML):  # what `opts` and the config have
-                model = DistillRCNN(student=student, **distilling_parts(settings, built))
-            cls._skd_built += 1
-            return model.to(torch.device(cfg.MODEL.DEVICE))
+    def build_model(self: Any, cfg: CfgNode, *args: Any, **kwargs: Any) -> nn.Module:
+        settings = _settings(cfg, teacher, weights, opts, projects)
+        student = super(Distilling, self).build_model(cfg, *args, **kwargs)
+        built = None if isinstance(teacher, str) else teacher
+        with written_as(YAML):  # what `opts` and the config have
+            model = DistillRCNN(student=student, **distilling_parts(settings, built))
+        (self if isinstance(self, type) else type(self))._skd_built += 1
+        return model.to(torch.device(cfg.MODEL.DEVICE))
 
+    of_objects = inspect.isfunction(inspect.getattr_static(trainer, "build_model", None))
+    Distilling.build_model = build_model if of_objects else classmethod(build_model)
     Distilling.__name__ = Distilling.__qualname__ = f"Distilling{trainer.__name__}"
     return Distilling
+
+
+def _check_keys(opts: Sequence[Any]) -> None:
+    """Of the model only: what a run does is the Trainer's affair, which does not see them."""
+    ours, of_runs = tuple(f"MODEL.{n}." for n in NODES), {s.yaml for s in run_settings.settings()}
+    idle = [str(key) for key in opts[::2] if not str(key).startswith(ours) or key in of_runs]
+    if idle:
+        raise ValueError(
+            f"opts has {', '.join(idle)}, which would have no effect; it must be keys of "
+            f"{', '.join(f'MODEL.{node}' for node in NODES)}. Detectron2's own go into the "
+            "Trainer's config; SOLVER.BEST_METRIC and this project's other settings of a run are "
+            "SKDTrainer's (train_net.py) alone."
+        )
 
 
 def _settings(
