@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
+from skd.runtime.optimizer_state import check_optimizer
 from skd.runtime.weights_file import NON_FINITE_VARIABLE
 from skd.study.slim_checkpoint import slim
 
@@ -134,6 +135,31 @@ def test_numbers_that_are_not_finite_are_named(value, name, prefix, tmp_path, mo
     monkeypatch.setenv(NON_FINITE_VARIABLE, "1")  # as stock Detectron2
     SafeCheckpointer(target).load(path)
     assert not target.state_dict()[name].isfinite().all()
+
+
+def test_weights_that_the_last_step_has_broken_are_not_saved(tmp_path, monkeypatch):
+    saver = SafeCheckpointer(model(), str(tmp_path))
+    saver.save("model_0000001")
+    saver.model[0].weight.data[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="in 0.weight: 'model_final.pth' is not written"):
+        saver.save("model_final")
+    assert saver.get_checkpoint_file().endswith("model_0000001.pth")
+    monkeypatch.setenv(NON_FINITE_VARIABLE, "1")
+    saver.save("model_final")
+
+
+def test_a_momentum_that_is_not_finite_is_not_resumed(monkeypatch):
+    trained = model()
+    optimizer = torch.optim.SGD(trained.parameters(), 0.1, momentum=0.9)
+    trained(torch.ones(2, 2)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    check_optimizer(state, optimizer)
+    state["state"][0]["momentum_buffer"][0, 0] = math.nan
+    with pytest.raises(CheckpointError, match="in 1 tensors .momentum_buffer."):
+        check_optimizer(state, optimizer)
+    monkeypatch.setenv(NON_FINITE_VARIABLE, "1")
+    check_optimizer(state, optimizer)
 
 
 def test_what_the_model_does_not_take_may_be_anything(tmp_path):

@@ -15,7 +15,13 @@ from .pickle_files import load_pickle
 from .record import read_records
 from .torch_files import check_kinds, load_tensors
 from .trust import CheckpointError, DamagedCheckpointError, is_trusted
-from .weights_file import check_finite, not_weights, with_model
+from .weights_file import (
+    NON_FINITE_VARIABLE,
+    check_finite,
+    not_weights,
+    where_not_finite,
+    with_model,
+)
 from .whole_files import write_whole
 from .words import word
 
@@ -42,9 +48,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         Raises:
             OSError: it could not be written, for want of space as a rule; says what is still there.
+            FloatingPointError: the model has NaN or infinity; nothing is written.
         """
         if not self.save_dir or not self.save_to_disk:
             return
+        self._check_finite(name)
         if self.run_id:
             kwargs["run"] = self.run_id
         if _is_remote(self.save_dir):  # not a file system, and nothing to rename there
@@ -63,6 +71,17 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"The checkpoint '{path}' could not be written: {error}. The last complete one is "
                 f"unchanged: {before}. Free some disk space and continue with --resume."
             ) from error
+
+    def _check_finite(self, name: str) -> None:
+        """No later loss shows what the last step has done, and nobody could load the file."""
+        bad = where_not_finite(self.model.state_dict(), self.model)
+        if bad:
+            before = self.get_checkpoint_file() if self.has_checkpoint() else "none"
+            raise FloatingPointError(
+                f"The model has NaN or infinite numbers in {bad}: '{name}.pth' is not written. The "
+                f"last checkpoint: {before}. Lower {word('learning_rate')} or the losses' weights, "
+                f"or set {NON_FINITE_VARIABLE}=1 to write such numbers."
+            )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         if _is_remote(self.save_dir):

@@ -1,10 +1,12 @@
 """Whether an optimizer can take up what a checkpoint says of one."""
 
+import os
 from typing import Any, Dict, Optional
 
 import torch
 
 from .trust import CheckpointError
+from .weights_file import NON_FINITE_VARIABLE, is_finite
 from .words import word
 
 # what torch's releases have added, and fill in where a state has none
@@ -33,10 +35,12 @@ def check_optimizer(
             settings have to be the same.
 
     Raises:
-        CheckpointError: the state is of an optimizer of another class or with other parameters.
+        CheckpointError: the state is of an optimizer of another class or with other parameters, or
+            has NaN or infinity, which the first step would bring into the weights.
     """
     _check_class(name, state, optimizer)
     _check_parameters(state, optimizer)
+    _check_finite(state)
 
 
 def _check_class(
@@ -68,6 +72,17 @@ def _check_parameters(state: Dict[str, Any], optimizer: torch.optim.Optimizer) -
             f"The checkpoint's optimizer has {len(old)} parameters in "
             f"{len(state['param_groups'])} groups, and the one to train with {len(new)} in "
             f"{len(sizes)}, or of other shapes. {_advice()}"
+        )
+
+
+def _check_finite(state: Dict[str, Any]) -> None:
+    tensors = [(k, v) for of in state["state"].values() for k, v in of.items() if torch.is_tensor(v)]
+    bad = [name for name, value in tensors if not is_finite(value)]
+    if bad and not os.environ.get(NON_FINITE_VARIABLE):
+        raise CheckpointError(
+            f"The checkpoint's optimizer has NaN or infinite numbers in {len(bad)} tensors "
+            f"({', '.join(sorted(set(bad)))}), and one step would bring them into the weights. "
+            f"Take an earlier checkpoint, or set {NON_FINITE_VARIABLE}=1 to load them all the same."
         )
 
 

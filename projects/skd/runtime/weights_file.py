@@ -80,16 +80,24 @@ def check_finite(path: str, state: Mapping[str, Any], model: nn.Module) -> None:
     Raises:
         CheckpointError: NaN or infinity among them, and the environment does not allow it.
     """
-    if os.environ.get(NON_FINITE_VARIABLE):
-        return
-    bad = list(_not_finite(state, model))
+    bad = where_not_finite(state, model)
     if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise CheckpointError(
-            f"'{path}' has NaN or infinite numbers in {', '.join(bad[:3])}{more}; they must be "
+            f"'{path}' has NaN or infinite numbers in {bad}; they must be "
             "finite: a model with them finds nothing, and teaches nothing. Take an earlier "
             f"checkpoint, or set {NON_FINITE_VARIABLE}=1 to load them all the same."
         )
+
+
+def where_not_finite(state: Mapping[str, Any], model: nn.Module) -> str:
+    """
+    The names of tensors that :func:`check_finite` refuses, for a message; "" without any, or where
+    the environment allows them.
+    """
+    if os.environ.get(NON_FINITE_VARIABLE):
+        return ""
+    bad = list(_not_finite(state, model))
+    return ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
 
 
 def _not_finite(state: Mapping[str, Any], model: nn.Module) -> Iterator[str]:
@@ -97,10 +105,11 @@ def _not_finite(state: Mapping[str, Any], model: nn.Module) -> Iterator[str]:
     asked |= {k for k, _ in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
     for name, value in state.items():
         known = name.removeprefix("module.") in asked
-        if known and isinstance(value, torch.Tensor) and not _is_finite(value):
+        if known and isinstance(value, torch.Tensor) and not is_finite(value):
             yield name
 
 
-def _is_finite(value: torch.Tensor) -> bool:
+def is_finite(value: torch.Tensor) -> bool:
+    """Whether all numbers of a tensor are."""
     value = value.float() if value.itemsize == 1 and value.is_floating_point() else value  # fp8
     return bool(torch.isfinite(value).all())
