@@ -89,7 +89,7 @@ def setup(args: argparse.Namespace) -> Config:
     if args.unlabelled:
         run_settings.extend(cfg, "unlabelled", args.unlabelled)
     cfg = form.override(cfg, args.opts)
-    form.check(cfg, training=not args.eval_only)
+    form.check(cfg)
     if args.trust_lazy and isinstance(cfg, CfgNode):
         lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
         projects.allow([*cfg.MODEL.TEACHER.PROJECTS, cfg.MODEL.TEACHER.PREPROCESS])
@@ -97,7 +97,7 @@ def setup(args: argparse.Namespace) -> Config:
         names = dict.fromkeys([*cfg.MODEL.STUDENT.PROJECTS, *args.project])
         cfg.MODEL.STUDENT.PROJECTS = list(names)
     if not args.eval_only:
-        form.check_teacher(cfg)
+        form.check_training(cfg)
     if args.eval_only or not is_distilling(cfg):
         cfg = form.student_config(cfg, solver=True)  # nothing to learn, or nobody to learn from
     beside = beside_training(cfg, args.resume) if args.eval_only else ""

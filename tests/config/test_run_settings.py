@@ -8,10 +8,12 @@ from detectron2.config import get_cfg
 from omegaconf import OmegaConf
 
 from skd import add_skd_config, student_config
-from skd.config import run_settings
+from skd.config import form_of, run_settings
 from skd.config.naming import LAZY, YAML
 from skd.engine import describe
-from tests.helpers import ROOT, tiny_config
+from tests.helpers import ROOT
+from tests.helpers import lazy_config as full_lazy_config
+from tests.helpers import tiny_config
 
 ADDED = ("accumulate", "skip_non_finite", "best_metric")
 
@@ -93,3 +95,16 @@ def test_no_other_file_says_what_a_setting_is_called_in_a_lazy_config():
                     nodes = list(ast.walk(ast.parse(f.read())))
                 said = {n.value for n in nodes if isinstance(n, ast.Constant)} & paths
                 assert not said, (name, said)
+
+
+def test_the_forms_have_the_same_verbs(tmp_path):
+    lazy = full_lazy_config(tmp_path, "dataloader.train.mapper.image_format=RGB")
+    for cfg in (tiny_config(INPUT__FORMAT="RGB"), lazy):
+        form = form_of(cfg)
+        form.check(cfg)
+        form.check_training(cfg)
+        assert form.image_format(cfg) == "RGB"
+    del lazy.optimizer
+    form.check(lazy)  # enough for an evaluation
+    with pytest.raises(ValueError, match="^optimizer is missing"):
+        form.check_training(lazy)

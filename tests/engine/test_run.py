@@ -387,6 +387,7 @@ def test_sections_and_kinds_of_a_lazy_config_are_named(path, value, words, tmp_p
         del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         form_of(cfg).check(cfg)
+        form_of(cfg).check_training(cfg)
 
 
 @pytest.mark.parametrize("flags", [[], ["--eval-only"], ["--teacher", "none.yaml"]])

@@ -106,16 +106,13 @@ _VALUES = {
 }
 
 
-def check(cfg: DictConfig, training: bool = True) -> None:
+def check(cfg: DictConfig) -> None:
     """
     Raises:
-        ValueError: a section that a run needs is missing, or a section or value is of another kind
-            than it must be; names its path.
+        ValueError: a section that any run needs is missing, or a section or value is of another
+            kind than it must be; names its path.
     """
-    needed = (*_PLAIN, *_CALLS, "lr_multiplier") if training else (*_PLAIN, "model")
-    missing = [path for path in needed if run_settings.select(cfg, path) is None]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing; the config of a run must have it.")
+    _check_there(cfg, (*_PLAIN, "model"))
     for path in (*_PLAIN, *_OPTIONAL, *_CALLS, *_OPTIONAL_CALLS):
         _check_section(path, run_settings.select(cfg, path), path in (*_CALLS, *_OPTIONAL_CALLS))
     for path, (kind, expected) in _VALUES.items():
@@ -123,6 +120,23 @@ def check(cfg: DictConfig, training: bool = True) -> None:
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{path} is {value!r:.80}; it must be {expected}.")
     run_settings.check_kinds(cfg)
+
+
+def check_training(cfg: DictConfig) -> None:
+    """
+    What a training needs on top of :func:`check`.
+
+    Raises:
+        ValueError: a section is missing, or a teacher.
+    """
+    _check_there(cfg, (*_CALLS, "lr_multiplier"))
+    check_teacher(cfg)
+
+
+def _check_there(cfg: DictConfig, needed: Sequence[str]) -> None:
+    missing = [path for path in needed if run_settings.select(cfg, path) is None]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing; the config of a run must have it.")
 
 
 def _check_section(path: str, value: Any, call: bool) -> None:

@@ -140,12 +140,17 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
     return cfg
 
 
-def check(cfg: CN, training: bool = True) -> None:
+def check(cfg: CN) -> None:
     """
     Raises:
         ValueError: a value that is read first is of another kind than it must be; names its key.
     """
     run_settings.check_kinds(cfg)
+
+
+def check_training(cfg: CN) -> None:
+    """What a training needs on top of :func:`check`: see :func:`check_teacher`."""
+    check_teacher(cfg)
 
 
 def output_dir(cfg: CN) -> str:
@@ -241,6 +246,11 @@ def _changed(node: CN, default: CN, place: str = "") -> Iterator[Tuple[str, Any]
             yield from _changed(value, before if isinstance(before, dict) else CN(), inner)
         elif key not in default or value != before:
             yield inner, value
+
+
+def image_format(cfg: CN) -> str:
+    """The color order of the training images."""
+    return cfg.INPUT.FORMAT
 
 
 def followers_of_length(cfg: CN) -> List[str]:

@@ -40,7 +40,7 @@ def lazy_run(cfg: DictConfig) -> Run:
         ValueError: a setting of ``train`` that is missing, or a config without a teacher that
             distils.
     """
-    check(cfg, training=False)  # an evaluation needs less
+    check(cfg)
     check_teacher(cfg)
     train = cfg.train
     _check_train(train)

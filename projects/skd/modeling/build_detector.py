@@ -7,7 +7,16 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..config import Config, is_lazy_file, lazy, projects, run_settings, student_config, yaml
+from ..config import (
+    Config,
+    form_of,
+    is_lazy_file,
+    lazy,
+    projects,
+    run_settings,
+    student_config,
+    yaml,
+)
 from ..config.built import find_built
 from ..config.naming import called
 from .classes import class_names
@@ -80,10 +89,8 @@ def detector_args(
     try:
         if isinstance(cfg, CfgNode):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-            input_format = cfg.INPUT.FORMAT
         else:
             model = instantiate(cfg.model)
-            input_format = getattr(model, "input_format", None) or lazy.image_format(cfg)
     except ImportError as error:
         raise ImportError(
             f"The teacher '{config_file}' needs what is not installed here: {error}"
@@ -91,7 +98,7 @@ def detector_args(
     return {
         "model": model,
         "weights": weights,
-        "input_format": input_format,
+        "input_format": getattr(model, "input_format", None) or form_of(cfg).image_format(cfg),
         "random_weights": random_weights,
         "config": _of_the_model(cfg),
         "classes": class_names(run_settings.value_of(cfg, "train_sets") or []),

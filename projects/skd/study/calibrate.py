@@ -1,12 +1,11 @@
 """What tools/calibrate.py does."""
 
 import argparse
-from typing import Any, Dict, Iterable, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.config import LazyCall as L
-from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
@@ -17,11 +16,10 @@ from ..config.lazy import allow
 from ..data import check_datasets
 from ..distillers import DISTILLER_REGISTRY
 from ..distillers.balance import split_losses
-from ..engine.lazy_run import lazy_run
-from ..engine.run import check_device, check_registered
+from ..engine import describe
+from ..engine.run import Run, check_device, check_registered
 from ..engine.weights import RunCheckpointer
 from ..modeling.load import DISTILLER_PREFIX
-from ..runtime.loader import build_train_loader
 from .common.command import set_up
 from .common.paths import find_file
 from .common.tables import print_table
@@ -62,13 +60,13 @@ def calibrate(args: argparse.Namespace) -> None:
     rows, inputs = [], None
     for method in methods:
         cfg = config_of(args, method)
-        seed = max(cfg.SEED if isinstance(cfg, CfgNode) else cfg.train.get("seed", -1) or 0, 0)
+        run, seed = describe(cfg), max(run_settings.value_of(cfg, "seed"), 0)
         if inputs is None:
-            _check(cfg)
+            _check(run)
             seed_all_rng(seed)
-            inputs = next(iter(_loader(cfg)))
+            inputs = next(iter(run.build_train_loader()))
         seed_all_rng(seed)
-        found = strength(_model(cfg), inputs)
+        found = strength(_model(run), inputs)
         rows.append([method, *(f"{v:.4g}" for v in found[:2]), f"{found.ratio:.3g}"])
         print(f"{method}: gradient {found.ratio:.3g} times the detector's own", flush=True)
         for name in found.idle:
@@ -79,49 +77,34 @@ def calibrate(args: argparse.Namespace) -> None:
 def config_of(args: argparse.Namespace, method: str) -> Config:
     """The student's config, of either form, that distils by a method with its own weights."""
     cfg = read_config(find_file(args.config_file))
-    if not isinstance(cfg, CfgNode):
-        missing = [key for key in ("model", "dataloader", "train") if key not in cfg]
-        if missing:
-            raise ValueError(f"--config-file {args.config_file}: it has no {', '.join(missing)}.")
+    form_of(cfg).check(cfg)
     distill(cfg, find_file(args.teacher), find_file(args.teacher_weights))
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DISTILLER.NAME = method
         cfg.MODEL.DISTILLER.BALANCE.ENABLED = False
-        cfg.DATALOADER.NUM_WORKERS = 0
         cfg.DATASETS.TEST = ()  # nothing is evaluated, so nothing of it is checked
     else:
         cfg.model.distiller = L(DISTILLER_REGISTRY.get(method))()
         cfg.model.balance = None
-        cfg.dataloader.train.num_workers = 0
+    run_settings.put(cfg, "num_workers", 0)
+    run_settings.put(cfg, "evaluate_teacher", 0)
     return form_of(cfg).override(cfg, args.opts)
 
 
-def _check(cfg: Config) -> None:
+def _check(run: Run) -> None:
     """Raises ValueError for data or a device that is not there, before anything is built."""
-    names = run_settings.value_of(cfg, "train_sets") or []
-    keys = run_settings.keys_of(run_settings.form_name(cfg))
-    key = keys["train_sets"]
-    if isinstance(cfg, CfgNode) and not names:
+    key, names = run.keys["train_sets"], run.train_sets
+    if names is not None and not names:
         raise ValueError(f"{key} is empty; it must name the dataset to take a batch of.")
     check_registered(key, names)
-    check_device(run_settings.value_of(cfg, "device"), keys["device"])
-    check_datasets(cfg)
+    check_device(str(run.device), run.keys["device"])
+    check_datasets(run.cfg)
 
 
-def _loader(cfg: Config) -> Iterable[List[Dict[str, Any]]]:
-    if isinstance(cfg, CfgNode):
-        return build_train_loader(cfg)
-    return lazy_run(cfg).build_train_loader()
-
-
-def _model(cfg: Config) -> nn.Module:
-    if isinstance(cfg, CfgNode):
-        model, key, weights = build_model(cfg), "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS
-    else:
-        run = lazy_run(cfg)
-        model, key, weights = run.build_model(), run.keys["weights"], run.weights
-    if weights:
-        RunCheckpointer(model, key=key).load(weights)
+def _model(run: Run) -> nn.Module:
+    model = run.build_model()
+    if run.weights:
+        RunCheckpointer(model, key=run.keys["weights"]).load(run.weights)
     return model.train()
 
 

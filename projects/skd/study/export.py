@@ -57,7 +57,8 @@ def export(args: argparse.Namespace) -> None:
     path = os.path.join(args.output, name)
     write(adapter, image, path)
     print(f"{path}, {os.path.getsize(path) / 1e6:.1f} MB")
-    print(f"  takes   image: float32, (3, height, width), {_colors(cfg)}, 0 to 255")
+    colors = form_of(cfg).image_format(cfg) or "colors as in training"
+    print(f"  takes   image: float32, (3, height, width), {colors}, 0 to 255")
     print(f"  gives   {', '.join(output_names(adapter.outputs_schema))}")
     print(f"  {compare(adapter, load(path), images_like(image))}")
 
@@ -80,11 +81,6 @@ def _sample(cfg: Config, run: Run, path: str) -> torch.Tensor:
     yaml = isinstance(cfg, CfgNode)
     mapper = DatasetMapper(cfg, False) if yaml else instantiate(cfg.dataloader.test.mapper)
     return mapper({"file_name": path})["image"].float()
-
-
-def _colors(cfg: Config) -> str:
-    found = cfg.INPUT.FORMAT if isinstance(cfg, CfgNode) else form_of(cfg).image_format(cfg)
-    return found or "colors as in training"
 
 
 def traceable(model: nn.Module, image: torch.Tensor) -> TracingAdapter:
