@@ -76,8 +76,8 @@ def _check_parameters(state: Dict[str, Any], optimizer: torch.optim.Optimizer) -
 
 
 def _check_finite(state: Dict[str, Any]) -> None:
-    tensors = [(k, v) for of in state["state"].values() for k, v in of.items() if torch.is_tensor(v)]
-    bad = [name for name, value in tensors if not is_finite(value)]
+    values = [item for of in state["state"].values() for item in of.items()]
+    bad = [name for name, value in values if torch.is_tensor(value) and not is_finite(value)]
     if bad and not os.environ.get(NON_FINITE_VARIABLE):
         raise CheckpointError(
             f"The checkpoint's optimizer has NaN or infinite numbers in {len(bad)} tensors "
