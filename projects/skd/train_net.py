@@ -36,7 +36,7 @@ from .config.pipe import as_file
 from .data import check_datasets, coco, register_coco, register_shapes
 from .engine import SKDTrainer, beside_training, describe, launch, prepare_evaluation
 from .runtime.run_folder import open_folder
-from .runtime.user_errors import EARLY_ERRORS, UserError, told
+from .runtime.user_errors import EARLY_ERRORS, UserError, exits_on
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -167,19 +167,19 @@ def main(args: argparse.Namespace) -> Dict[str, Any]:
     return prepare(args)()
 
 
-def main_told(args: argparse.Namespace) -> Dict[str, Any]:
+def main_of_command(args: argparse.Namespace) -> Dict[str, Any]:
     """:func:`main` of a command: an error of the user's ends it with its message and 2."""
-    with told(*EARLY_ERRORS):
+    with exits_on(*EARLY_ERRORS):
         work = prepare(args)
-    with told(UserError):
+    with exits_on(UserError):
         return work()
 
 
 def command() -> None:
     args = argument_parser().parse_args()
     try:
-        with told(UserError), as_file(args.config_file) as args.config_file:
-            launch(main_told, args)
+        with exits_on(UserError), as_file(args.config_file) as args.config_file:
+            launch(main_of_command, args)
     except KeyboardInterrupt:  # before the training, which ends in good order
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from skd.config import read_config
 from skd.config.pipe import as_file
 from skd.runtime.loader import DataError, MappedDataset
-from skd.runtime.user_errors import TRACEBACK_VARIABLE, UserError, message_of, told
+from skd.runtime.user_errors import TRACEBACK_VARIABLE, UserError, exits_on, message_of
 from tests.helpers import ROOT, environment, tiny_config
 
 
@@ -31,14 +31,14 @@ def test_a_command_of_several_processes_ends_with_the_message_and_2(tmp_path):
 
 
 def test_only_the_named_kinds_are_told(capsys, monkeypatch):
-    with pytest.raises(SystemExit) as end, told(UserError):
+    with pytest.raises(SystemExit) as end, exits_on(UserError):
         raise UserError("KEY is 1;\n  it must be 2.")
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("error: KEY is 1;\n  it must be 2.\n(SKD_TRACEBACK=1")
-    with pytest.raises(ValueError), told(UserError):
+    with pytest.raises(ValueError), exits_on(UserError):
         raise ValueError("a bug of somebody's")
     monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
-    with pytest.raises(UserError), told(UserError):
+    with pytest.raises(UserError), exits_on(UserError):
         raise UserError("seen")
 
 

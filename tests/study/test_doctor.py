@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skd.evaluation import Quality, find, quality
+from skd.evaluation import Quality, class_agnostic_quality, detect
 from skd.study.doctor import examine
 from skd.study.doctor.teacher import NORMALIZATIONS, is_untrained, normalized
 from tests.helpers import distilling, run_script, tiny_config
@@ -90,9 +90,11 @@ RECORDS = [
 
 def test_quality_is_ap_of_any_class():
     right = {"image_id": 5, "category_id": 1, "bbox": [4, 4, 10, 10], "score": 0.7}
-    assert quality([right], RECORDS) == Quality(pytest.approx(100), pytest.approx(100), 0.7)
-    assert quality([{**right, "bbox": [20, 20, 5, 5]}], RECORDS)[:2] == (0, 0)
-    assert quality([], RECORDS) == Quality(0, 0, 0)
+    assert class_agnostic_quality([right], RECORDS) == Quality(
+        pytest.approx(100), pytest.approx(100), 0.7
+    )
+    assert class_agnostic_quality([{**right, "bbox": [20, 20, 5, 5]}], RECORDS)[:2] == (0, 0)
+    assert class_agnostic_quality([], RECORDS) == Quality(0, 0, 0)
 
 
 def test_normalization_is_put_back():
@@ -103,7 +105,7 @@ def test_normalization_is_put_back():
     with normalized(model, *NORMALIZATIONS["to [0, 1]"]):
         assert model.pixel_std.unique().item() == 255
     assert torch.equal(model.pixel_mean, mean) and torch.equal(model.pixel_std, std)
-    assert find(model.eval(), []) == []
+    assert detect(model.eval(), []) == []
 
 
 def test_command(teacher_files, shapes):

@@ -12,7 +12,7 @@ from skd.study.common import pictures
 from skd.study.common.models import Model
 from skd.study.visualize_attention import features_of
 from tests.helpers import tiny_config
-from tests.modeling.test_run_to import YoloStudent
+from tests.modeling.test_partial_forward import YoloStudent
 
 C5 = {
     "MODEL__RESNETS__OUT_FEATURES": ["res5"],

@@ -83,7 +83,7 @@ def distill(cfg: Config, teacher: Any, weights: str = "", projects: Sequence[str
         projects: see ``MODEL.TEACHER.PROJECTS``.
 
     Raises:
-        TypeError: a config or a teacher that is none.
+        TypeError: ``cfg`` is not a config, or ``teacher`` not a teacher.
         ValueError: a config that is frozen, or whose keys of these names are another project's.
     """
     if not isinstance(cfg, (CfgNode, DictConfig)):

@@ -55,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """A list of what is one; ``check_kinds`` names what is none."""
+    """A single name as a list; :func:`check_kinds` refuses what is not a name."""
     return [value] if isinstance(value, str) else _plain(value)
 
 
@@ -314,7 +314,7 @@ _KINDS = {
 def check_kinds(cfg: Config) -> None:
     """
     Raises:
-        ValueError: a folder, a file, a seed or names that are none; names the key.
+        ValueError: a folder, a file, a seed or names of another kind of value; names the key.
     """
     keys = keys_of(form_name(cfg))
     for name, rule in _KINDS.items():

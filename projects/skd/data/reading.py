@@ -79,7 +79,7 @@ def open_coco(json_file: str) -> Dict[str, Any]:
     The content of an annotation file, as it is.
 
     Raises:
-        ValueError: it is none; lists why.
+        ValueError: it is not a file in COCO's format; lists why.
     """
     content, problems = read_coco(json_file, Notes())
     if problems:

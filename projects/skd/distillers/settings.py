@@ -156,7 +156,7 @@ def _key(f: Field) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a setting's value is a number; True and False are none."""
+    """Whether a setting's value is a number; True and False are not."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

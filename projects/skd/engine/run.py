@@ -31,8 +31,8 @@ class Run(RunSettings):
         cfg: what it was made from.
         build_model, build_optimizer, build_scheduler, build_train_loader: make them, each once.
         evaluate: a model on all test sets; returns the results.
-        nested: whether checkpoints hold the state as ``DefaultTrainer`` or as
-            ``lazyconfig_train_net.py`` writes it.
+        nested: whether checkpoints hold the trainer's state as ``DefaultTrainer`` writes it, in an
+            entry of its own (True), or as ``lazyconfig_train_net.py`` does (False).
         checkpointer: further arguments of Detectron2's ``PeriodicCheckpointer``.
         ddp: arguments of ``create_ddp_model``.
         evaluate_augmented: as ``evaluate``, with test-time augmentation; None if not wanted.
@@ -150,7 +150,7 @@ def _check_values(run: Run, names: Optional[Sequence[str]] = None) -> None:
 def check_device(device: str, key: str) -> None:
     """
     Raises:
-        ValueError: a device that is not there, or is none; names ``key``.
+        ValueError: not a device, or one that is not there; names ``key``.
     """
     try:
         kind = torch.device(device).type

@@ -11,7 +11,7 @@ from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from torch import nn
 
-from ..evaluation import Quality, find, quality, unseen_classes
+from ..evaluation import Quality, class_agnostic_quality, detect, unseen_classes
 from ..modeling.build_detector import Detector
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class TeacherQuality(HookBase):
         what = self._what
         teacher = what.build()
         device = next(self.trainer.model.parameters()).device
-        seen = self._look(teacher.model.to(device), teacher.input_format != what.image_format)
+        seen = self._evaluate(teacher.model.to(device), teacher.input_format != what.image_format)
         unseen = unseen_classes(what.dataset, teacher.datasets)
         if unseen:
             classes = MetadataCatalog.get(what.dataset).thing_classes
@@ -104,7 +104,7 @@ class TeacherQuality(HookBase):
             )
         return seen
 
-    def _look(self, model: nn.Module, flip: bool = False) -> Quality:
+    def _evaluate(self, model: nn.Module, flip: bool = False) -> Quality:
         looked_at = set()
 
         def images() -> Iterator[Dict[str, Any]]:
@@ -114,13 +114,13 @@ class TeacherQuality(HookBase):
                 yield x
 
         with inference_context(model):
-            found = find(model, images(), flip)
+            found = detect(model, images(), flip)
         records = DatasetCatalog.get(self._what.dataset)
-        return quality(found, [r for r in records if r["image_id"] in looked_at])
+        return class_agnostic_quality(found, [r for r in records if r["image_id"] in looked_at])
 
     def _compare(self) -> None:
         model = getattr(self.trainer.model, "module", self.trainer.model)
-        teacher, student = self._teacher.ap50, self._look(model).ap50
+        teacher, student = self._teacher.ap50, self._evaluate(model).ap50
         self.trainer.storage.put_scalar("distill/teacher_AP50", teacher)
         self.trainer.storage.put_scalar("distill/student_AP50", student)
         logger.info(

@@ -1,4 +1,4 @@
-from .any_class import Quality, find, quality, unseen_classes
+from .any_class import Quality, class_agnostic_quality, detect, unseen_classes
 from .build import build_evaluator, write_results
 from .generalization import match_classes, register_as
 from .robustness import CORRUPTIONS, CorruptedMapper, corrupt, mean_performance
@@ -9,10 +9,10 @@ __all__ = [
     "Quality",
     "build_evaluator",
     "corrupt",
-    "find",
+    "detect",
     "match_classes",
     "mean_performance",
-    "quality",
+    "class_agnostic_quality",
     "register_as",
     "unseen_classes",
     "write_results",

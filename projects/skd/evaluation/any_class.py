@@ -28,7 +28,7 @@ class Quality(NamedTuple):
 
 
 @torch.no_grad()
-def find(
+def detect(
     model: nn.Module, inputs: Iterable[Dict[str, Any]], flip: bool = False
 ) -> List[Dict[str, Any]]:
     """
@@ -49,10 +49,12 @@ def find(
     return found
 
 
-def quality(detections: List[Dict[str, Any]], records: List[Dict[str, Any]]) -> Quality:
+def class_agnostic_quality(
+    detections: List[Dict[str, Any]], records: List[Dict[str, Any]]
+) -> Quality:
     """
     Args:
-        detections: of :func:`find`.
+        detections: of :func:`detect`.
         records: Detectron2's dataset dicts of the same images.
     """
     best = max((d["score"] for d in detections), default=0.0)

@@ -13,7 +13,7 @@ from ..distillers.settings import is_number, is_whole
 from .features import pair_levels
 from .heads import TeacherHeads
 from .inherit import inherit as inherit_from
-from .run_to import check_module, given_shapes, output_shapes
+from .partial_forward import check_module, given_shapes, output_shapes
 from .state import DistillState
 from .student_class import PARTS, STATE, distils, set_parts
 from .teacher import FrozenTeacher
@@ -67,7 +67,7 @@ def attach(
     Raises:
         TypeError: a student, teacher or distiller of another kind.
         ValueError: an unknown module or level, no common stride, nothing to inherit, an ``every``
-            below 1, a balance that is none, a distiller that has a student already, or a student
+            below 1, a balance of another kind, a distiller that has a student already, or a student
             that has an attribute of a name that is needed.
     """
     _check_kinds(student, teacher, distiller)

@@ -26,7 +26,7 @@ from .losses import (
     with_zero_gradients,
     write_losses,
 )
-from .run_to import tap_and_stop
+from .partial_forward import tap_and_stop
 from .state import AlignedMaps, pairs_of
 from .unlabelled import (
     TERM,

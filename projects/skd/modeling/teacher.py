@@ -18,8 +18,8 @@ from .build_detector import detector_args
 from .features import Maps, Tapped
 from .inherit import State, components
 from .load import load_in_full
-from .run_to import given_shapes
-from .teacher_runner import Told, make_runner
+from .partial_forward import given_shapes
+from .teacher_runner import Overrides, make_runner
 from .teacher_speed import PRECISIONS, fold_batch_norm
 
 logger = logging.getLogger(__name__)
@@ -97,9 +97,11 @@ class FrozenTeacher(nn.Module):
         self.features = features
         self.side_stream = side_stream
         self._components = _on_host(components(model))
-        told = _told(feature_shapes, preprocess)
+        overrides = _overrides(feature_shapes, preprocess)
         model.eval()
-        self._runner = runner = make_runner(model, features, PRECISIONS[precision], compile, told)
+        self._runner = runner = make_runner(
+            model, features, PRECISIONS[precision], compile, overrides
+        )
         self.detector = runner.detector
         self.whole, self.classes = copy.copy(model) if heads else None, list(classes)
         self.requires_grad_(False)
@@ -262,11 +264,13 @@ class FrozenTeacher(nn.Module):
         return self._runner(images)
 
 
-def _told(shapes: Sequence[Sequence[Any]], preprocess: Union[str, Callable, None]) -> Told:
+def _overrides(
+    shapes: Sequence[Sequence[Any]], preprocess: Union[str, Callable, None]
+) -> Overrides:
     if isinstance(preprocess, str):
         key = called("MODEL.TEACHER.PREPROCESS")
         preprocess = load_function(preprocess, key) if preprocess else None
-    return Told(given_shapes(shapes, called("MODEL.TEACHER.FEATURE_SHAPES")), preprocess)
+    return Overrides(given_shapes(shapes, called("MODEL.TEACHER.FEATURE_SHAPES")), preprocess)
 
 
 def _running_args(teacher: CfgNode) -> Dict[str, Any]:

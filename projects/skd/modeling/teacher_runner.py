@@ -24,7 +24,7 @@ from .features import (
     feature_modules,
     get_feature_module,
 )
-from .run_to import (
+from .partial_forward import (
     SIDE,
     as_inputs,
     check_module,
@@ -32,14 +32,14 @@ from .run_to import (
     image_channels,
     map_shapes,
     measure,
-    run_to,
+    partial_forward,
     says_its_shapes,
 )
 
 Images = List[torch.Tensor]  # (C, H, W) each, in the teacher's color order
 
 
-class Told(NamedTuple):
+class Overrides(NamedTuple):
     """
     What the user says of a detector in place of its own code: shapes of what is tapped, by name; a
     function of the detector and its inputs that returns an ImageList or (N, C, H, W).
@@ -59,7 +59,12 @@ class BackboneRunner:
     """
 
     def __init__(
-        self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool, told: Told
+        self,
+        model: nn.Module,
+        features: str,
+        dtype: torch.dtype,
+        compile: bool,
+        overrides: Overrides,
     ):
         """
         Args:
@@ -68,10 +73,10 @@ class BackboneRunner:
             features: the module of ``model`` to read feature maps from.
             dtype: to compute in.
             compile: the backbone, at the first images.
-            told: by the user.
+            overrides: by the user.
         """
-        self._preprocess = told.preprocess
-        self._features, self._root = features, _root(model, features, told)
+        self._preprocess = overrides.preprocess
+        self._features, self._root = features, _root(model, features, overrides)
         if compile and features != self._root:
             raise ValueError(
                 f"{called('MODEL.TEACHER.COMPILE')} needs {setting_to(_key(), self._root)}, not "
@@ -80,7 +85,7 @@ class BackboneRunner:
         self.detector = _without_heads(model, features)
         self._dtype, self._compile = dtype, compile
         self._run: Optional[Callable] = None
-        self.shapes = told.shapes or self._own_shapes()
+        self.shapes = overrides.shapes or self._own_shapes()
 
     def _own_shapes(self) -> Dict[str, ShapeSpec]:
         if says_its_shapes(self.detector, self._features) or self._preprocess is None:
@@ -214,12 +219,17 @@ class ForwardRunner:
     """Runs a detector by its own forward, so that it sees images as it always does."""
 
     def __init__(
-        self, model: nn.Module, features: str, dtype: torch.dtype, compile: bool, told: Told
+        self,
+        model: nn.Module,
+        features: str,
+        dtype: torch.dtype,
+        compile: bool,
+        overrides: Overrides,
     ):
         """See :class:`BackboneRunner`."""
         self._features = features
         measured, self._entry = measure(model, features, _key())
-        self.shapes = told.shapes or measured
+        self.shapes = overrides.shapes or measured
         if compile:
             raise ValueError(
                 f"{called('MODEL.TEACHER.COMPILE')} needs a teacher with a preprocess_image() and "
@@ -251,7 +261,7 @@ class ForwardRunner:
         images = [x.to(device) for x in images]
         dtype = self._dtype if lower else torch.bfloat16  # autocast refuses fp32, enabled or not
         with torch.autocast(device.type, dtype=dtype, enabled=lower):
-            tapped = run_to(self.detector, self._features, images, _key(), self._entry)
+            tapped = partial_forward(self.detector, self._features, images, _key(), self._entry)
         check_input(tapped.input, [x.shape[-2:] for x in images], self.detector, "teacher")
         return Tapped(tapped.maps, tapped.input_size)
 
@@ -260,13 +270,13 @@ Runner = Union[BackboneRunner, ForwardRunner]
 
 
 def make_runner(
-    model: nn.Module, features: str, dtype: torch.dtype, compile: bool, told: Told
+    model: nn.Module, features: str, dtype: torch.dtype, compile: bool, overrides: Overrides
 ) -> Runner:
     """The first where model or user say what that needs, or the model has no forward to run."""
-    shaped = bool(told.shapes) or says_its_shapes(model, features)
-    says = told.preprocess is not None or (_prepares_images(model) and shaped)
+    shaped = bool(overrides.shapes) or says_its_shapes(model, features)
+    says = overrides.preprocess is not None or (_prepares_images(model) and shaped)
     kind = BackboneRunner if says or not has_forward(model) else ForwardRunner
-    return kind(model, features, dtype, compile, told)
+    return kind(model, features, dtype, compile, overrides)
 
 
 def _prepares_images(model: nn.Module) -> bool:
@@ -289,10 +299,10 @@ def _device(backbone: nn.Module, detector: nn.Module) -> torch.device:
     return next(chain(backbone.parameters(), detector.buffers(), [torch.zeros(())])).device
 
 
-def _root(model: nn.Module, features: str, told: Told) -> str:
+def _root(model: nn.Module, features: str, overrides: Overrides) -> str:
     """The outermost module with feature maps around the one that is named: it takes images."""
     key = _key()
-    if told.shapes or told.preprocess:
+    if overrides.shapes or overrides.preprocess:
         check_module(model, features, key)
     else:
         get_feature_module(model, features, key)  # or an error

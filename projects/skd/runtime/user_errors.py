@@ -43,7 +43,7 @@ def wants_traceback() -> bool:
 
 
 @contextmanager
-def told(*kinds: type) -> Iterator[None]:
+def exits_on(*kinds: type) -> Iterator[None]:
     """Ends the process with ``EXIT_USER_ERROR`` and the message after an error of these kinds."""
     try:
         yield

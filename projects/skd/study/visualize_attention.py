@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..data.unlabelled import ENDINGS
 from ..distillers.attention import channel_attention
 from ..modeling.features import FeatureTap
-from ..modeling.run_to import output_shapes
+from ..modeling.partial_forward import output_shapes
 from ..runtime.torch_files import load_tensors
 from ..visualization.attention import (
     attention_over_image,

@@ -20,7 +20,7 @@ from torch import nn
 from ...config import read_config, student_config
 from ...config.keys import fetch_no_timm_weights
 from ...modeling.features import FeatureTap, feature_modules
-from ...modeling.run_to import output_shapes
+from ...modeling.partial_forward import output_shapes
 from ...visualization.attention import attention_over_image
 from .metrics import TASKS, read_metrics
 from .models import load_predictor

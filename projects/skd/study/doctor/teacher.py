@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ...config import student_config
-from ...evaluation import Quality, find, quality, unseen_classes
+from ...evaluation import Quality, class_agnostic_quality, detect, unseen_classes
 from ...modeling.build_detector import Detector, build_detector
 from ...modeling.load import load_in_full
 from ...runtime.words import shown
@@ -49,7 +49,7 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
     flip = teacher.input_format != cfg.INPUT.FORMAT
 
     def look(flip: bool = flip) -> Quality:
-        return quality(find(teacher.model, inputs, flip), records)
+        return class_agnostic_quality(detect(teacher.model, inputs, flip), records)
 
     seen = look()
     verdict.teacher = seen.ap50
@@ -65,7 +65,7 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
     if student_weights:
         student = build_model(student_config(cfg)).eval()
         load_in_full(student, student_weights, "--student-weights", "--config-file")
-        verdict.student = quality(find(student, inputs), records).ap50
+        verdict.student = class_agnostic_quality(detect(student, inputs), records).ap50
         found = found or _no_better(verdict.teacher, verdict.student)
     verdict.findings += found
 

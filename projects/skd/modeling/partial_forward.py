@@ -34,7 +34,7 @@ def has_forward(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def run_to(
+def partial_forward(
     detector: nn.Module, name: str, images: List[torch.Tensor], key: str, entry: str
 ) -> Tapped:
     """

@@ -22,12 +22,12 @@ from skd import (
 )
 from skd.config import projects, yaml
 from skd.distillers.pkd import PKD
-from skd.modeling.run_to import given_shapes
+from skd.modeling.partial_forward import given_shapes
 from tests.engine.test_run import lazy_config
 from tests.helpers import batch
 from tests.helpers import distilling as distilling_config
 from tests.helpers import save_detector, tiny_config
-from tests.modeling.test_run_to import Body, YoloStudent
+from tests.modeling.test_partial_forward import Body, YoloStudent
 
 SHAPES = [["0", 8, 4], ["1", 16, 8]]
 PREPARE = """

@@ -10,7 +10,7 @@ from torch import nn
 
 from skd import DistillRCNN, FrozenTeacher, distill, student_config
 from skd.distillers.pkd import PKD
-from skd.modeling.run_to import measure, output_shapes
+from skd.modeling.partial_forward import measure, output_shapes
 from skd.visualization.attention import to_rgb
 from tests.helpers import batch, tiny_config
 
