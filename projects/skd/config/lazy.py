@@ -1,6 +1,7 @@
 """A LazyConfig: read it, make it distil, take the student out of it. The verbs are YAML's."""
 
 import copy
+import logging
 import os
 from typing import Any, Dict, List, Optional, Sequence, Set
 
@@ -16,6 +17,8 @@ from ..runtime.user_errors import UserError
 from . import run_settings
 from .keys import DISTILS
 from .safe_yaml import UnsafeConfigError, read_yaml
+
+logger = logging.getLogger(__name__)
 
 # Detectron2's mapper; detrex's; what models and other projects call it
 FORMAT_KEYS = (
@@ -270,7 +273,19 @@ def student_config(cfg: DictConfig, solver: bool = False) -> DictConfig:
 
 
 def save_trained_student(cfg: DictConfig, weights: str, path: str) -> None:
-    """Write the config with which stock Detectron2 uses the student that a run has trained."""
+    """
+    Write the config with which stock Detectron2 uses the student that a run has trained. Not one
+    that cannot be loaded, as it has functions of the config file itself: that is a warning.
+    """
     cfg = student_config(cfg)
     cfg.train.init_checkpoint = weights
     LazyConfig.save(cfg, path)
+    pickled = f"{path}.pkl"  # what Detectron2 writes beside a file that cannot be loaded
+    if os.path.exists(pickled):
+        os.remove(pickled)
+        os.remove(path)
+        logger.warning(
+            f"No {os.path.basename(path)} is kept, as no file can hold functions of a config file. "
+            f"Use the student by your own .py file and train.init_checkpoint={weights}, or put the "
+            "functions into a package of yours."
+        )
