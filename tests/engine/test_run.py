@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import pickle
 import re
 import subprocess
@@ -21,9 +22,10 @@ from skd import distill, student_config
 from skd.config import form_of
 from skd.config.naming import LAZY as LAZY_FORM
 from skd.config.run_settings import keys_of
-from skd.engine import SKDTrainer, describe, evaluate
+from skd.engine import SKDTrainer, describe, evaluate, prepare_evaluation
 from skd.engine.lazy_run import _build_test_loader
-from skd.engine.run import check
+from skd.engine.run import check, check_device
+from skd.runtime.checkpoint import SafeCheckpointer
 from skd.runtime.loader import DataError, build_train_loader
 from skd.runtime.user_errors import UserError
 from skd.train_net import argument_parser, setup
@@ -284,6 +286,42 @@ def test_augmentation_in_evaluation(shapes, tmp_path):
 def test_augmentation_is_refused_where_there_is_none(cfg, reason):
     with pytest.raises(ValueError, match=f"^TEST.AUG.ENABLED is True, but .*{reason}"):
         SKDTrainer(cfg())
+
+
+def test_augmentation_has_sizes():
+    with pytest.raises(ValueError, match=r"^TEST.AUG.MIN_SIZES is \(\); it must be at least one"):
+        describe(tiny_config(TEST__AUG__ENABLED=True, TEST__AUG__MIN_SIZES=()))
+
+
+@pytest.mark.parametrize("part,training", [("TRAIN", True), ("TEST", False)])
+def test_proposals_have_files(part, training, shapes):
+    cfg = tiny_config(MODEL__LOAD_PROPOSALS=True)
+    with pytest.raises(ValueError, match=rf"PROPOSAL_FILES_{part} is \(\); it must name a file"):
+        check(describe(cfg), training=training)
+
+
+@pytest.mark.parametrize("device", ["meta", "xla"])
+def test_devices_that_cannot_compute_here_are_named(device):
+    with pytest.raises(ValueError, match=f"^MODEL.DEVICE is '{device}', and PyTorch has no"):
+        check_device(device, "MODEL.DEVICE")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_evaluation_of_nothing_trained_says_so(resume, shapes, tmp_path, caplog):
+    run = describe(tiny_config(OUTPUT_DIR=str(tmp_path)))
+    with caplog.at_level(logging.WARNING, "skd.engine.evaluate"):
+        prepare_evaluation(run, resume=resume)
+    assert "MODEL.WEIGHTS is '': RANDOM WEIGHTS ARE EVALUATED." in caplog.text
+    assert (f"Nothing to resume from in '{tmp_path}'" in caplog.text) == resume
+    caplog.clear()
+    run.weights = str(tmp_path / "model_1.pth")
+    SafeCheckpointer(run.build_model(), str(tmp_path)).save("model_1")
+    with caplog.at_level(logging.WARNING, "skd.engine.evaluate"):
+        prepare_evaluation(run, resume=False)
+    run.weights = ""
+    with caplog.at_level(logging.WARNING, "skd.engine.evaluate"):
+        prepare_evaluation(run, resume=True)
+    assert "skd.engine.evaluate" not in [r.name for r in caplog.records]
 
 
 def test_augmentation_needs_an_evaluator_that_goes_elsewhere():

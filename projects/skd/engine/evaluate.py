@@ -1,5 +1,6 @@
 """Evaluate what a run describes."""
 
+import logging
 import os
 import time
 from functools import partial
@@ -16,6 +17,8 @@ from ..runtime.lock import user_of
 from ..runtime.record import append_record, describe_run
 from .run import Run, check
 from .weights import RunCheckpointer
+
+logger = logging.getLogger(__name__)
 
 
 def beside_training(cfg: Config, resume: bool) -> str:
@@ -52,7 +55,8 @@ def prepare_evaluation(run: Run, resume: bool = False) -> Callable[[], Dict[str,
 
     Args:
         run: from :func:`skd.engine.describe`.
-        resume: take the last checkpoint of the run's folder in place of its weights, if any.
+        resume: take the last checkpoint of the run's folder in place of its weights, if any; a
+            warning where there is none.
 
     Returns:
         What evaluates it, and writes the results as training does. It returns them in the main
@@ -64,7 +68,21 @@ def prepare_evaluation(run: Run, resume: bool = False) -> Callable[[], Dict[str,
     checkpointer = RunCheckpointer(model, run.output_dir, key=run.keys["weights"])
     with written_as(run.form):
         loaded = checkpointer.resume_or_load(run.weights, resume=resume)
+    _warn_of_weights(run, checkpointer.loaded_from, resume)
     return partial(_evaluate, run, model, loaded.get("iteration", 0))
+
+
+def _warn_of_weights(run: Run, path: str, resume: bool) -> None:
+    """No errors: who measures time evaluates random weights on purpose, as Detectron2 lets them."""
+    if not comm.is_main_process():
+        return
+    if resume and path == run.weights:
+        logger.warning(
+            f"Nothing to resume from in '{run.output_dir}': it has no checkpoint, and "
+            f"{run.keys['weights']}, '{path}', is evaluated."
+        )
+    if not path:
+        logger.warning(f"{run.keys['weights']} is '': RANDOM WEIGHTS ARE EVALUATED.")
 
 
 def evaluate(run: Run, resume: bool = False) -> Dict[str, Any]:

@@ -133,6 +133,7 @@ def _check(run: Run, training: bool) -> None:
         _check_values(run, ["expected"])
     check_registered(run.keys["test_sets"], run.test_sets)
     check_device(str(run.device), run.keys["device"])
+    _check_proposals(run, training)
     if training:
         _check_accumulate(run)
         _check_amp(run)
@@ -163,6 +164,17 @@ def check_device(device: str, key: str) -> None:
             f"{key} is {device!r}, and PyTorch finds no GPU here: set it to cpu, or look at the "
             "driver and the build of PyTorch."
         )
+    if kind not in ("cuda", "cpu"):
+        _check_there(device, kind, key)
+
+
+def _check_there(device: str, kind: str, key: str) -> None:
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception:  # each backend has an error of its own
+        raise ValueError(
+            f"{key} is {device!r}, and PyTorch has no {kind} here: set it to cpu or cuda."
+        ) from None
 
 
 def _check_amp(run: Run) -> None:
@@ -190,6 +202,20 @@ def check_registered(key: str, names: Optional[Sequence[str]]) -> None:
             f"{key} names {', '.join(map(repr, unknown))}, which nobody has registered; give "
             "--register-coco NAME JSON IMAGES for data in COCO's format."
         )
+
+
+def _check_proposals(run: Run, training: bool) -> None:
+    """What Detectron2's loaders assert."""
+    if run.form != YAML or not run.cfg.MODEL.LOAD_PROPOSALS:
+        return
+    for part in ("TRAIN", "TEST") if training else ("TEST",):
+        sets, key = run.cfg.DATASETS[part], f"PROPOSAL_FILES_{part}"
+        files = run.cfg.DATASETS[key]
+        if len(files) != len(sets):
+            raise ValueError(
+                f"MODEL.LOAD_PROPOSALS is True, and DATASETS.{key} is {files}; it must name a file "
+                f"for each of DATASETS.{part}: {sets}."
+            )
 
 
 def _check_best_metric(run: Run) -> None:

@@ -94,3 +94,6 @@ def _check_augmentation(cfg: CfgNode, trainer: Any) -> None:
         why = "build_evaluator of the trainer takes no output_folder, as Detectron2's script has it"
     if why:
         raise ValueError(f"TEST.AUG.ENABLED is True, but {why}: set it False.")
+    sizes = cfg.TEST.AUG.MIN_SIZES
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"TEST.AUG.MIN_SIZES is {sizes}; it must be at least one size, in pixels.")

@@ -44,6 +44,11 @@ class SafeCheckpointer(DetectionCheckpointer):
     run_id: Optional[str] = None
     _path = ""  # of what is being loaded, for errors
 
+    @property
+    def loaded_from(self) -> str:
+        """The file that was loaded last; "" if none was, as for an empty name."""
+        return self._path
+
     def save(self, name: str, **kwargs: Any) -> None:
         """
         Raises:
