@@ -144,7 +144,7 @@ def test_a_check_that_takes_long_says_so(add, tmp_path, caplog, monkeypatch):
             waiting.clear()
 
     monkeypatch.setattr(coco.threading, "Timer", Clock)
-    monkeypatch.setattr(coco, "examine", lambda *args: waiting[0][0] / 0)
+    monkeypatch.setattr(coco, "examine", lambda *args, **options: waiting[0][0] / 0)
     add("a", content_of(tmp_path))
     with pytest.raises(ZeroDivisionError):
         check_fit(["a"], [], BOXES)
@@ -237,6 +237,58 @@ def test_a_set_of_detectron2_is_mapped_by_name(known, eval_only, add, tmp_path, 
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert "classes nut, bolt, training bolt, nut: mapped by name" in caplog.text
     assert path.read_bytes() == before
+
+
+@pytest.fixture
+def stock(tmp_path):
+    """Registers content as Detectron2 does."""
+
+    def register(content, image_root, metadata=()):
+        path = tmp_path / "stock.json"
+        path.write_text(json.dumps(content))
+        register_coco_instances("fit_stock", dict(metadata), path, image_root)
+
+    yield register
+    DatasetCatalog.remove("fit_stock")
+    MetadataCatalog.remove("fit_stock")
+
+
+def test_a_set_that_detectron2_has_registered_is_checked_as_an_own_one(stock, tmp_path, caplog):
+    """An annotation id 0 is no match to pycocotools, and it stops without an area."""
+    content = content_of(tmp_path, images=1)
+    for i, annotation in enumerate(content["annotations"]):
+        annotation["id"] = i
+        del annotation["area"]
+    stock(content, tmp_path / "images")
+    check_fit(["fit_stock"], ["fit_stock"], BOXES)
+    assert "all get new ids" in logged(caplog, logging.WARNING)
+    assert "2 of 2 objects reach" in logged(caplog)
+    assert evaluate("fit_stock", tmp_path, ("bolt", "nut"))["bbox"]["AP"] == pytest.approx(100)
+    del content["categories"]
+    (tmp_path / "stock.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has no list 'categories'"):
+        check_fit(["fit_stock"], [], BOXES)
+
+
+@pytest.mark.parametrize("root", ["", "nowhere", "images"])
+def test_images_of_such_a_set_may_be_anywhere(root, stock, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = content_of(tmp_path)
+    os.rename("images", "store")
+    for image in content["images"]:
+        image["file_name"] = str(tmp_path / "store" / image["file_name"])
+    if not root:
+        content["images"][0]["file_name"] = "store/1.jpg"
+    if root == "images":
+        os.mkdir(root)
+        content["images"][0]["file_name"] = "../store/1.jpg"
+    stock(content, root, {"keypoint_flip_map": [("a", "b")]})
+    for _ in range(2):
+        check_fit(["fit_stock"], ["fit_stock"], BOXES)
+        assert len(DatasetCatalog.get("fit_stock")) == 4
+    os.remove("store/4.jpg")
+    with pytest.raises(ValueError, match="there is no file .*4.jpg"):
+        check_fit(["fit_stock"], [], BOXES)
 
 
 def test_names_there_twice_are_not_mapped(add, tmp_path):
@@ -737,12 +789,10 @@ def test_other_formats_are_named_by_what_is_supported(tmp_path):
 def _two_processes(folder):
     from detectron2.utils import comm
 
-    from skd.data import coco, fit
-
     for name in ("a", "b"):
         register_coco(name, f"{folder}/{name}.json", f"{folder}/images", check=False)
     if not comm.is_main_process():
-        fit.check_one = coco.check_one = None  # it must not be needed
+        coco.check_one = None  # it must not be needed
     check_fit(["a"], ["b"], BOXES)
     ready = records.kept("a")
     names = MetadataCatalog.get("b").thing_classes

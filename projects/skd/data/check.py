@@ -38,14 +38,20 @@ def check_coco(json_file: str, image_root: str, read_images: bool = True) -> Lis
     return examine(json_file, image_root, read_images).problems
 
 
-def examine(json_file: str, image_root: str, read_images: bool = False) -> Report:
-    """As :func:`check_coco`, with what was read and mended."""
+def examine(
+    json_file: str, image_root: str, read_images: bool = False, anywhere: bool = False
+) -> Report:
+    """
+    As :func:`check_coco`, with what was read and mended. ``anywhere``: images may be outside of
+    ``image_root``.
+    """
     notes = Notes()
     with without_gc():
         content, problems = read_coco(json_file, notes)
         if not problems:
             mend(content, notes)
-            problems = [*check_annotations(content, notes), *check_files(content, image_root)]
+            problems = [*check_annotations(content, notes)]
+            problems += check_files(content, image_root, anywhere)
             problems += [Problem("warning", where, what) for where, what in notes.lines()]
         if read_images and content is not None:
             problems += check_pixels(content, image_root, problems)

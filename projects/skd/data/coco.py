@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Se
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import builtin, load_coco_json
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import get_cache_dir
@@ -118,8 +118,8 @@ def _load(name: str) -> List[Dict[str, Any]]:
     options = metadata.get("check_options")
     if options is None or not PathManager.isfile(metadata.json_file):
         # nobody has, or on a machine that does not see the other's cache
-        files = metadata.source_json_file, metadata.image_root
-        use(name, check_one(name, *files, **(options or {}), keep=True))
+        options = {k: v for k, v in (options or {}).items() if k != "anywhere"}
+        use(name, check_registered(name, **options, keep=True))
     if records.kept(name):
         return records.take(name)
     return load_coco_json(metadata.json_file, metadata.image_root, name)
@@ -132,9 +132,30 @@ def is_own(name: str) -> bool:
 
 def is_of_detectron2(name: str) -> bool:
     """Whether Detectron2's ``register_coco_instances`` has: only its loader reads such a set."""
-    metadata = MetadataCatalog.get(name).as_dict()
-    files = metadata.get("json_file") and metadata.get("image_root")
-    return bool(files) and DatasetCatalog[name].__module__ == load_coco_json.__module__
+    files = {"json_file", "image_root"} <= set(MetadataCatalog.get(name).as_dict())
+    return files and DatasetCatalog[name].__module__ == load_coco_json.__module__
+
+
+def is_registered_by_user(name: str) -> bool:
+    """
+    Whether a dataset is checked: one's own, and what else a user has registered by Detectron2's
+    function. Its built-in sets are not: published files of COCO's size, which cost 20 s each.
+    """
+    built_in = any(name in splits for splits in builtin._PREDEFINED_SPLITS_COCO.values())
+    return is_own(name) or (is_of_detectron2(name) and not built_in)
+
+
+def source_of(name: str) -> str:
+    """The user's file of a registered dataset."""
+    metadata = MetadataCatalog.get(name)
+    return os.fspath(metadata.get("source_json_file") or metadata.json_file)
+
+
+def check_registered(name: str, **options: Any) -> Checked:
+    """:func:`check_one` of a dataset that is registered, by whichever function."""
+    metadata = MetadataCatalog.get(name)
+    anywhere = (metadata.get("check_options") or {}).get("anywhere", not is_own(name))
+    return check_one(name, source_of(name), metadata.image_root, anywhere=anywhere, **options)
 
 
 def use(name: str, checked: Checked) -> None:
@@ -155,7 +176,9 @@ def use(name: str, checked: Checked) -> None:
     metadata.__dict__.pop("thing_dataset_id_to_contiguous_id", None)  # the loader's, of before
     if checked.keypoint_names and not metadata.get("keypoint_names"):
         names = list(checked.keypoint_names)
-        metadata.set(keypoint_names=names, keypoint_flip_map=flips(names))
+        metadata.set(keypoint_names=names)
+        if "keypoint_flip_map" not in metadata.as_dict():
+            metadata.set(keypoint_flip_map=flips(names))
 
 
 def check_one(
@@ -166,6 +189,7 @@ def check_one(
     with_keypoints: bool = False,
     classes: Optional[Sequence[str]] = None,
     keep: bool = False,
+    anywhere: bool = False,
 ) -> Checked:
     """
     Check and mend a dataset.
@@ -175,16 +199,20 @@ def check_one(
         with_masks, with_keypoints: see :func:`skd.data.mend.finish`.
         classes: names in training's order, to map this dataset's by name where they agree.
         keep: make the records now, for a dataset that is loaded soon.
+        anywhere: images may be outside of ``image_root``, which need not be there.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`register_coco`.
     """
+    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     if not os.path.exists(json_file) and not PathManager.isfile(json_file):
         raise FileNotFoundError(f"Dataset '{name}': no annotation file '{json_file}'.")
-    if not _is_folder(image_root):
+    if not anywhere and not _is_folder(image_root):
         raise FileNotFoundError(f"Dataset '{name}': no folder of images '{image_root}'.")
     records.drop(name)
-    options = dict(with_masks=with_masks, with_keypoints=with_keypoints, classes=classes)
+    options = dict(
+        with_masks=with_masks, with_keypoints=with_keypoints, classes=classes, anywhere=anywhere
+    )
     with _patience(f"Checking dataset '{name}' ('{json_file}') ..."), without_gc():
         # a function of its own: what it read is gone before garbage is looked for again
         return _check_one(name, json_file, image_root, options, keep)
@@ -193,7 +221,7 @@ def check_one(
 def _check_one(
     name: str, json_file: str, image_root: str, options: Dict[str, Any], keep: bool
 ) -> Checked:
-    report = examine(json_file, image_root)
+    report = examine(json_file, image_root, anywhere=options["anywhere"])
     _stop_at_errors(name, report, json_file, image_root)
     finish(report.content, report.notes, options["with_masks"], options["with_keypoints"])
     _map_classes(name, report, options["classes"])

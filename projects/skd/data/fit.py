@@ -18,11 +18,12 @@ from . import records
 from .coco import (
     Checked,
     category_keypoints,
-    check_one,
+    check_registered,
     different_classes,
     is_of_detectron2,
-    is_own,
+    is_registered_by_user,
     names_of,
+    source_of,
     to_map,
     use,
 )
@@ -91,7 +92,7 @@ def _parse(names: Sequence[str]) -> Dict[str, Any]:
     Contents of the files that are loaded next, read while the main process checks them. They are
     as they are, and used only if there is nothing to mend.
     """
-    own = {name: MetadataCatalog.get(name).source_json_file for name in names if is_own(name)}
+    own = {name: source_of(name) for name in names if is_registered_by_user(name)}
     with without_gc():
         return {name: read_coco(json_file, Notes())[0] for name, json_file in own.items()}
 
@@ -131,10 +132,10 @@ def _check(train, test, model: Model, eval_only: bool) -> List[Tuple[str, Checke
 
 def _keypoint_names(name: str, found: Dict[str, Checked]) -> Sequence[str]:
     names = keypoint_names(name, found.get(name))
-    if names or name in found or not is_own(name):
+    if names or name in found or not is_registered_by_user(name):
         return names
     try:  # a training set that an evaluation does not use, and that may not be there
-        return category_keypoints(open_coco(MetadataCatalog.get(name).source_json_file))
+        return category_keypoints(open_coco(source_of(name)))
     except ValueError:
         return ()
 
@@ -143,15 +144,12 @@ def _one(
     name: str, model: Model, classes, strict: bool, soon: bool, found: List
 ) -> Optional[Checked]:
     checked = None
-    if is_own(name) or _is_mappable(name, classes):
-        metadata = MetadataCatalog.get(name)
-        checked = check_one(
+    if is_registered_by_user(name) or _is_mappable(name, classes):
+        checked = check_registered(
             name,
-            metadata.get("source_json_file") or metadata.json_file,
-            metadata.image_root,
-            bool(model.masks),
-            bool(model.keypoints[1]),
-            classes,
+            with_masks=bool(model.masks),
+            with_keypoints=bool(model.keypoints[1]),
+            classes=classes,
             keep=soon,
         )
         found.append((name, checked))

@@ -16,9 +16,10 @@ TURNS = {
 }  # fmt: skip
 
 
-def check_files(content: Dict[str, Any], root: str) -> Iterator[Problem]:
+def check_files(content: Dict[str, Any], root: str, anywhere: bool = False) -> Iterator[Problem]:
+    """``anywhere``: names may lead out of ``root``, as Detectron2 has it."""
     remote = "://" in root
-    if not remote and not os.path.isdir(root):
+    if not remote and not anywhere and not os.path.isdir(root):
         yield Problem("error", root, "there is no such folder of images")
         return
     inside = os.path.join(os.path.abspath(root), "")
@@ -30,7 +31,7 @@ def check_files(content: Dict[str, Any], root: str) -> Iterator[Problem]:
             continue
         # as written: where links lead is up to whoever made them (DVC's and git-annex's lead out)
         suspicious = ".." in image["file_name"] or os.path.isabs(image["file_name"])
-        if suspicious and not os.path.abspath(path).startswith(inside):
+        if suspicious and not anywhere and not os.path.abspath(path).startswith(inside):
             what = f"is not in the folder of images, '{root}'"
             yield Problem("error", image_name(image), what)
             continue
@@ -72,7 +73,7 @@ def most_pixels() -> int:
 
 def _listing(folder: str) -> Dict[str, os.DirEntry]:
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(folder or ".") as entries:
             return {entry.name: entry for entry in entries}
     except (OSError, ValueError):
         return {}
