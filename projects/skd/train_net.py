@@ -99,7 +99,8 @@ def setup(args: argparse.Namespace) -> Config:
     if not args.eval_only:
         form.check_training(cfg)
     if args.eval_only or not is_distilling(cfg):
-        cfg = form.student_config(cfg, solver=True)  # nothing to learn, or nobody to learn from
+        # nothing to learn, or nobody to learn from
+        cfg = form.student_config(cfg, keep_settings=True)
     beside = beside_training(cfg, args.resume) if args.eval_only else ""
     args.resume = args.resume and not beside
     folder = form.output_dir(cfg)

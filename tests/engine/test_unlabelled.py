@@ -132,4 +132,4 @@ def test_without_a_teacher_nobody_learns_from_them(shapes, folder, tmp_path):
 
 def test_an_evaluation_does_not_ask_for_them(config):
     config.DATASETS.UNLABELLED, config.DATASETS.TEST = ("nowhere",), ("tiny_val",)
-    describe(form_of(config).student_config(config, solver=True))
+    describe(form_of(config).student_config(config, keep_settings=True))

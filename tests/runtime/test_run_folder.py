@@ -127,9 +127,9 @@ def test_what_goes_by_the_length_of_the_run_is_named(base, caplog):
     assert trainer.start_iter == 2
     trainer.folder.after_train()
     base.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
-    assert form_of(base).followers_of_length(base) == []
+    assert form_of(base).depends_on_max_iter(base) == []
     base.MODEL.DISTILLER.BALANCE.DECAY = "cosine"
-    assert form_of(base).followers_of_length(base) == ["MODEL.DISTILLER.BALANCE.DECAY cosine"]
+    assert form_of(base).depends_on_max_iter(base) == ["MODEL.DISTILLER.BALANCE.DECAY cosine"]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_an_evaluation_beside_a_training_writes_to_a_folder_of_its_own(base, tmp
 
 @pytest.mark.parametrize("before", [True, False])
 def test_distilling_goes_on_as_distilling_only(base, before):
-    configs = base, yaml.student_config(base, solver=True)
+    configs = base, yaml.student_config(base, keep_settings=True)
     first, second = configs if before else configs[::-1]
     train(first)
     trainer = SKDTrainer(second)

@@ -229,46 +229,47 @@ def image_format(cfg: DictConfig) -> Optional[str]:
     return None
 
 
-def distill(cfg: DictConfig, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
+def distill(
+    cfg: DictConfig, teacher: str, weights: str = "", extra_projects: Sequence[str] = ()
+) -> None:
     """
     Turn a LazyConfig that does not distil into one that does, in place: what ``--teacher`` does.
 
     Args:
         cfg: with ``model``, the student.
         teacher, weights: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.WEIGHTS``.
-        further: see ``MODEL.TEACHER.PROJECTS``.
+        extra_projects: see ``MODEL.TEACHER.PROJECTS``.
     """
     student = cfg.model.student if is_distilling(cfg) else cfg.model
+    named = {"projects": list(extra_projects)} if extra_projects else {}
     max_iter = "${train.max_iter}" if "train" in cfg else 0
     # names, because a config knows no model; those of the package outlive a move of the file
     cfg.model = L("skd.DistillRCNN")(
         student=student,
-        teacher=L("skd.build_teacher")(
-            config_file=teacher, weights=weights, **({"projects": list(further)} if further else {})
-        ),
+        teacher=L("skd.build_teacher")(config_file=teacher, weights=weights, **named),
         distiller=L("skd.StructuredDistiller")(),
         balance=L("skd.GradientBalance")(max_iter=max_iter, enabled=None),
         input_format=image_format(cfg),
     )
 
 
-def followers_of_length(cfg: DictConfig) -> List[str]:
+def depends_on_max_iter(cfg: DictConfig) -> List[str]:
     """What else a change of ``train.max_iter`` changes: schedules go by the part that is done."""
     return ["lr_multiplier"]
 
 
-def student_config(cfg: DictConfig, solver: bool = False) -> DictConfig:
+def student_config(cfg: DictConfig, keep_settings: bool = False) -> DictConfig:
     """
     A copy for stock Detectron2: its model is the student, without any key of this project.
 
     Args:
         cfg: distilling or not.
-        solver: keep this project's settings of a run that are not as by default, for training.
+        keep_settings: this project's settings of a run that are not as by default, for training.
     """
     cfg = copy.deepcopy(cfg)
     if is_distilling(cfg):
         cfg.model = cfg.model.student
-    run_settings.remove_added(cfg, keep=solver)
+    run_settings.remove_added(cfg, keep=keep_settings)
     return cfg
 
 

@@ -139,10 +139,10 @@ def declare(cfg: CN, names: Sequence[str] = ()) -> None:
     """
     for add_config in _used.values():
         add_config(cfg)
-    declare_further(cfg, names)
+    declare_extra(cfg, names)
 
 
-def declare_further(cfg: CN, names: Sequence[str]) -> None:
+def declare_extra(cfg: CN, names: Sequence[str]) -> None:
     """Add the keys of those projects that are not in use anyway."""
     for name in names:
         if name not in _used:

@@ -55,7 +55,7 @@ def _declare_recorded(cfg: CN, loaded: CN) -> None:
     student = (loaded.get("MODEL") or {}).get("STUDENT")
     names = student.get("PROJECTS") if isinstance(student, dict) else None
     projects.check_allowed(names or (), "MODEL.STUDENT.PROJECTS")
-    projects.declare_further(cfg, names or ())
+    projects.declare_extra(cfg, names or ())
 
 
 def _node(content: Dict[str, Any], path: str) -> CN:
@@ -104,15 +104,15 @@ def _merge_node(cfg: CN, loaded: CN, path: str) -> None:
     cfg.update(new)
 
 
-def read(path: str, further: Sequence[str] = ()) -> CN:
+def read(path: str, extra_projects: Sequence[str] = ()) -> CN:
     """
     A YAML file on Detectron2's defaults, the keys of projects in use and of :func:`add_skd_config`.
 
     Args:
-        further: projects for this config alone; see :func:`use_project`.
+        extra_projects: projects for this config alone; see :func:`use_project`.
     """
     cfg = get_cfg()
-    projects.declare(cfg, further)
+    projects.declare(cfg, extra_projects)
     add_skd_config(cfg)
     merge_file(cfg, path)
     return cfg
@@ -169,7 +169,7 @@ def is_distilling_class(name: str) -> bool:
     return known or name == META_ARCHITECTURE
 
 
-def distill(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = ()) -> None:
+def distill(cfg: CN, teacher: str, weights: str = "", extra_projects: Sequence[str] = ()) -> None:
     """
     Turn a config that does not distil into one that does, in place: what ``--teacher`` does.
 
@@ -177,7 +177,7 @@ def distill(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = (
         cfg: any Detectron2 config; the keys of :func:`add_skd_config` are added if it has none.
         teacher: see ``MODEL.TEACHER.CONFIG_FILE``.
         weights: see ``MODEL.TEACHER.WEIGHTS``.
-        further: see ``MODEL.TEACHER.PROJECTS``.
+        extra_projects: see ``MODEL.TEACHER.PROJECTS``.
     """
     if cfg.is_frozen():
         raise ValueError("The config is frozen: call skd.distill() before cfg.freeze().")
@@ -188,9 +188,9 @@ def distill(cfg: CN, teacher: str, weights: str = "", further: Sequence[str] = (
     cfg.MODEL.TEACHER.CONFIG_FILE = teacher
     lazy.allow(teacher)
     cfg.MODEL.TEACHER.WEIGHTS = weights
-    if further:
-        projects.allow(further)
-        cfg.MODEL.TEACHER.PROJECTS = list(further)
+    if extra_projects:
+        projects.allow(extra_projects)
+        cfg.MODEL.TEACHER.PROJECTS = list(extra_projects)
 
 
 def check_teacher(cfg: CN) -> None:
@@ -253,7 +253,7 @@ def image_format(cfg: CN) -> str:
     return cfg.INPUT.FORMAT
 
 
-def followers_of_length(cfg: CN) -> List[str]:
+def depends_on_max_iter(cfg: CN) -> List[str]:
     """What else a change of ``SOLVER.MAX_ITER`` changes, before its end: keys and their values."""
     found = []
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":  # whose SOLVER.STEPS are iterations
@@ -263,14 +263,14 @@ def followers_of_length(cfg: CN) -> List[str]:
     return found
 
 
-def student_config(cfg: CN, solver: bool = False) -> CN:
+def student_config(cfg: CN, keep_settings: bool = False) -> CN:
     """
     The student's own config: a copy for stock Detectron2, without any key of this project unless
     the student itself needs it (``MODEL.TIMM``, where its backbone is timm's).
 
     Args:
         cfg: distilling or not.
-        solver: keep this project's settings of a run that are not as by default, for training.
+        keep_settings: this project's settings of a run that are not as by default, for training.
     """
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
@@ -279,7 +279,7 @@ def student_config(cfg: CN, solver: bool = False) -> CN:
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.STUDENT.META_ARCHITECTURE
     for node in own_nodes(cfg):
         cfg.MODEL.pop(node)
-    run_settings.remove_added(cfg, keep=solver)
+    run_settings.remove_added(cfg, keep=keep_settings)
     if has_timm(cfg) and "timm" not in cfg.MODEL.BACKBONE.NAME:
         cfg.MODEL.pop("TIMM")
     if frozen:

@@ -83,7 +83,7 @@ def _teacher_evaluation(cfg: DictConfig, values: Dict[str, Any]) -> Optional[Tea
         images,
         values["test_sets"],
         keys,
-        build=partial(build_detector, further=list(teacher.get("projects", ())), **build),
+        build=partial(build_detector, extra_projects=list(teacher.get("projects", ())), **build),
         build_loader=lambda: _build_test_loader(cfg.dataloader.test),
         image_format=image_format(cfg) or "BGR",
     )

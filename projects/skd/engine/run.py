@@ -83,9 +83,9 @@ class Run(RunSettings):
 
     def _length_notes(self) -> Dict[str, str]:
         """A longer run is another one from its start, where something goes by the length."""
-        followers = form_of(self.cfg).followers_of_length(self.cfg)
-        words = f" (from here on as if it had been so from the start: {', '.join(followers)})"
-        return {self.keys["max_iter"]: words} if followers else {}
+        dependent = form_of(self.cfg).depends_on_max_iter(self.cfg)
+        words = f" (from here on as if it had been so from the start: {', '.join(dependent)})"
+        return {self.keys["max_iter"]: words} if dependent else {}
 
     def verify(self, results: Dict[str, Any]) -> None:
         """Compare with the expected results, as Detectron2 does: exits with 1 if they differ."""

@@ -57,7 +57,7 @@ def _teacher_evaluation(cfg: CfgNode, trainer: Any) -> Optional[TeacherEvaluatio
     teacher, sets = cfg.MODEL.TEACHER, cfg.DATASETS.TEST
     build = partial(
         build_detector, teacher.CONFIG_FILE, teacher.WEIGHTS, list(teacher.OPTS),
-        teacher.RANDOM_WEIGHTS, from_yaml=True, further=list(teacher.PROJECTS),
+        teacher.RANDOM_WEIGHTS, from_yaml=True, extra_projects=list(teacher.PROJECTS),
     )  # fmt: skip
     return teacher_evaluation(
         teacher.EVALUATE,

@@ -41,7 +41,7 @@ def build_detector(
     opts: Sequence[str] = (),
     random_weights: bool = False,
     from_yaml: bool = False,
-    further: Sequence[str] = (),
+    extra_projects: Sequence[str] = (),
 ) -> Detector:
     """
     The whole detector whose backbone a :class:`FrozenTeacher` keeps.
@@ -49,7 +49,7 @@ def build_detector(
     Args:
         config_file, weights, opts, random_weights: see ``MODEL.TEACHER``.
         from_yaml: only a YAML config names it, which may not lead to code.
-        further: see ``MODEL.TEACHER.PROJECTS``.
+        extra_projects: see ``MODEL.TEACHER.PROJECTS``.
 
     Raises:
         ValueError: a teacher that Python has built, of which only a part may be left.
@@ -59,11 +59,11 @@ def build_detector(
             f"The teacher is '{config_file}', and to look at what it finds "
             f"({called('MODEL.TEACHER.EVALUATE')}) needs one that a config file names."
         )
-    given = {"opts": opts, "from_yaml": from_yaml, "further": further}
+    given = {"opts": opts, "from_yaml": from_yaml, "extra_projects": extra_projects}
     args = detector_args(config_file, weights=weights, random_weights=random_weights, **given)
     if not random_weights:
         load_in_full(args["model"], args["weights"])
-    cfg = _load_config(config_file, find_config(config_file), list(opts), from_yaml, further)
+    cfg = _load_config(config_file, find_config(config_file), list(opts), from_yaml, extra_projects)
     return Detector(
         args["model"].eval(), args["input_format"], run_settings.value_of(cfg, "train_sets") or []
     )
@@ -75,17 +75,17 @@ def detector_args(
     opts: Sequence[str] = (),
     random_weights: bool = False,
     from_yaml: bool = False,
-    further: Sequence[str] = (),
+    extra_projects: Sequence[str] = (),
     **kwargs,
 ) -> Dict[str, Any]:
     path = find_config(config_file)
     if from_yaml:
-        projects.check_allowed(further, "MODEL.TEACHER.PROJECTS")
+        projects.check_allowed(extra_projects, "MODEL.TEACHER.PROJECTS")
     if not weights and not random_weights:
         weights = zoo_weights(config_file)
     if weights:
         check_exists(weights)  # before the model is built, which takes long
-    cfg = _load_config(config_file, path, list(opts), from_yaml, further)
+    cfg = _load_config(config_file, path, list(opts), from_yaml, extra_projects)
     try:
         if isinstance(cfg, CfgNode):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
@@ -114,11 +114,11 @@ def _of_the_model(cfg: Config) -> Dict[str, Any]:
 
 
 def _load_config(
-    name: str, path: str, opts: List[str], from_yaml: bool, further: Sequence[str]
+    name: str, path: str, opts: List[str], from_yaml: bool, extra_projects: Sequence[str]
 ) -> Config:
     """The detector's own: a student of this project may be a teacher in turn."""
     if is_lazy_file(path):
-        for project in further:
+        for project in extra_projects:
             projects.load_project(project)
         _check_opts(opts, opts, "'key=value'")
         if not from_yaml:
@@ -127,7 +127,7 @@ def _load_config(
         return student_config(lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS"))
     _check_opts(opts, opts[::2], "KEY, VALUE")
     try:
-        cfg = yaml.read(path, further)
+        cfg = yaml.read(path, extra_projects)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         raise ValueError(

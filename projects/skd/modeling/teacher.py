@@ -123,7 +123,7 @@ class FrozenTeacher(nn.Module):
             weights=teacher.WEIGHTS,
             opts=teacher.OPTS,
             from_yaml=True,
-            further=teacher.PROJECTS,
+            extra_projects=teacher.PROJECTS,
             random_weights=teacher.RANDOM_WEIGHTS,
             heads=bool(cfg.MODEL.DISTILLER.HEADS.NAMES),
             **_running_args(teacher),
@@ -328,7 +328,7 @@ def build_teacher(
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
         if built is not None:
             return of_built(built, {"projects": projects}, **kwargs)
-        return FrozenTeacher(**detector_args(config_file, further=projects, **kwargs))
+        return FrozenTeacher(**detector_args(config_file, extra_projects=projects, **kwargs))
 
 
 def of_built(

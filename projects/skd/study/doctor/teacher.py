@@ -43,7 +43,7 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
     given = cfg.MODEL.TEACHER
     teacher = build_detector(
         given.CONFIG_FILE, given.WEIGHTS, given.OPTS, given.RANDOM_WEIGHTS, from_yaml=True,
-        further=given.PROJECTS,
+        extra_projects=given.PROJECTS,
     )  # fmt: skip
     teacher.model.to(cfg.MODEL.DEVICE)
     flip = teacher.input_format != cfg.INPUT.FORMAT
