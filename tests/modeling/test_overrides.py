@@ -119,6 +119,16 @@ def test_what_is_no_such_function_is_named(name, words, way):
         teacher_of(Unrunnable(), preprocess=name)
 
 
+@pytest.mark.parametrize("shapes", [[], SHAPES])
+def test_a_neck_that_is_not_given_the_images_is_named(shapes, way):
+    import toy_way
+
+    with pytest.raises(ValueError, match="features is 'neck', and 'neck' fails on what .*inside"):
+        teacher_of(
+            YoloStudent(), features="neck", preprocess=toy_way.Way.prepare, feature_shapes=shapes
+        )
+
+
 def test_shapes_that_are_given_are_not_measured():
     teacher = teacher_of(Silent(), feature_shapes=SHAPES)
     with torch.no_grad():

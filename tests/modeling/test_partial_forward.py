@@ -275,3 +275,12 @@ def test_a_preprocess_image_that_fails_is_named():
     model.__class__ = Labels
     with pytest.raises(ValueError, match="of Labels, fails .*'scan'.* preprocess a function"):
         teacher_of(model, "backbone")
+
+
+@pytest.mark.parametrize("scale,warnings", [(1, 0), (1 / 255, 1)])
+def test_images_that_are_normalized_already_are_one_warning(scale, warnings, caplog):
+    inputs = [{"image": x["image"] * scale} for x in batch()]
+    teacher = teacher_of(build_model(student_config(tiny_config("faster_rcnn"))), "backbone")
+    for _ in range(2):
+        teacher(inputs, "BGR")
+    assert caplog.text.count("they look normalized already") == warnings

@@ -6,6 +6,7 @@ by its own forward, as far as what is tapped.
 
 import copy
 import inspect
+import logging
 from itertools import chain
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
 
@@ -35,6 +36,10 @@ from .partial_forward import (
     partial_forward,
     says_its_shapes,
 )
+
+logger = logging.getLogger(__name__)
+
+NORMALIZED = 10.0  # numbers of normalized images are smaller, the means of others larger
 
 Images = List[torch.Tensor]  # (C, H, W) each, in the teacher's color order
 
@@ -85,14 +90,30 @@ class BackboneRunner:
         self.detector = _without_heads(model, features)
         self._dtype, self._compile = dtype, compile
         self._run: Optional[Callable] = None
-        self.shapes = overrides.shapes or self._own_shapes()
+        self._checked_scale = False
+        measured = {} if self._preprocess is None else self._measured()
+        self.shapes = overrides.shapes or self._own_shapes() or measured
 
     def _own_shapes(self) -> Dict[str, ShapeSpec]:
-        if says_its_shapes(self.detector, self._features) or self._preprocess is None:
-            return self.detector.get_submodule(self._features).output_shape()
+        if self._preprocess is not None and not says_its_shapes(self.detector, self._features):
+            return {}
+        return self.detector.get_submodule(self._features).output_shape()
+
+    def _measured(self) -> Dict[str, ShapeSpec]:
+        """Of an image that the user's function prepares; so what cannot take it is told now."""
         images = [torch.full((image_channels(self.detector), SIDE, SIDE), 128, dtype=torch.uint8)]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            return map_shapes(self._tap(self._prepare(images)).maps, SIDE)
+            batch = self._prepare(images)
+            try:
+                with FeatureTap(self.detector.get_submodule(self._features), _key()) as tap:
+                    self.backbone(batch)
+                return map_shapes(tap.features, SIDE)
+            except Exception as error:  # of code that is not ours
+                raise ValueError(
+                    f"{_key()} is '{self._features}', and '{self._root}' fails on what "
+                    f"{called('MODEL.TEACHER.PREPROCESS')} returned: {error} It must be a module "
+                    "that is given the images, or one inside such a module."
+                ) from error
 
     def __getstate__(self) -> Dict[str, Any]:
         """Copies and pickles compile for themselves."""
@@ -131,6 +152,7 @@ class BackboneRunner:
     def __call__(self, images: Images) -> Tapped:
         # MODEL.TEACHER.PRECISION says what the teacher computes in, not the student's autocast
         with torch.autocast(self.device.type, enabled=False):
+            self._check_scale(images)
             batch = self._prepare(images)
             batch = batch.to(next(self.backbone.parameters(), batch).dtype)
             check_input(batch, [x.shape[-2:] for x in images], self.backbone, "teacher")
@@ -201,6 +223,23 @@ class BackboneRunner:
             getattr(self.backbone, "size_divisibility", 0),
             padding_constraints=getattr(self.backbone, "padding_constraints", None),
         )
+
+    def _check_scale(self, images: Images) -> None:
+        """Of the first images, because it waits for the device."""
+        if self._checked_scale or self._preprocess is not None:
+            return
+        self._checked_scale = True
+        mean = getattr(self.detector, "pixel_mean", None)
+        if not isinstance(mean, torch.Tensor) or mean.max() <= NORMALIZED:
+            return
+        largest = max(x.abs().max().item() for x in images)
+        if largest <= NORMALIZED and all(x.is_floating_point() for x in images):
+            logger.warning(
+                f"The first images have values up to {largest:.3g}, and the teacher subtracts a "
+                f"mean of {mean.max().item():.3g}: they look normalized already, and it was not "
+                f"trained on such. Give images of 0 to 255, or "
+                f"{called('MODEL.TEACHER.PREPROCESS')} a function that prepares these."
+            )
 
     def _check_square(self, images: Images) -> None:
         constraints = getattr(self.backbone, "padding_constraints", None) or {}
