@@ -1,4 +1,4 @@
-"""The balance in real models: a batch in parts, mixed precision. Resume: tests/modeling."""
+"""The balance in real models: gradient accumulation, mixed precision. Resume: tests/modeling."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def balanced(teacher_files):
 
 def steps(model, parts, n=3):
     trainer = build_trainer(
-        model, iter([batch(n=4)] * n), torch.optim.SGD(model.parameters(), lr=0.0), parts=parts
+        model, iter([batch(n=4)] * n), torch.optim.SGD(model.parameters(), lr=0.0), accumulate=parts
     )
     with EventStorage() as storage:
         for storage.iter in range(n):

@@ -83,7 +83,7 @@ def test_all_parts_of_a_batch_do_the_same(build):
     model = build(2)
     model.pop_metrics()
     trainer = build_trainer(
-        model, iter([batch(n=2)] * 3), torch.optim.SGD(model.parameters(), 0.0), parts=2
+        model, iter([batch(n=2)] * 3), torch.optim.SGD(model.parameters(), 0.0), accumulate=2
     )
     with EventStorage() as storage:
         seen = []

@@ -94,7 +94,7 @@ def test_batches_that_are_not_finite_are_left_out(
         patched(tmp_path, NAN), "--config-file", write_config(cfg, tmp_path), *flags,
         datasets=shapes,
     )  # fmt: skip
-    assert "Batch left out, 2 of at most 2" in printed
+    assert "Batch skipped, 2 of at most 2" in printed
     state = torch.load(tmp_path / "out" / "model_final.pth")
     assert state["iteration"] == 5
     assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
@@ -109,7 +109,7 @@ def test_more_of_them_than_allowed_stop_the_run(teacher_files, shapes, tmp_path)
     )  # fmt: skip
     assert "Loss is not finite at iteration 3, images" in printed
     assert "distill/structured_am_p4 is nan" in printed
-    assert "1 such batches were left out before, as many as SOLVER.SKIP_NON_FINITE" in printed
+    assert "1 such batches were skipped before, as many as SOLVER.SKIP_NON_FINITE" in printed
     name = (tmp_path / "out" / "last_checkpoint").read_text()
     state = torch.load(tmp_path / "out" / name)["model"]
     assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())

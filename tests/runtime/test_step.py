@@ -1,4 +1,4 @@
-"""A batch taken in parts gives the gradient of the whole."""
+"""Gradient accumulation gives the gradient of the whole."""
 
 import math
 import sys
@@ -38,7 +38,7 @@ def distilling_model(teacher_files):
 
 def gradients(model, parts):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    trainer = build_trainer(model, iter([batch(n=4)] * 2), optimizer, parts=parts)
+    trainer = build_trainer(model, iter([batch(n=4)] * 2), optimizer, accumulate=parts)
     with EventStorage() as storage:
         for _ in range(2):  # the second step starts from zero again
             trainer.run_step()
@@ -57,7 +57,7 @@ def test_the_same_gradients_and_losses(teacher_files, parts):
         torch.testing.assert_close(ours[name] / scale, value / scale, rtol=1e-4, atol=1e-5)
 
 
-def test_parts_that_do_not_divide_the_batch_are_refused(teacher_files, shapes):
+def test_steps_that_do_not_divide_the_batch_are_refused(teacher_files, shapes):
     cfg = distilling(tiny_config(SOLVER__IMS_PER_BATCH=4), teacher_files)
     cfg.SOLVER.ACCUMULATE = 3
     with pytest.raises(ValueError, match="SOLVER.ACCUMULATE is 3, and each process gets 4 images"):
@@ -293,7 +293,7 @@ def test_batches_left_out_before_a_resume_count():
     steps(trainer, 2)
     again = losses_trainer(Losses(loss_a=lambda call: math.nan), skip_non_finite=2)
     again.load_state_dict(trainer.state_dict())
-    with pytest.raises(FloatingPointError, match="2 such batches were left out before"):
+    with pytest.raises(FloatingPointError, match="2 such batches were skipped before"):
         steps(again, 1)
 
 

@@ -159,14 +159,14 @@ class RunSettings:
     images_per_batch: Optional[int] = _setting(
         "SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size", None, _shared, learned=True
     )
-    # Take each batch in that many parts, one after the other, for one optimizer step: for GPUs
-    # that do not hold all of it. Must divide a process's share of the images. Done by SKDTrainer;
-    # other trainers do not know the key.
+    # Gradient accumulation steps: each batch is taken in so many micro-batches for one optimizer
+    # step, for GPUs that do not hold all of it. Must divide a process's share of the images. Done
+    # by SKDTrainer; other trainers do not know the key.
     accumulate: int = _setting(
         "SOLVER.ACCUMULATE", "train.accumulate", 1, _whole(1), added=(YAML, LAZY), learned=True
     )
-    # Leave out up to so many batches whose loss is not finite, instead of stopping at the first.
-    # Done by SKDTrainer too.
+    # Max non-finite batches to skip (their loss or gradient has NaN or infinity), instead of
+    # stopping at the first. Done by SKDTrainer too.
     skip_non_finite: int = _setting(
         "SOLVER.SKIP_NON_FINITE", "train.skip_non_finite", 0, _whole(0), added=(YAML, LAZY)
     )

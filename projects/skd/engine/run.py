@@ -190,7 +190,7 @@ def _check_accumulate(run: Run) -> None:
     if share % run.accumulate:
         raise ValueError(
             f"{run.keys['accumulate']} is {run.accumulate}, and each process gets {share} images a "
-            "step: it must divide them into equal parts."
+            "step: it must divide them into equal micro-batches."
         )
 
 

@@ -256,7 +256,7 @@ def describe(cfg: Config, trainer: Any = SKDTrainer) -> Run:
 
 
 def _build_steps(run: Run, model: nn.Module, loader: Any, optimizer: Any):
-    """What takes the training steps: Detectron2's, in parts and in mixed precision."""
+    """What takes the training steps: with gradient accumulation and mixed precision."""
     counts = run.accumulate, run.skip_non_finite
     steps = build_trainer(model, loader, optimizer, run.amp, *counts, memory_advice(run))
     if run.amp:

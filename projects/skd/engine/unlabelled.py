@@ -86,6 +86,6 @@ def _check_share(run: Run) -> None:
     if run.unlabelled_per_batch % (world * run.accumulate):
         raise ValueError(
             f"{run.keys['unlabelled_per_batch']} is {run.unlabelled_per_batch}; it must be a "
-            f"multiple of {world * run.accumulate}, the processes ({world}) times the parts of a "
-            f"batch ({run.accumulate}), or 0 for as many as there are labelled images."
+            f"multiple of {world * run.accumulate}, the processes ({world}) times the gradient "
+            f"accumulation steps ({run.accumulate}), or 0 for as many as there are labelled images."
         )

@@ -52,7 +52,7 @@ def split_call(call: ForwardArguments) -> Tuple[ForwardArguments, Optional[Forwa
     if not labelled:
         raise ValueError(
             f"None of the batch's {len(batch)} images has labels: in each step the detector needs "
-            "some in every process, and in every part of a batch that is taken in parts."
+            "some in every process, and in every micro-batch of gradient accumulation."
         )
     return _with(call, batch, labelled), _with(call, batch, others)
 

@@ -1,6 +1,6 @@
 """
-The training step: Detectron2's, with the batch in parts for GPUs that do not hold all of it, with
-batches left out whose loss or gradient is not finite, and a helpful error when memory runs out.
+The training step: Detectron2's, with gradient accumulation for GPUs that do not hold a whole batch,
+with batches skipped whose loss or gradient is not finite, and a helpful error when memory runs out.
 """
 
 import logging
@@ -39,7 +39,7 @@ def build_trainer(
     data_loader,
     optimizer,
     amp: bool = False,
-    parts: int = 1,
+    accumulate: int = 1,
     skip_non_finite: int = 0,
     memory_advice: str = "",
 ) -> SimpleTrainer:
@@ -49,29 +49,30 @@ def build_trainer(
     Args:
         model, data_loader, optimizer: as there.
         amp: whether to train in mixed precision.
-        parts: of each batch, one after the other.
-        skip_non_finite: batches to leave out.
+        accumulate: gradient accumulation steps: each batch is taken in so many micro-batches.
+        skip_non_finite: max non-finite batches to skip.
         memory_advice: what else needs less memory, for the error when it runs out.
     """
     trainer = (_AMPTrainer if amp else _Trainer)(model, data_loader, optimizer)
-    trainer.parts = parts
+    trainer.accumulate = accumulate
     trainer.skip_non_finite, trainer.memory_advice = skip_non_finite, memory_advice
     return trainer
 
 
 class _Step:
     """
-    Takes the loader's batch in equal parts. The gradient is the mean over the parts, as it is the
-    mean over processes in data-parallel training; these reduce it once, after the last part.
+    Takes the loader's batch in ``accumulate`` equal micro-batches. The gradient is the mean over
+    them, as it is the mean over processes in data-parallel training; these reduce it once, after
+    the last micro-batch.
 
     All losses are copied from the device at once, after the backward, and the optimizer steps only
     if they and the gradient are finite: one step with a gradient that is not ruins all weights,
-    which may go into a checkpoint before a loss shows it. (In mixed precision the scaler leaves
-    such steps out itself.) A model with a method ``pop_metrics()`` has the scalar tensors it
+    which may go into a checkpoint before a loss shows it. (In mixed precision the scaler skips
+    such steps itself.) A model with a method ``pop_metrics()`` has the scalar tensors it
     returns, by name, copied along: they are checked like losses, and written to the event storage.
     """
 
-    parts = 1
+    accumulate = 1
     skip_non_finite = 0
     memory_advice = ""
     _skipped = 0
@@ -87,8 +88,10 @@ class _Step:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            raise BatchTooLargeError(_memory_words(data, self.parts, self.memory_advice)) from error
-        if total is None or self._is_left_out(data):
+            raise BatchTooLargeError(
+                _memory_words(data, self.accumulate, self.memory_advice)
+            ) from error
+        if total is None or self._skips_for_gradient(data):
             self._put_back(before)
             return
         self.after_backward()
@@ -103,67 +106,67 @@ class _Step:
     def _forward_backward(self, data: Batch) -> Optional[Tuple[Scalars, Scalars]]:
         """
         The losses, with their gradients in place, and the model's metrics; None for a batch that
-        is left out.
+        is skipped.
         """
         scaler = getattr(self, "grad_scaler", None)
         total: Scalars = {}
         metrics: Scalars = {}
         self._pop_metrics()  # of a step that failed
         self.optimizer.zero_grad()
-        for i in range(self.parts):
-            last = i == self.parts - 1
+        for i in range(self.accumulate):
+            last = i == self.accumulate - 1
             wait = hasattr(self.model, "no_sync") and not last
             with self.model.no_sync() if wait else nullcontext():
-                part = share_of(data, i, self.parts)
-                losses = self._losses(part, scaler is not None)
+                micro_batch = share_of(data, i, self.accumulate)
+                losses = self._losses(micro_batch, scaler is not None)
                 if losses is None:
                     self.optimizer.zero_grad()
                     return None
-                loss = sum(losses.values()) / self.parts
+                loss = sum(losses.values()) / self.accumulate
                 (loss if scaler is None else scaler.scale(loss)).backward()
-            _add(total, losses, self.parts)
-            _add(metrics, self._pop_metrics(), self.parts)
+            _add(total, losses, self.accumulate)
+            _add(metrics, self._pop_metrics(), self.accumulate)
         return total, metrics
 
     def _pop_metrics(self) -> Scalars:
         pop = getattr(getattr(self.model, "module", self.model), "pop_metrics", None)
         return pop() if pop is not None else {}
 
-    def _forward(self, part: Batch, amp: bool) -> Scalars:
+    def _forward(self, micro_batch: Batch, amp: bool) -> Scalars:
         with self._autocast() if amp else nullcontext():
-            losses = self.model(part)
+            losses = self.model(micro_batch)
         return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
 
     def _autocast(self) -> torch.autocast:
         device = next(self.model.parameters()).device
         return torch.autocast(device.type, dtype=self.precision)
 
-    def _losses(self, part: Batch, amp: bool) -> Optional[Scalars]:
+    def _losses(self, micro_batch: Batch, amp: bool) -> Optional[Scalars]:
         if not self.skip_non_finite:
-            return self._forward(part, amp)
+            return self._forward(micro_batch, amp)
         try:
-            losses = self._forward(part, amp)
-            error = _not_finite(_copy(losses), part, self.iter)
+            losses = self._forward(micro_batch, amp)
+            error = _not_finite(_copy(losses), micro_batch, self.iter)
         except FloatingPointError as not_finite:  # half way: Detectron2's proposals raise it
             losses, error = None, not_finite
             _refuse_synchronized(self.model, error)
-        # all processes leave out the step, or none: else they would wait for each other
+        # all processes skip the step, or none: else they would wait for each other
         if not _anywhere(error is not None):
             return losses
         if losses is not None:
             values = {**_copy(losses), **_copy(self._pop_metrics())}
-            error = _not_finite(values, part, self.iter)
-        self._leave_out(error or "Loss is not finite in another process.")
+            error = _not_finite(values, micro_batch, self.iter)
+        self._skip(error or "Loss is not finite in another process.")
         return None
 
-    def _is_left_out(self, data: Batch) -> bool:
-        """Whether it is for its gradient, the losses being finite."""
+    def _skips_for_gradient(self, data: Batch) -> bool:
+        """Whether the batch is skipped for its gradient, the losses being finite."""
         if not self.skip_non_finite:
             return False
         error = _not_finite(_copy(self._largest_gradient()), data, self.iter)
         if _anywhere(error is not None):
             self.optimizer.zero_grad()
-            self._leave_out(error or "The gradient is not finite in another process.")
+            self._skip(error or "The gradient is not finite in another process.")
             return True
         return False
 
@@ -179,15 +182,15 @@ class _Step:
         largest = torch._foreach_norm(gradients, math.inf)
         return {GRADIENT: torch.stack([x.float() for x in largest]).max()}
 
-    def _leave_out(self, reason: Any) -> None:
+    def _skip(self, reason: Any) -> None:
         self._skipped += 1
         if self._skipped > self.skip_non_finite:
             raise FloatingPointError(
-                f"{reason} {self.skip_non_finite} such batches were left out before, as many as "
+                f"{reason} {self.skip_non_finite} such batches were skipped before, as many as "
                 f"{word('skip_non_finite')} allows."
             )
         logger.warning(
-            f"Batch left out, {self._skipped} of at most {self.skip_non_finite}: {reason}"
+            f"Batch skipped, {self._skipped} of at most {self.skip_non_finite}: {reason}"
         )
 
     def state_dict(self) -> Dict[str, Any]:
@@ -242,9 +245,9 @@ class _Step:
         return None
 
 
-def _add(total: Scalars, part: Scalars, parts: int) -> None:
-    for name, value in part.items():
-        total[name] = total.get(name, 0) + value.detach() / parts
+def _add(total: Scalars, scalars: Scalars, accumulate: int) -> None:
+    for name, value in scalars.items():
+        total[name] = total.get(name, 0) + value.detach() / accumulate
 
 
 def _copy(scalars: Scalars) -> Dict[str, float]:
@@ -269,20 +272,20 @@ def _not_finite(
     return FloatingPointError(
         f"{what} is not finite at iteration {iteration}, {images} {names}: {'; '.join(bad)}. "
         f"The optimizer has not stepped. Lower {word('learning_rate')} or the losses' weights, "
-        f"clip gradients, or let {word('skip_non_finite')} batches be left out."
+        f"clip gradients, or skip up to {word('skip_non_finite')} such batches."
     )
 
 
 def _refuse_synchronized(model: nn.Module, error: FloatingPointError) -> None:
     """
-    Raise where leaving out would hang: a forward has stopped half way in this process, and the
+    Raise where skipping would hang: a forward has stopped half way in this process, and the
     others may be waiting for it in a synchronized norm. They end when this process does.
     """
     kinds = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
     names = [n for n, m in model.named_modules() if isinstance(m, kinds)]
     if comm.get_world_size() > 1 and names:
         raise FloatingPointError(
-            f"{error} The batch cannot be left out: the forward stopped half way, and with "
+            f"{error} The batch cannot be skipped: the forward stopped half way, and with "
             f"synchronized norms ({names[0]}) the other processes wait for it. Use norms of one "
             "process (BN, GN), or lower the learning rate."
         ) from error
@@ -321,12 +324,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _memory_words(data: Batch, parts: int, advice: str) -> str:
+def _memory_words(data: Batch, accumulate: int, advice: str) -> str:
     sizes = ", ".join("x".join(map(str, x["image"].shape[-2:])) for x in data)
     return (
-        f"Memory ran out on a batch of {len(data)} images of {sizes} pixels, taken in {parts} "
-        f"part{'s' if parts > 1 else ''}. To need less: {word('accumulate')} takes the batch in "
-        f"(more) parts, with the same gradients; {word('images_per_batch')} is the size of the "
+        f"Memory ran out on a batch of {len(data)} images of {sizes} pixels, with {accumulate} "
+        f"gradient accumulation step{'s' if accumulate > 1 else ''}. To need less: "
+        f"{word('accumulate')} is the number of these, and more have the same gradients; "
+        f"{word('images_per_batch')} is the size of the "
         f"batch over all processes; {word('amp')} halves the maps on a GPU"
         f"{'; ' if advice else ''}{advice}. The last checkpoint is unchanged; continue with "
         "--resume."
