@@ -23,7 +23,7 @@ from skd import build_teacher, register_coco
 from skd.config import read_config
 from skd.config.safe_yaml import MAX_BYTES, read_yaml_with_base
 from skd.modeling.model_zoo import find_config
-from skd.runtime import downloads
+from skd.runtime import downloads, torch_files
 from skd.runtime.checkpoint import SafeCheckpointer
 from skd.runtime.downloads import cached_path
 from skd.runtime.pickle_files import load_pickle, load_pickle_file
@@ -567,6 +567,26 @@ def test_torchs_reader_hashes_no_key_that_takes_for_ever_or_crashes(depth, width
     path = zipped(tmp_path / "weights.pth", nested(depth, width))
     with pytest.raises(DamagedCheckpointError, match="too many values, or nested too deep"):
         load_tensors(path)
+
+
+def test_the_check_of_a_pickle_takes_no_longer_than_the_pickle_is_long(monkeypatch):
+    """What lies below a mark is not copied for each mark."""
+
+    class Stack(list):
+        copied = 0
+
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            Stack.copied += len(found) if isinstance(key, slice) else 0
+            return found
+
+    walker = torch_files._HashCost(io.BytesIO(b"\x80\x02" + b"N" * 500 + b"(t0" * 500 + b"."))
+    walker.stack = Stack()
+    walker.walk()
+    assert Stack.copied < 5000
+    monkeypatch.setattr(torch_files, "MAX_OPERATIONS", 10)
+    with pytest.raises(ValueError, match="more than 10 operations"):
+        torch_files._HashCost(io.BytesIO(b"\x80\x02" + b"N" * 20 + b".")).walk()
 
 
 def test_nested_keys_of_the_old_format_neither(tmp_path):

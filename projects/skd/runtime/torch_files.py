@@ -68,6 +68,8 @@ def _pickles(path: str) -> Iterator[IO[bytes]]:
             yield f
 
 
+# Before a file of tensors is read, these take some 15 s; torch.save has about 30 for a tensor.
+MAX_OPERATIONS = 5_000_000
 # magic number, protocol, system, content, names of the storages
 _PICKLES_OF_OLD_FILES = 5
 
@@ -89,11 +91,14 @@ class _HashCost:
 
     def __init__(self, f: IO[bytes]):
         self.f, self.left = f, MAX_VALUES
-        self.stack: List[Any] = []
+        self.stack: List[Any] = []  # above the last mark
+        self.below: List[List[Any]] = []  # each mark's
         self.memo: Dict[int, Any] = {}
 
     def walk(self) -> None:
-        for op, argument, _ in pickletools.genops(self.f):
+        for count, (op, argument, _) in enumerate(pickletools.genops(self.f)):
+            if count > MAX_OPERATIONS:
+                raise ValueError(f"more than {MAX_OPERATIONS} operations")
             self._step(op, argument)
 
     def _step(self, op: pickletools.OpcodeInfo, argument: Any) -> None:
@@ -104,7 +109,8 @@ class _HashCost:
         elif op.name == "DUP":
             self.stack.append(self.stack[-1])
         elif op.name == "MARK":
-            self.stack.append(None)
+            self.below.append(self.stack)
+            self.stack = []
         else:
             self._replace(op, self._take(op))
 
@@ -112,8 +118,7 @@ class _HashCost:
         """Pop the operands of an operation."""
         before, taken = op.stack_before, []
         if pickletools.markobject in before:
-            mark = len(self.stack) - 1 - self.stack[::-1].index(None)
-            taken, self.stack[mark:] = self.stack[mark + 1 :], []
+            taken, self.stack = self.stack, self.below.pop()
             before = before[: before.index(pickletools.markobject)]
         first = len(self.stack) - len(before)
         taken, self.stack[first:] = self.stack[first:] + taken, []
