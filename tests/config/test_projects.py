@@ -157,7 +157,9 @@ def mean_teacher(cfg):
 
 
 def detic(cfg):
-    cfg.MODEL.TIMM = CfgNode({"BASE_NAME": "resnet50", "PRETRAINED": False, "NORM": "FrozenBN"})
+    cfg.MODEL.TIMM = CfgNode(
+        {"BASE_NAME": "resnet50", "NAME": "r", "PRETRAINED": False, "NORM": "FrozenBN"}
+    )
 
 
 @pytest.mark.parametrize("first", [True, False])

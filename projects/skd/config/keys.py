@@ -18,9 +18,9 @@ NODES = ("STUDENT", "TEACHER", "DISTILLER")
 
 
 # a key that the node has here, and in other projects' configs has not
-_OWN_KEY = {
-    "STUDENT": "INHERIT", "TEACHER": "RANDOM_WEIGHTS", "DISTILLER": "BALANCE", "TIMM": "NAME"
-}  # fmt: skip
+_OWN_KEY = {"STUDENT": "INHERIT", "TEACHER": "RANDOM_WEIGHTS", "DISTILLER": "BALANCE"}
+# MODEL.TIMM has no such key: it is known by having these, and no others but WEIGHTS
+_TIMM_KEYS = {"NAME", "PRETRAINED", "NORM"}
 
 
 def _is_own(cfg: CN, node: str) -> bool:
@@ -34,7 +34,8 @@ def own_nodes(cfg: CN) -> List[str]:
 
 def has_timm(cfg: CN) -> bool:
     """Whether ``MODEL.TIMM`` is this project's: other projects have a node of that name too."""
-    return _is_own(cfg, "TIMM")
+    keys = set(cfg.MODEL.get("TIMM") or ())
+    return _TIMM_KEYS <= keys <= {*_TIMM_KEYS, "WEIGHTS"}
 
 
 def fetch_no_timm_weights(cfg: CN) -> None:

@@ -154,8 +154,8 @@ def _check_taken(model: nn.Module, state: Dict[str, torch.Tensor], path: str, na
 def _bottom_up(cfg: CfgNode) -> TimmBackbone:
     if not has_timm(cfg):
         raise ValueError(
-            f"MODEL.TIMM is another project's here: it has no NAME, which MODEL.BACKBONE.NAME "
-            f"{cfg.MODEL.BACKBONE.NAME} needs."
+            f"MODEL.TIMM is another project's here: MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} "
+            "needs this project's, with NAME, PRETRAINED, NORM and WEIGHTS."
         )
     if cfg.MODEL.TIMM.NORM == "SyncBN" and cfg.MODEL.DEVICE == "cpu":
         raise ValueError("MODEL.TIMM.NORM SyncBN needs GPUs; on CPUs use BN or FrozenBN.")
