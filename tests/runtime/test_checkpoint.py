@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
+from skd.runtime.record import append_record
 from tests.helpers import environment
 
 
@@ -51,6 +52,16 @@ def test_resume_goes_back_to_the_newest_that_can_be_read(damage, tmp_path, caplo
         loaded = reader.resume_or_load("", resume=True)
     assert loaded["iteration"] == 2 and (reader.model.weight == 2).all()
     assert damage == "gone" or "model_0000003.pth' is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\0" * 20, b""])
+def test_last_checkpoint_may_be_damaged(content, tmp_path):
+    saver = checkpointer(tmp_path)
+    saver.run_id = "a"
+    saver.save("model_0000001", iteration=1)
+    append_record(str(tmp_path), {"run": "a"})
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert checkpointer(tmp_path).resume_or_load("", resume=True)["iteration"] == 1
 
 
 def test_nothing_left_to_resume_from_is_an_error(tmp_path):

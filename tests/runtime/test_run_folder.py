@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from skd.engine import SKDTrainer, beside_training
 from skd.runtime import lock, record
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
 from skd.runtime.lock import FolderInUseError
+from skd.runtime.record import RunFacts
+from skd.runtime.run_folder import RunFolder
 from skd.runtime.words import said_as
 from tests.helpers import distilling, environment, save_detector, tiny_config
 
@@ -315,6 +318,26 @@ def test_without_last_checkpoint_the_newest_of_the_run_is_taken(base, caplog):
         trainer = start(base, resume=True)
     assert trainer.start_iter == 0 and "Nothing to resume from" in warnings(caplog)[0]
     trainer.folder.after_train()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_without_a_record_to_compare_with_a_word_is_said(lost, tmp_path, caplog):
+    def folder():
+        made = RunFolder(SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)), RunFacts([], 1))
+        made.trainer = SimpleNamespace(iter=1)
+        return made
+
+    first = folder()
+    first.resume_or_load("", resume=False)
+    first.checkpointer.save("model_0000001", iteration=1)
+    first.after_train()
+    if lost:
+        (tmp_path / "runs.jsonl").unlink()
+    with caplog.at_level(logging.WARNING):
+        second = folder()
+        second.resume_or_load("", resume=True)
+        second.after_train()
+    assert ("has no line of the run to resume" in caplog.text) == lost
 
 
 def test_a_restart_resumes_its_own_launchs_run_only(base, monkeypatch):

@@ -1,5 +1,6 @@
 """Files of weights that hold something else, or numbers that are none."""
 
+import io
 import logging
 import math
 import pickle
@@ -54,6 +55,37 @@ def test_pickles_too(tmp_path):
     path.write_bytes(pickle.dumps({"model": None, "__author__": "me"}))
     with pytest.raises(CheckpointError, match="w.pkl' has None under 'model'"):
         SafeCheckpointer(model()).load(str(path))
+
+
+def torch_file(**how):
+    file = io.BytesIO()
+    torch.save({"model": model().state_dict()}, file, **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name,content,words",
+    [
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of Git LFS"),
+        ("w.pkl", b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of Git LFS"),
+        ("w.pth", b"\n<!DOCTYPE html><html></html>", "a web page"),
+        ("w.pkl", b"<html></html>", "a web page"),
+        ("w.pth", b"\x1f\x8b\x08", "compressed by gzip"),
+        ("w.pkl", torch_file(), "a file of torch.save; name it .pth"),
+        ("w.pkl", torch_file(_use_new_zipfile_serialization=False), "a file of torch.save"),
+        ("w.pth", pickle.dumps({"model": {}}), "a pickle that .* name it .pkl"),
+    ],
+)
+def test_other_files_are_told_by_what_they_are(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"no checkpoint: it is {words}") as error:
+        SafeCheckpointer(model()).load(str(tmp_path / name))
+    assert "SKD_TRUST" not in str(error.value)
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path):
+    with pytest.raises(CheckpointError, match=f"^'{tmp_path}' is a folder"):
+        SafeCheckpointer(model()).load(str(tmp_path))
 
 
 def test_a_name_that_is_not_in_the_catalog_is_told():

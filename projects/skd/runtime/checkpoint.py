@@ -94,6 +94,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         name = last_filename_basename.encode()
         write_whole(os.path.join(self.save_dir, "last_checkpoint"), lambda f: f.write(name))
 
+    def get_checkpoint_file(self) -> str:
+        """Detectron2's; "" where ``last_checkpoint`` is damaged, and names none."""
+        try:
+            return super().get_checkpoint_file()
+        except UnicodeDecodeError:
+            logger.error(f"'{self.save_dir}/last_checkpoint' is damaged: it is no name of a file.")
+            return ""
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         """
         Raises:
@@ -224,6 +232,8 @@ class SafeCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         self._path = path
         _check_catalog(path)
+        if path and os.path.isdir(path):
+            raise CheckpointError(f"'{path}' is a folder; weights are a file: name one in it.")
         try:
             return super().load(path, *args, **kwargs)
         finally:

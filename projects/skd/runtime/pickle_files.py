@@ -14,6 +14,7 @@ from typing import IO, Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 from detectron2.data import build as detectron2_data
 
+from .file_kinds import HEAD, check_pickle
 from .trust import CheckpointError, damaged, is_trusted, refusal
 
 MAX_NESTING = 50
@@ -45,11 +46,14 @@ def load_pickle_file(f: IO[bytes], path: str) -> Dict[str, Any]:
     try:
         size = f.seek(0, os.SEEK_END)
         f.seek(0)
+        check_pickle(f.read(HEAD))
+        f.seek(0)
         data = _Finish()(_ArrayUnpickler(f, path, size).load())
     except CheckpointError:
         raise
     except Exception as error:  # a broken pickle may raise anything
-        raise damaged(path, f"{type(error).__name__}: {error!s:.200}") from error
+        name = "" if type(error) is ValueError else f"{type(error).__name__}: "  # one of words
+        raise damaged(path, f"{name}{error!s:.200}") from error
     if not isinstance(data, dict):
         raise damaged(path, f"it holds a {type(data).__name__}, not a dict")
     return data

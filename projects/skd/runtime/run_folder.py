@@ -11,7 +11,7 @@ from detectron2.utils import comm
 
 from . import lock
 from .checkpoint import CheckpointError, SafeCheckpointer, new_run_from
-from .record import RunFacts, append_record, changes, describe_run, launch_id, read_records
+from .record import FILE, RunFacts, append_record, changes, describe_run, launch_id, read_records
 from .whole_files import remove_leftovers
 from .words import word
 
@@ -136,6 +136,11 @@ class RunFolder(HookBase):
         changed = []
         if record is not None:
             changed = changes(before, record, self._matters, self.facts.notes)
+            if not before:
+                logger.warning(
+                    f"'{os.path.join(self.folder, FILE)}' has no line of the run to resume: what "
+                    "has changed since it started cannot be told."
+                )
         changed, kind = comm.all_gather((changed, before.get("kind", "")))[0]
         self._check_kind(path, kind)
         words = "; ".join(changed)

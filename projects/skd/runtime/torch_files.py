@@ -12,6 +12,7 @@ from typing import IO, Any, Dict, Iterator, List, Mapping
 
 import torch
 
+from .file_kinds import HEAD, check_torch
 from .pickle_files import MAX_NESTING, MAX_VALUES
 from .trust import CheckpointError, damaged, refusal
 from .whole_files import check_sums
@@ -26,6 +27,8 @@ def load_tensors(path: str) -> Dict[str, Any]:
             checkpoint.
     """
     try:
+        with open(path, "rb") as f:
+            check_torch(f.read(HEAD))
         _check_hashes(path)
         data = torch.load(path, map_location="cpu", weights_only=True)
         check_sums(path)
