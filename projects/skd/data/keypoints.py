@@ -31,7 +31,7 @@ def keypoint_names(name: str, checked: Optional[Checked] = None) -> Tuple[str, .
 def compare_keypoints(names: Mapping[str, Sequence[str]], strict: bool) -> None:
     """
     Args:
-        names: of the keypoints, by dataset; the first is what the model learns, or has learnt.
+        names: of the keypoints, by dataset; the first is what the model learns, or has learned.
         strict: whether the same in another order is an error: in training, not after it.
 
     Raises:
@@ -39,15 +39,15 @@ def compare_keypoints(names: Mapping[str, Sequence[str]], strict: bool) -> None:
     """
     known = [(name, list(points)) for name, points in names.items() if points]
     for name, points in known[1:]:
-        first, learnt = known[0]
-        if points != learnt:
-            _differ(name, points, first, learnt, strict)
+        first, learned = known[0]
+        if points != learned:
+            _differ(name, points, first, learned, strict)
 
 
-def _differ(name: str, points: List[str], first: str, learnt: List[str], strict: bool) -> None:
-    reordered = sorted(points) == sorted(learnt)
+def _differ(name: str, points: List[str], first: str, learned: List[str], strict: bool) -> None:
+    reordered = sorted(points) == sorted(learned)
     message = (
-        f"Dataset '{name}' has the keypoints {shown(points)} and '{first}' {shown(learnt)}"
+        f"Dataset '{name}' has the keypoints {shown(points)} and '{first}' {shown(learned)}"
         f"{', the same in another order' if reordered else ''}. The model knows a keypoint by its "
         "place among them. Give both files the same order, or, where a file only names them "
         "wrongly, set keypoint_names and keypoint_flip_map of the dataset's metadata."
@@ -83,7 +83,7 @@ def check_training_keypoints(name: str, checked: Checked, model: Model) -> None:
 
 def check_mirrored(name: str, model: Model) -> None:
     """
-    Whether mirrored images would be learnt with sides swapped, once the metadata is set.
+    Whether mirrored images would be learned with sides swapped, once the metadata is set.
 
     Raises:
         ValueError: a name is there twice, and Detectron2 finds the places to swap by name.

@@ -329,7 +329,7 @@ def _memory_words(data: Batch, accumulate: int, advice: str) -> str:
     return (
         f"Memory ran out on a batch of {len(data)} images of {sizes} pixels, with {accumulate} "
         f"gradient accumulation step{'s' if accumulate > 1 else ''}. To need less: "
-        f"{word('accumulate')} is the number of these, and more have the same gradients; "
+        f"{word('accumulate')} takes more of these, with the same gradients; "
         f"{word('images_per_batch')} is the size of the "
         f"batch over all processes; {word('amp')} halves the maps on a GPU"
         f"{'; ' if advice else ''}{advice}. The last checkpoint is unchanged; continue with "
