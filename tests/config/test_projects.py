@@ -152,6 +152,12 @@ def test_train_net_notes_projects_and_takes_them_again(toy, teacher_files):
         read_config(str(toy / "run" / "config.yaml"))
 
 
+def test_a_project_that_fails_to_add_its_keys_is_named(toy):
+    (toy / "toy_project.py").write_text("def add_toy_config(cfg):\n    cfg.MODEL.NOTHING.TOY = 1\n")
+    with pytest.raises(ValueError, match="project 'toy_project' fails when it adds.*NOTHING"):
+        projects.declare(get_cfg(), ["toy_project"])
+
+
 def mean_teacher(cfg):
     cfg.MODEL.TEACHER = CfgNode({"MOMENTUM": 0.999})
 

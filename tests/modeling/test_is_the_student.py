@@ -229,6 +229,9 @@ def test_arguments_of_forward_pass_through(build):
     with torch.no_grad():
         (raw,) = model.eval()(batch(1), do_postprocess=False)
     assert raw.has("pred_boxes") and model.told == ("supervised", False)
+    arrays = [{**x, "image": x["image"].numpy()} for x in batch()]
+    with EventStorage(), pytest.raises(TypeError, match="batch is a numpy.ndarray; it must be a t"):
+        model.train()(arrays)
     with pytest.raises(TypeError, match="list of dicts with 'image'"):
         model.train()(torch.zeros(3, 4, 4))
 

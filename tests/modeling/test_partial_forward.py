@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from skd import DistillRCNN, FrozenTeacher, distill, student_config
+from skd.config.naming import LAZY, written_as
 from skd.distillers.pkd import PKD
 from skd.modeling.partial_forward import measure, output_shapes
 from skd.visualization.attention import to_rgb
@@ -188,6 +189,15 @@ def test_the_format_is_found_where_projects_keep_it(name):
     cfg = OmegaConf.create({"model": {}, "dataloader": {"train": {"mapper": mapper}}})
     distill(cfg, "teacher.yaml")
     assert cfg.model.input_format == "RGB"
+
+
+def test_a_student_without_a_format_is_told_where_it_goes():
+    student = YoloStudent()
+    student.input_format = None
+    with written_as(LAZY), pytest.raises(ValueError, match="model.input_format=RGB"):
+        DistillRCNN(
+            student=student, teacher=teacher_of(DetrLike(), "detr.backbone"), distiller=PKD()
+        )
 
 
 class YoloStudent(YoloLike):

@@ -147,7 +147,9 @@ def test_other_detections_are_an_error(change):
         return [*change(boxes, scores), np.ones(2)]
 
     image = torch.zeros(3, 8, 8)
-    with pytest.raises(RunError, match="of 4 and 4 detections.*gives [0-4] as the model does"):
+    with pytest.raises(
+        RunError, match="of the model's 4 and 4 detections.*gives only [0-4] and [0-4]"
+    ):
         compare(adapter, loaded, [image, image])
 
 

@@ -275,6 +275,16 @@ def test_an_error_of_ours_keeps_its_traceback():
         run_command(lambda: 1 / 0)
 
 
+def test_keys_without_opts_say_where_they_go(capsys):
+    parser = command_parser("x")
+    parser.add_argument("--opts", nargs="*")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["SOLVER.MAX_ITER", "2"])
+    assert (
+        "SOLVER.MAX_ITER 2 (KEY VALUE ... of a config go behind --opts)" in capsys.readouterr().err
+    )
+
+
 def test_help_states_defaults_that_say_something():
     parser = command_parser("x")
     parser.add_argument("--a", default=3, help="first")

@@ -9,6 +9,7 @@ or in Python; a YAML file may ask only for one that has been named, or that come
 import argparse
 import importlib
 import re
+from functools import partial
 from operator import attrgetter
 from types import ModuleType
 from typing import Any, Callable, Dict, List, Sequence, Set
@@ -169,7 +170,16 @@ def load_project(name: str) -> Callable[[CN], Any]:
             f"The project '{name}' has no function '{function}'. It has "
             f"{', '.join(_adding(module)) or 'none called add_..._config'}."
         )
-    return getattr(module, functions[0])
+    return partial(_add_keys, name, getattr(module, functions[0]))
+
+
+def _add_keys(name: str, add_config: Callable[[CN], Any], cfg: CN) -> None:
+    try:
+        add_config(cfg)
+    except Exception as error:  # of code that is not ours
+        raise ValueError(
+            f"The project '{name}' fails when it adds its keys to the config: {error!r}"
+        ) from error
 
 
 def _adding(module: ModuleType) -> List[str]:

@@ -78,8 +78,9 @@ def attach(
     input_format = input_format or getattr(student, "input_format", None)
     if not isinstance(input_format, str) or not input_format:
         raise ValueError(
-            f"input_format is {input_format!r}; give DistillRCNN or its student the "
-            "color order of the training images: 'BGR' or 'RGB'."
+            f"{called('INPUT.FORMAT')} is {input_format!r}; it must be 'BGR' or 'RGB', the color "
+            "order of the training images: an argument of DistillRCNN, in a LazyConfig "
+            "model.input_format=RGB, or an attribute of the student."
         )
     features_key = called("MODEL.STUDENT.FEATURES")
     student_shapes = given_shapes(feature_shapes, called("MODEL.STUDENT.FEATURE_SHAPES"))

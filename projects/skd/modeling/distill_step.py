@@ -136,6 +136,12 @@ def _read_batch(distiller: Distiller, values: Iterable[Any]) -> _Batch:
             "DistillRCNN's forward needs Detectron2's batched inputs in training: a list of "
             "dicts with 'image'."
         )
+    kind = type(inputs[0]["image"])
+    if not issubclass(kind, torch.Tensor):
+        raise TypeError(
+            f"'image' in DistillRCNN's batch is a {kind.__module__}.{kind.__name__}; it must be a "
+            "tensor (C, H, W), as a DatasetMapper makes it."
+        )
     boxes = _object_boxes(distiller, inputs) if distiller.needs_boxes else None
     images = [x["image"] for x in inputs]
     return _Batch(inputs, images[0], [tuple(x.shape[-2:]) for x in images], boxes)

@@ -194,10 +194,15 @@ def compare(adapter: TracingAdapter, loaded: Any, images: List[torch.Tensor]) ->
     numbers = [len(expected[0]) for expected, _ in pairs]
     if not any(numbers):
         return "not checked: no detections; give a --sample-image that has some"
-    same = sum(matches(expected, given) for expected, given in pairs)
+    found = [matches(expected, given) for expected, given in pairs]
+    same = sum(found)
     counts = f"{' and '.join(map(str, numbers))} detections in two images of different size"
     if same < SAME * sum(numbers):
-        raise RunError(f"of {counts}, the file gives {same} as the model does.")
+        raise RunError(
+            f"of the model's {counts}, the file gives only {' and '.join(map(str, found))}. Where "
+            "it fails in the second image alone, it holds the size of the first: the model "
+            "computes with sizes as numbers of Python."
+        )
     return f"checked: {counts}, {same} of them as the model's"
 
 

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, List, NoReturn, Optional, Sequence
 
 from ...config import projects
 from ...data import coco, register_coco, register_shapes
@@ -47,7 +47,14 @@ def _at_least(text: str, least: int) -> int:
 
 def command_parser(doc: str) -> argparse.ArgumentParser:
     """A parser whose help is a module's docstring and states the defaults."""
-    return argparse.ArgumentParser(description=doc, formatter_class=_Help)
+    return _Parser(description=doc, formatter_class=_Help)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments") and "--opts" in self.format_usage():
+            message += " (KEY VALUE ... of a config go behind --opts)"
+        super().error(message)
 
 
 def add_setup_arguments(parser: argparse.ArgumentParser) -> None:
