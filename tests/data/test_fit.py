@@ -393,6 +393,35 @@ def test_area_is_the_masks_or_the_boxs(add, tmp_path):
     assert [a["id"] for a in mended] == list(range(1, 9))
 
 
+@pytest.mark.parametrize("area", [0, 1e-9, 0.125, WIDTH * HEIGHT + 1000, 1e9, -1, True, "300"])
+def test_an_area_that_cannot_be_meant_is_computed(area, add, tmp_path, caplog):
+    content = content_of(tmp_path)
+    content["annotations"][3]["area"] = area
+    small = {"bbox": [5, 5, 0.5, 0.5], "segmentation": [], "area": 0.25}
+    content["annotations"][4].update(small)  # may well be
+    content["annotations"][5].update(bbox=[0, 0, WIDTH, HEIGHT], area=WIDTH * HEIGHT + 0.5)
+    add("a", content, check=True)
+    with open(MetadataCatalog.get("a").json_file) as f:
+        areas = [a["area"] for a in json.load(f)["annotations"]]
+    assert areas == [300, 300, 300, 300, 0.25, WIDTH * HEIGHT + 0.5, 300, 300]
+    strange = type(area) in (bool, str) or area < 0
+    said = "missing or no number" if strange else "0, more than its image's"
+    assert f"annotations[3]: area is {said}" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [None, {"iscrowd": 1}, {"ignore": 1}, {"bbox": [5, 5, 0, 9]}])
+def test_a_test_set_in_which_nothing_counts_is_told(changes, add, tmp_path, caplog):
+    content = content_of(tmp_path)
+    for annotation in content["annotations"]:
+        annotation.update(changes or {})
+    if changes is None:
+        content["annotations"] = []
+    add("a", content)
+    check_fit([], ["a"], BOXES)
+    said = f"None of the {8 if changes else 0} objects of dataset 'a'"
+    assert said in logged(caplog, logging.WARNING)
+
+
 def test_a_test_set_without_masks_is_evaluated_for_boxes(add, tmp_path, caplog):
     content = content_of(tmp_path)
     for i, annotation in enumerate(content["annotations"]):

@@ -259,6 +259,12 @@ def _check_test(name: str, checked: Checked, model: Model) -> None:
     if not checked.annotated:
         logger.warning(f"Dataset '{name}' has no annotations: predictions are written only.")
         return
+    if not sum(checked.usable):
+        logger.warning(
+            f"None of the {sum(checked.objects)} objects of {where} can be counted: there are "
+            "none, or crowds, objects marked 'ignore' and boxes without area only. Every AP of it "
+            "will be nan."
+        )
     some, objects = checked.without_mask, checked.masks + checked.without_mask
     if model.masks and 0 < some < objects:
         raise ValueError(

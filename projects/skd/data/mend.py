@@ -11,9 +11,13 @@ from typing import Any, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from pycocotools import mask as mask_util
 
+from .problems import is_number
+
 CROWD_WORDS = {"0": 0, "false": 0, "no": 0, "": 0, "1": 1, "true": 1, "yes": 1}
 
 MOST_AREA = 1e10  # pixels; pycocotools leaves out what is larger, and no image has as many
+# An area below a pixel of a box of this many is none of pixels: normalized, or made up
+LEAST_BOX = 100
 
 
 class Notes:
@@ -64,6 +68,7 @@ def mend(content: Dict[str, Any], notes: Notes) -> None:
         _whole(category, ("id",), f"categories[{i}]", notes)
     _references(content, notes)
     _ids(annotations, notes)
+    _areas(content, notes)
     for i, annotation in enumerate(() if _clean(annotations) else annotations):
         _annotation(annotation, i, notes)
 
@@ -79,10 +84,8 @@ def types(values: Iterable[Any]) -> Set[type]:
 
 def _clean(annotations: List[Dict[str, Any]]) -> bool:
     """Whether :func:`_annotation` has nothing to do, for all of them at once."""
-    crowds, areas = column(annotations, "iscrowd"), column(annotations, "area")
-    if not (types(crowds) <= {int} and set(crowds) <= {0, 1} and types(areas) <= {int, float}):
-        return False
-    if not all(0 <= area < MOST_AREA for area in areas):
+    crowds = column(annotations, "iscrowd")
+    if not (types(crowds) <= {int} and set(crowds) <= {0, 1}):
         return False
     if any("ignore" in a or "keypoints" in a for a in annotations):
         return False
@@ -143,11 +146,6 @@ def _annotation(annotation: Dict[str, Any], i: int, notes: Notes) -> None:
     crowd = annotation.get("iscrowd")
     if type(crowd) is not int or not 0 <= crowd <= 1:
         _crowd(annotation, f"annotations[{i}]", notes)
-    area = annotation.get("area")
-    if type(area) not in (int, float) or not 0 <= area < MOST_AREA:  # nan neither
-        annotation.pop("area", None)
-        notes.without_area.append(annotation)
-        notes.add(f"annotations[{i}]", "area is missing or no number: computed from mask or box")
     if "ignore" in annotation:
         _ignore(annotation, f"annotations[{i}]", notes)
     if "keypoints" in annotation:
@@ -155,6 +153,38 @@ def _annotation(annotation: Dict[str, Any], i: int, notes: Notes) -> None:
     mask = annotation.get("segmentation")
     if type(mask) is list and any(type(p) is list and len(p) < 6 for p in mask):
         _polygons(annotation, f"annotations[{i}]", notes)
+
+
+def _areas(content: Dict[str, Any], notes: Notes) -> None:
+    """The evaluation sorts objects by it into small, medium and large ones."""
+    most = {image["id"]: _most_area(image) for image in content["images"]}
+    annotations = content.get("annotations", [])
+    areas, images = column(annotations, "area"), column(annotations, "image_id")
+    for i, (area, image) in enumerate(zip(areas, images)):
+        number = type(area) is float or type(area) is int
+        if number and 1 <= area <= most.get(image, MOST_AREA):
+            continue  # nearly all are
+        if number and 0 < area < 1 and not _is_wide(annotations[i]):
+            continue
+        annotations[i].pop("area", None)
+        notes.without_area.append(annotations[i])
+        number = number and 0 <= area < MOST_AREA  # nan is none
+        why = "0, more than its image's, or that of a far smaller box" if number else ""
+        what = f"area is {why or 'missing or no number'}: computed from mask or box"
+        notes.add(f"annotations[{i}]", what)
+
+
+def _most_area(image: Dict[str, Any]) -> float:
+    width, height = image.get("width"), image.get("height")
+    if type(width) is not int or type(height) is not int:
+        return MOST_AREA  # an error later
+    return min(1.01 * width * height, MOST_AREA)  # rounding is no fault
+
+
+def _is_wide(annotation: Dict[str, Any]) -> bool:
+    box = annotation.get("bbox")
+    good = type(box) is list and len(box) == 4 and all(map(is_number, box))
+    return good and min(box[2:]) > 0 and box[2] * box[3] > LEAST_BOX
 
 
 def _crowd(annotation: Dict[str, Any], where: str, notes: Notes) -> None:
