@@ -478,7 +478,7 @@ def test_the_tool_lists_everything_at_once(tmp_path, shapes):
     with open(json_file, "w") as f:
         json.dump(content, f)
     printed = run_script("tools/check_dataset.py", json_file, images, datasets=shapes, ok=False)
-    assert "2 errors, 1 warnings" in printed
+    assert "2 errors, 2 warnings" in printed
     assert "error: annotation 2 of image 2 ('2.png'): there is no category 8" in printed
     assert "warning: annotation 1 of image 1 ('1.png'): bbox [5, 5, 0, 9] has no area" in printed
     assert "error: image 1 ('1.png'): cannot be read" in printed

@@ -439,6 +439,26 @@ def test_a_test_set_without_masks_is_evaluated_for_boxes(add, tmp_path, caplog):
     assert list(cfg.dataloader.evaluator.tasks) == ["bbox"]
 
 
+def test_a_lazy_evaluator_of_another_dataset_is_refused(add, tmp_path):
+    add("a", content_of(tmp_path))
+    add("b", content_of(tmp_path))
+    cfg = LazyConfig.load(find_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py"))
+    cfg.model.roi_heads.num_classes = 2
+    cfg.dataloader.train.dataset.names = cfg.dataloader.test.dataset.names = "a"
+    check_datasets(cfg)  # ${..test.dataset.names}
+    cfg.dataloader.evaluator.dataset_name = "b"
+    with pytest.raises(ValueError, match="dataset_name is 'b', but .*names is a: predictions"):
+        check_datasets(cfg)
+    same = MetadataCatalog.get("a").json_file
+    register_coco("fit_alias", same, str(tmp_path / "images"), check=False)
+    cfg.dataloader.evaluator.dataset_name = "fit_alias"
+    try:
+        check_datasets(cfg)
+    finally:
+        DatasetCatalog.remove("fit_alias")
+        MetadataCatalog.remove("fit_alias")
+
+
 def test_a_test_set_with_some_masks_missing_is_an_error(add, tmp_path):
     content = content_of(tmp_path)
     del content["annotations"][5]["segmentation"]

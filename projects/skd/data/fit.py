@@ -57,10 +57,28 @@ def check_datasets(cfg: Union[CfgNode, DictConfig], eval_only: bool = False) -> 
     train = run_settings.value_of(plain, "train_sets") or []
     test = run_settings.value_of(plain, "test_sets") or []
     model = yaml_model(plain) if isinstance(plain, CfgNode) else lazy_model(plain)
+    if isinstance(cfg, DictConfig):
+        _check_lazy_evaluator(cfg, test)
     with written_as(run_settings.form_name(cfg)):
         check_fit(train, test, model, eval_only)
     if isinstance(cfg, DictConfig) and len(test) == 1:
         _hand_to_lazy_evaluator(cfg, test[0])
+
+
+def _check_lazy_evaluator(cfg: DictConfig, test: Sequence[str]) -> None:
+    """A LazyConfig names its test set twice: for the loader, and for what scores."""
+    name = OmegaConf.select(cfg, "dataloader.evaluator.dataset_name")
+    if not test or not isinstance(name, str) or name in test:
+        return
+    known = [n for n in (name, *test) if "json_file" in MetadataCatalog.get(n).as_dict()]
+    files = [source_of(n) for n in known]
+    if name in known and files[0] in files[1:]:
+        return  # another name of the same
+    raise ValueError(
+        f"dataloader.evaluator.dataset_name is '{name}', but dataloader.test.dataset.names is "
+        f"{shown(test)}: predictions would be scored against another dataset. Set "
+        "dataloader.evaluator.dataset_name to the same."
+    )
 
 
 def _hand_to_lazy_evaluator(cfg: DictConfig, name: str) -> None:
