@@ -393,6 +393,22 @@ def test_area_is_the_masks_or_the_boxs(add, tmp_path):
     assert [a["id"] for a in mended] == list(range(1, 9))
 
 
+def test_normalized_boxes_are_an_error(add, tmp_path):
+    content = content_of(tmp_path)
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0, 0, 1, 1]  # a filler
+    add("filled", content)
+    check_fit([], ["filled"], BOXES)
+    for i, annotation in enumerate(content["annotations"]):
+        annotation["bbox"] = [0.25, 0, 1, 0.125 * i + 0.1]
+    add("a", content)
+    with pytest.raises(ValueError, match="nearly all others are between 0 and 1: they must be pix"):
+        check_fit(["a"], [], BOXES)
+    content["annotations"][0]["bbox"] = [5, 5, 15, 20]
+    add("b", content)
+    check_fit(["b"], [], BOXES)
+
+
 @pytest.mark.parametrize("area", [0, 1e-9, 0.125, WIDTH * HEIGHT + 1000, 1e9, -1, True, "300"])
 def test_an_area_that_cannot_be_meant_is_computed(area, add, tmp_path, caplog):
     content = content_of(tmp_path)

@@ -21,6 +21,7 @@ from .problems import Problem, annotation_name, image_name, is_number, short
 # No coordinate may be further away than this many times the image's longer side: pycocotools
 # overflows at about 4e8 pixels, and takes memory for every pixel of an edge before.
 FAR, FAR_LEAST = 10, 10_000  # times; pixels
+MOST_LOOKED_AT = 1000  # boxes, to see what all are like
 
 
 def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
@@ -43,6 +44,7 @@ def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem
     images = {image["id"]: image for image in content["images"]}
     sizes = {key: _size(image) for key, image in images.items()}
     categories = {category["id"] for category in content["categories"]}
+    yield from _normalized(content["annotations"], sizes)
     for annotation in not_clean(content["annotations"], sizes, categories):
         found = list(_annotation(annotation, images, sizes, categories))
         yield from found
@@ -56,6 +58,26 @@ def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem
             what = "its box has no area in the image: not counted in evaluation either"
             notes.add(annotation_name(annotation), what)
             notes.boxless.append(annotation)
+
+
+def _normalized(annotations: List[Dict[str, Any]], sizes: Dict[Any, Size]) -> Iterator[Problem]:
+    """Boxes as parts of the image's sides, which would be less than a pixel each, in a corner."""
+    step = max(1, len(annotations) // MOST_LOOKED_AT)
+    boxes = [(a.get("bbox"), sizes.get(a["image_id"])) for a in annotations[::step]]
+    found = sum(_is_in_a_pixel(box) and size is not None and min(size) > 2 for box, size in boxes)
+    if found and found >= 0.9 * len(boxes):
+        what = (
+            f"bbox {short(annotations[0].get('bbox'))} and nearly all others are between 0 and 1: "
+            "they must be pixels, [x, y, width, height]"
+        )
+        yield Problem("error", "annotations", what)
+
+
+def _is_in_a_pixel(box: Any) -> bool:
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        return False
+    # whole numbers, as [0, 0, 1, 1], may be fillers of a test set without annotations
+    return 0 <= min(box) and max(box) <= 1 and any(value % 1 for value in box)
 
 
 def masks_missing(content: Dict[str, Any]) -> Tuple[int, int]:
