@@ -95,7 +95,7 @@ def test_the_same_for_lazy_configs(name, mine):
     cfg = LazyConfig.load(find_config(f"{folder}/{name}.py"))
     check_datasets(cfg)
     cfg.dataloader.train.dataset.names = ["coco_2017_train", "mine"]
-    with pytest.raises(ValueError, match="'mine' has 6 classes.*num_classes=80. Set model"):
+    with pytest.raises(ValueError, match="'mine' has 6 classes.* training 80 .* do not agree"):
         check_datasets(cfg)
 
 

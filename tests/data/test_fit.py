@@ -301,6 +301,34 @@ def test_names_there_twice_are_not_mapped(add, tmp_path):
         check_fit(["a"], ["b"], BOXES)
 
 
+@pytest.mark.parametrize("more", ["cap", "nut"])
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_a_test_set_of_more_classes_does_not_change_the_model(more, eval_only, add, tmp_path):
+    add("a", content_of(tmp_path))
+    content = content_of(tmp_path)
+    content["categories"].append({"id": 9, "name": more})
+    add("b", content)
+    with pytest.raises(ValueError, match="'b' has 3 classes .*bolt, nut") as error:
+        check_fit(["a"], ["b"], MASKS, eval_only)
+    assert "Set MODEL" not in str(error.value)
+
+
+def test_ids_in_quotes_where_references_are_none(add, tmp_path, caplog):
+    content = content_of(tmp_path)
+    for entry in [*content["categories"], *content["images"]]:
+        entry["id"] = str(entry["id"])
+    add("a", content)
+    check_fit(["a"], ["a"], BOXES)
+    assert logged(caplog, logging.WARNING).count("an id is a number in quotes") == 1
+    assert evaluate("a", tmp_path, ("bolt", "nut"))["bbox"]["AP"] == pytest.approx(100)
+    for annotation in content["annotations"]:
+        for key in ("image_id", "category_id"):
+            annotation[key] = str(annotation[key])
+    add("b", content)  # text everywhere: as it is
+    check_fit(["b"], [], BOXES)
+    assert MetadataCatalog.get("b").json_file == str(tmp_path / "b.json")
+
+
 def test_evaluation_does_not_need_the_training_set(add, tmp_path):
     content = content_of(tmp_path)
     add("b", content)

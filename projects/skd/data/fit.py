@@ -172,11 +172,13 @@ def _one(
         )
         found.append((name, checked))
     own = thing_classes(name, checked)
-    _check_heads(name, own, model)
+    message = ""
     if own and classes and list(own) != list(classes):
         message = different_classes(name, own, classes)
         if strict:
             raise ValueError(message)
+    _check_heads(name, own, model, classes)
+    if message:
         # another dataset may be wanted, and nothing says for sure what the model was trained on
         logger.warning(f"{message} The evaluation takes them as they are numbered.")
     return checked
@@ -206,13 +208,20 @@ def _known_classes(train: Sequence[str], model: Model) -> Optional[Sequence[str]
     return None
 
 
-def _check_heads(name: str, classes: Optional[Sequence[str]], model: Model) -> None:
+def _check_heads(
+    name: str,
+    classes: Optional[Sequence[str]],
+    model: Model,
+    learned: Optional[Sequence[str]] = None,
+) -> None:
     for key, number in model.heads:
         if classes is not None and number != len(classes):
+            advice = f"Set {setting_to(key, len(classes))}, or use another dataset."
+            if learned and number == len(learned):  # the model is right
+                advice = f"Use a dataset of the classes of training: {shown(learned)}."
             raise ValueError(
                 f"Dataset '{name}' has {len(classes)} classes ({shown(classes)}), but the model "
-                f"has {setting_to(key, number)}. Set {setting_to(key, len(classes))}, or use "
-                "another dataset."
+                f"has {setting_to(key, number)}. {advice}"
             )
 
 

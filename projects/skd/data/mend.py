@@ -109,8 +109,11 @@ def _whole(entry: Dict[str, Any], keys: Sequence[str], where: str, notes: Notes)
 
 def _references(content: Dict[str, Any], notes: Notes) -> None:
     """Ids that are numbers here and the same numbers as text or floats there."""
-    images, categories = ({e["id"] for e in content[key]} for key in ("images", "categories"))
     annotations = content.get("annotations", [])
+    for key, reference in (("images", "image_id"), ("categories", "category_id")):
+        if types(column(content[key], "id")) == {str}:
+            _ids_in_quotes(content[key], key, types(column(annotations, reference)), notes)
+    images, categories = ({e["id"] for e in content[key]} for key in ("images", "categories"))
     if types(column(annotations, "image_id") + column(annotations, "category_id")) <= {int}:
         return
     for i, annotation in enumerate(annotations):
@@ -121,6 +124,15 @@ def _references(content: Dict[str, Any], notes: Notes) -> None:
             elif type(value) is str and value not in ids and _as_int(value) in ids:
                 annotation[key] = _as_int(value)
                 notes.add(f"annotations[{i}]", f"{key} is a number in quotes: taken for the number")
+
+
+def _ids_in_quotes(entries: List[Dict[str, Any]], key: str, references: Set[type], notes) -> None:
+    numbers = [_as_int(entry["id"]) for entry in entries]
+    if references <= {str} or None in numbers or len(set(numbers)) < len(numbers):
+        return
+    for entry, number in zip(entries, numbers):
+        entry["id"] = number
+    notes.add(key, "an id is a number in quotes, and not so in annotations: taken for the number")
 
 
 def _as_int(text: str) -> Any:
