@@ -403,7 +403,7 @@ def test_untrained_teacher_is_announced_loudly(teacher_files, caplog):
             None,
             {"opts": ["MODEL.FPN.CHANNELS", 3], "random_weights": True},
             ValueError,
-            "config.yaml' with OPTS .*MODEL.FPN.CHANNELS.* cannot be read: Non-existent key",
+            "config.yaml' with the teacher's opts .*MODEL.FPN.CHANNELS.* cannot be read: Non-ex",
         ),
         (None, {}, ValueError, "no checkpoint for.*--teacher-weights"),
         (
