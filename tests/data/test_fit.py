@@ -151,6 +151,15 @@ def test_a_check_that_takes_long_says_so(add, tmp_path, caplog, monkeypatch):
     assert "Checking dataset 'a'" in logged(caplog) and waiting == []
 
 
+def test_what_is_mended_is_told_once(add, tmp_path, caplog):
+    content = content_of(tmp_path)
+    del content["annotations"][0]["iscrowd"]
+    add("a", content, check=True)
+    check_fit(["a"], ["a"], MASKS)
+    assert logged(caplog, logging.WARNING).count("iscrowd is missing") == 1
+    assert logged(caplog, logging.WARNING).count("is read from a mended copy") == 1
+
+
 # ------------------------------------------------------------------------------------- classes
 
 

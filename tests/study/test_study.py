@@ -4,6 +4,7 @@ import json
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from skd.study.common import runs
@@ -77,6 +78,8 @@ def test_metrics_of_other_tasks_are_in_the_tables(tmp_path):
 def test_scores_by_hand():
     row = {"bbox/AP": float("nan"), "bbox/APs": float("nan"), "iteration": 3}
     assert scores(row) == {"bbox/AP": 0.0, "bbox/APs": 0.0}
+    nothing = {"bbox/AP": float("nan"), "bbox/AP50": float("nan"), "bbox/AP-a": float("nan")}
+    assert all(np.isnan(value) for value in scores(nothing).values())  # there is nothing to find
     row = {"segm/AP": 12.34567, "segm/APl": float("nan"), "bbox/AP-circle": 3.0}
     assert scores(row) == {"segm/AP": 12.346, "segm/APl": None}
     assert main_metrics({"segm/AP": 1, "bbox/AP": 1, "bbox/AP50": 1}) == ["bbox/AP", "segm/AP"]

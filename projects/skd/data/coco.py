@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -224,11 +225,11 @@ def _check_one(
     report = examine(json_file, image_root, anywhere=options["anywhere"])
     _stop_at_errors(name, report, json_file, image_root)
     finish(report.content, report.notes, options["with_masks"], options["with_keypoints"])
-    _map_classes(name, report, options["classes"])
+    _map_classes(name, json_file, report, options["classes"])
     problems = once([*report.problems, *sample_images(report.content, image_root)])
     _stop_at_errors(name, report._replace(problems=problems), json_file, image_root)
     if problems:
-        logger.warning(f"Dataset '{name}':\n{summary(problems, 8)}")
+        _warn_once(json_file, f"Dataset '{name}':\n{summary(problems, 8)}")
     copy = _write_copy(name, report.content) if report.notes else json_file
     checked = _facts(report.content, json_file)._replace(json_file=copy, options=options)
     if keep:
@@ -267,12 +268,20 @@ def names_of(content: Dict[str, Any]) -> List[str]:
     return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def _map_classes(name: str, report: Report, classes: Optional[Sequence[str]]) -> None:
+@lru_cache(maxsize=None)  # register_coco checks a dataset, and check_datasets for the model again
+def _warn_once(json_file: str, text: str) -> None:
+    logger.warning(text)
+
+
+def _map_classes(
+    name: str, json_file: str, report: Report, classes: Optional[Sequence[str]]
+) -> None:
     own = names_of(report.content)
     if classes is not None and to_map(own, classes):
-        logger.warning(
+        _warn_once(
+            json_file,
             f"Dataset '{name}' has the classes {shown(own)}, training {shown(classes)}: mapped "
-            "by name."
+            "by name.",
         )
         renumber(report.content, classes, report.notes)
 
@@ -308,7 +317,7 @@ def _write_copy(name: str, content: Dict[str, Any]) -> str:
     path = os.path.join(folder, f"{name}-{hashlib.sha256(text).hexdigest()[:16]}.json")
     if not os.path.isfile(path):
         write_whole(path, lambda f: f.write(text))  # several processes may do so at once
-    logger.warning(f"Dataset '{name}' is read from a mended copy: '{path}'.")
+    _warn_once(path, f"Dataset '{name}' is read from a mended copy: '{path}'.")
     return path
 
 

@@ -71,7 +71,8 @@ def evaluations(rows: List[Dict]) -> List[Dict]:
 def scores(row: Dict) -> Dict[str, Optional[float]]:
     """
     The metrics of a row. None where there is no object of a size; 0 where Detectron2 has nan,
-    because the model found nothing at all.
+    because the model found nothing at all; nan where it found something, and the dataset has no
+    object that counts. (Detectron2 has metrics of each class then, but of a single class: 0.)
     """
     return {key: _score(key, row) for key in row if _METRIC.fullmatch(key)}
 
@@ -79,7 +80,8 @@ def scores(row: Dict) -> Dict[str, Optional[float]]:
 def _score(key: str, row: Dict) -> Optional[float]:
     main = re.sub(r"/AP(50|75|s|m|l)$", "/AP", key)
     if math.isnan(row.get(main, math.nan)):
-        return 0.0
+        of_classes = any(other.startswith(f"{main}-") for other in row)
+        return row[key] if of_classes else 0.0
     return None if math.isnan(row[key]) else round(row[key], 3)
 
 
