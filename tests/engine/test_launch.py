@@ -132,10 +132,13 @@ def exits(send, number, error, monkeypatch):
 
     monkeypatch.setattr(launch_module, "detectron2_launch", start)
     monkeypatch.setattr(launch_module, "active_children", lambda: send)
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as end:
-        launch(print, argument_parser().parse_args(["--num-gpus", "2"]))
-    assert signal.getsignal(number) == before
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored
+    try:
+        with pytest.raises(SystemExit) as end:
+            launch(print, argument_parser().parse_args(["--num-gpus", "2"]))
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     return end.value.code
 
 

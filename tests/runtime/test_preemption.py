@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from skd.engine import SKDTrainer
+from skd.engine.launch import _passing_on
 from skd.runtime import preemption
 from skd.runtime.preemption import EXIT_REQUEUE
 from tests.helpers import ROOT, distilling, environment, patched, run_script, tiny_config
@@ -181,21 +182,27 @@ def test_a_warning_ahead_of_sigterm_is_no_first_of_two(monkeypatch):
     assert left == [128 + signal.SIGTERM]
 
 
-def test_sigusr1_of_somebody_else_is_left_alone():
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_what_somebody_else_has_taken_or_ignores_is_left_alone(number):
+    """As nohup ignores SIGHUP."""
+
     class Model(torch.nn.Module):
         model = property(lambda self: self)
 
     def mine(number, frame):
         pass
 
-    for handler, taken in ((mine, False), (signal.SIG_DFL, True)):
-        before = signal.signal(signal.SIGUSR1, handler)
+    for handler, taken in ((mine, False), (signal.SIG_IGN, False), (signal.SIG_DFL, True)):
+        before = signal.signal(number, handler)
         hook = preemption.PreemptionHook(None)
         hook.trainer = Model()
         try:
             hook.before_train()
-            assert (signal.getsignal(signal.SIGUSR1) != handler) == taken
+            assert (signal.getsignal(number) != handler) == taken
             hook.after_train()
-            assert signal.getsignal(signal.SIGUSR1) == handler
+            assert signal.getsignal(number) == handler
+            with _passing_on([]):
+                assert (signal.getsignal(number) != handler) == taken
+            assert signal.getsignal(number) == handler
         finally:
-            signal.signal(signal.SIGUSR1, before)
+            signal.signal(number, before)

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 from torch.distributed.rendezvous import rendezvous
 
-from ..runtime.preemption import EXIT_REQUEUE, SIGNALS
+from ..runtime.preemption import EXIT_REQUEUE, signals_to_take
 from ..runtime.record import LAUNCH_VARIABLE
 from ..runtime.user_errors import EXIT_USER_ERROR, UserError
 
@@ -84,7 +84,7 @@ def _passing_on(received: List[int]) -> Iterator[None]:
             sys.exit(128 + number)
 
     here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS} if here else {}
+    before = {s: signal.signal(s, pass_on) for s in signals_to_take()} if here else {}
     try:
         yield
     finally:

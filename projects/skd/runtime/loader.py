@@ -311,7 +311,7 @@ def _init_worker(then: Optional[Callable], worker: int) -> None:
     in the training process. One that is not wanted any more ends by itself, at the latest after a
     minute.
     """
-    for name in ("SIGINT", "SIGUSR1"):
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE_SECONDS))

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable, List, Optional
 
 import torch
 from detectron2.engine import HookBase
@@ -23,8 +23,9 @@ EXIT_REQUEUE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Slurm's --signal=USR1@60: a word ahead of the SIGTERM that comes anyway. Not on Windows.
 WARNING = getattr(signal, "SIGUSR1", None)
-if WARNING is not None:
-    SIGNALS += (WARNING,)
+# the terminal is gone; under nohup it is ignored, and stays so. Not on Windows.
+HANGUP = getattr(signal, "SIGHUP", None)
+SIGNALS += tuple(number for number in (WARNING, HANGUP) if number is not None)
 # a launcher and a terminal may both deliver the one signal
 SAME_SIGNAL_SECONDS = 5.0
 # Processes agree on stopping every so many iterations, on the host. Schedulers give 30 seconds.
@@ -33,12 +34,18 @@ AGREE_EVERY = 5
 LAST_WORD_SECONDS = 10.0
 
 
+def signals_to_take() -> List[int]:
+    """Of ``SIGNALS``, without those that somebody else has taken, or ignores, for good reasons."""
+    if_free = (WARNING, HANGUP)
+    return [s for s in SIGNALS if s not in if_free or signal.getsignal(s) == signal.SIG_DFL]
+
+
 class PreemptionHook(HookBase):
     """
-    After SIGTERM, SIGINT or SIGUSR1: at the end of an iteration, which all processes agree on,
-    write a checkpoint and exit with ``EXIT_REQUEUE``. A second signal stops at once, without one,
-    unless the first was SIGUSR1, which is left alone where somebody else has a handler for it.
-    During an evaluation the model does not change, so the checkpoint is written beside it, and
+    After SIGTERM, SIGINT, SIGUSR1 or SIGHUP: at the end of an iteration, which all processes agree
+    on, write a checkpoint and exit with ``EXIT_REQUEUE``. A second signal stops at once, without
+    one, unless the first was SIGUSR1. SIGUSR1 and SIGHUP are left alone where somebody else has a
+    handler for them, or ignores them, as nohup does. During an evaluation the model does not change, so the checkpoint is written beside it, and
     the processes exit without waiting for its end. Register this hook last.
 
     A thread takes the signals, because the main thread may be waiting for another process inside
@@ -63,8 +70,7 @@ class PreemptionHook(HookBase):
         os.set_blocking(self._pipe[1], False)
         self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         # the thread does what is to be done: a handler only keeps the signal from ending the run
-        taken = [s for s in SIGNALS if s != WARNING or signal.getsignal(s) == signal.SIG_DFL]
-        self._before = {s: signal.signal(s, _ignore) for s in taken}
+        self._before = {s: signal.signal(s, _ignore) for s in signals_to_take()}
         self._watch = self.trainer.model.register_forward_pre_hook(self._note_evaluation)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
