@@ -18,12 +18,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def argument_parser():
     parser = command_parser(__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="to measure on")
     parser.add_argument("--full", action="store_true", help="more repeats, two images everywhere")
     parser.add_argument(
         "--repeats", type=positive, help="measured pairs a row (default: 3, full: 10)"
     )
-    parser.add_argument("--images", type=positive, default=2)
+    parser.add_argument("--images", type=positive, default=2, help="in a batch")
     parser.add_argument(
         "--size", type=positive, nargs=2, default=(800, 1344), metavar=("H", "W"), help="of images"
     )

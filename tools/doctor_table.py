@@ -19,7 +19,9 @@ from skd.study.doctor.table import doctor_table
 def argument_parser():
     parser = command_parser(__doc__)
     parser.add_argument("--work", default=os.path.join("output", "doctor"), help="for what is kept")
-    parser.add_argument("--output", default=os.path.join("output", "doctor", "table"))
+    parser.add_argument(
+        "--output", default=os.path.join("output", "doctor", "table"), help="folder"
+    )
     parser.add_argument("--seed", type=whole, default=0, help="added to the runs' own")
     parser.add_argument(
         "--other", nargs=3, metavar=("NAME", "JSON", "IMAGES"), help="a dataset in COCO's format"
@@ -33,7 +35,7 @@ def argument_parser():
     parser.add_argument("--split", default="skd_shapes_val", help="of shapes, to try teachers on")
     parser.add_argument("--iterations", type=positive, default=8, help="that each run trains")
     parser.add_argument("--images", type=positive, default=12, help="to try the teacher on")
-    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch")
     return parser
 
 

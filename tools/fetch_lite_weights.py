@@ -15,7 +15,9 @@ from skd.study.fetch_lite_weights import fetch
 def argument_parser():
     parser = command_parser(__doc__)
     parser.add_argument("--output", default="weights", help="folder to write to")
-    parser.add_argument("--sizes", nargs="+", type=int, choices=(0, 1, 2), default=[0, 1, 2])
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, choices=(0, 1, 2), default=[0, 1, 2], help="of the models"
+    )
     return parser
 
 

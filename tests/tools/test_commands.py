@@ -1,5 +1,6 @@
 """Every command says how it is used, and every documented command is one. Nothing is run."""
 
+import argparse
 import glob
 import os
 import re
@@ -35,6 +36,14 @@ BENCH = re.compile(r'BENCH_ARGS="([^"]*)"')
 def test_every_command_has_help(name):
     text = parser_of(name).format_help()
     assert "usage:" in text and "--help" in text
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_defaults_are_in_the_help(name):
+    """argparse adds a default to a help, and only where there is one."""
+    for action in parser_of(f"tools/{name}")._actions:
+        no_default = action.default in (None, False, argparse.SUPPRESS)
+        assert no_default or action.help, action.option_strings
 
 
 def joined(text):

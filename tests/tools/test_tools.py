@@ -141,6 +141,16 @@ def test_slim_checkpoint_of_no_checkpoint(content, words, tmp_path):
         slim(str(path), str(tmp_path / "out.pth"))
 
 
+def test_slim_checkpoint_does_not_write_over_its_source(tmp_path):
+    torch.save({"a": torch.ones(1), "optimizer": {}}, tmp_path / "in.pth")
+    before = (tmp_path / "in.pth").read_bytes()
+    (tmp_path / "same.pth").symlink_to(tmp_path / "in.pth")
+    for target in ("in.pth", "same.pth"):
+        with pytest.raises(ValueError, match="the target must be another file"):
+            slim(str(tmp_path / "in.pth"), str(tmp_path / target))
+    assert (tmp_path / "in.pth").read_bytes() == before
+
+
 def test_slim_checkpoint_into_a_folder_that_is_not_there(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "in.pth")
     with pytest.raises(FileNotFoundError):

@@ -19,12 +19,17 @@ def slim(source: str, target: str) -> str:
         What was written, for people.
 
     Raises:
-        ValueError: the source holds no weights.
+        ValueError: the source holds no weights, or is the target.
         FileNotFoundError: there is no such file.
     """
     if not os.path.isfile(source):
         what = "It is a folder, not a file" if os.path.isdir(source) else "No file"
         raise FileNotFoundError(f"{what}: '{source}'.")
+    if os.path.exists(target) and os.path.samefile(source, target):
+        raise ValueError(
+            f"The source and the target are '{source}'; the target must be another file: here "
+            "the optimizer's state and half of the digits would be lost."
+        )
     checkpoint = load_tensors(source)
     weights = checkpoint.get("model", checkpoint)
     if not _are_weights(weights):
