@@ -190,7 +190,8 @@ def _most_area(image: Dict[str, Any]) -> float:
     width, height = image.get("width"), image.get("height")
     if type(width) is not int or type(height) is not int:
         return MOST_AREA  # an error later
-    return min(1.01 * width * height, MOST_AREA)  # rounding is no fault
+    pixels = min(width * height, MOST_AREA)  # which is no float yet: a size may be beyond
+    return min(1.01 * pixels, MOST_AREA)  # rounding is no fault
 
 
 def _is_wide(annotation: Dict[str, Any]) -> bool:
