@@ -15,6 +15,7 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.engine import launch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.file_io import PathHandler, PathManager
 from PIL import Image
 
 from skd import register_coco
@@ -298,6 +299,24 @@ def test_images_of_such_a_set_may_be_anywhere(root, stock, tmp_path, monkeypatch
     os.remove("store/4.jpg")
     with pytest.raises(ValueError, match="there is no file .*4.jpg"):
         check_fit(["fit_stock"], [], BOXES)
+
+
+def test_such_a_set_may_be_kept_elsewhere(stock, tmp_path):
+    class Elsewhere(PathHandler):
+        def _get_supported_prefixes(self):
+            return ["fit://"]
+
+        def _get_local_path(self, path, force=False, **options):
+            return str(tmp_path / path[len("fit://") :])
+
+        def _open(self, path, mode="r", buffering=-1, **options):
+            return open(self._get_local_path(path), mode)
+
+    PathManager.register_handler(Elsewhere(), allow_override=True)
+    stock(content_of(tmp_path), "fit://images")
+    MetadataCatalog.get("fit_stock").__dict__["json_file"] = "fit://stock.json"
+    check_fit(["fit_stock"], ["fit_stock"], BOXES)
+    assert len(DatasetCatalog.get("fit_stock")) == 4
 
 
 def test_names_there_twice_are_not_mapped(add, tmp_path):

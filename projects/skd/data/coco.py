@@ -147,9 +147,10 @@ def is_registered_by_user(name: str) -> bool:
 
 
 def source_of(name: str) -> str:
-    """The user's file of a registered dataset."""
+    """The user's file of a registered dataset; of a URL, where it is kept."""
     metadata = MetadataCatalog.get(name)
-    return os.fspath(metadata.get("source_json_file") or metadata.json_file)
+    json_file = os.fspath(metadata.get("source_json_file") or metadata.json_file)
+    return PathManager.get_local_path(json_file)  # as Detectron2 reads it
 
 
 def check_registered(name: str, **options: Any) -> Checked:

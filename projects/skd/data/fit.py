@@ -154,7 +154,7 @@ def _keypoint_names(name: str, found: Dict[str, Checked]) -> Sequence[str]:
         return names
     try:  # a training set that an evaluation does not use, and that may not be there
         return category_keypoints(open_coco(source_of(name)))
-    except ValueError:
+    except (OSError, ValueError):
         return ()
 
 
