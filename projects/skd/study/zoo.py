@@ -2,6 +2,8 @@
 
 import glob
 import os
+import shlex
+import statistics
 from typing import Any, Dict, List, Tuple
 
 from tabulate import tabulate
@@ -12,7 +14,10 @@ from .common.statistics import interval
 from .common.tables import NOT_RUN
 
 LEFT_OUT = {"search"}  # trials of a search, far too short to say what a method gives
-HEADER = ["study", "detector", "method", "teacher", "iterations", "seeds", *TASKS.values()]
+HEADER = [
+    "study", "detector", "method", "teacher", "iterations", "seeds", *TASKS.values(),
+    "s an iteration", "config",
+]  # fmt: skip
 
 
 def zoo_table(folder: str) -> str:
@@ -43,13 +48,31 @@ def _rows(runs: List[Dict[str, Any]]) -> List[List[str]]:
     groups: Dict[Tuple[str, ...], List[Dict[str, Any]]] = {}
     for run in runs:
         key = run["detector"], run["method"], run["teacher"], str(run["iterations"] or "-")
-        groups.setdefault(key, []).append(run["ap"])
+        groups.setdefault(key, []).append(run)
     return [
-        [*key, str(len(results)), *(_mean(results, task) for task in TASKS)]
-        for key, results in groups.items()
+        [
+            *key,
+            str(len(runs)),
+            *(_mean(runs, task) for task in TASKS),
+            _seconds(runs),
+            _config(runs),
+        ]
+        for key, runs in groups.items()
     ]
 
 
-def _mean(results: List[Dict[str, Any]], task: str) -> str:
-    values = [result.get(f"{task}/AP") for result in results]
+def _mean(runs: List[Dict[str, Any]], task: str) -> str:
+    values = [run["ap"].get(f"{task}/AP") for run in runs]
     return interval([value for value in values if value is not None])
+
+
+def _seconds(runs: List[Dict[str, Any]]) -> str:
+    values = [run["seconds_per_iteration"] for run in runs if run.get("seconds_per_iteration")]
+    return f"{statistics.median(values):.2f}" if values else "-"
+
+
+def _config(runs: List[Dict[str, Any]]) -> str:
+    """From the command; a link, where the file is in the tree."""
+    words = shlex.split(runs[0].get("command", ""))
+    path = words[words.index("--config-file") + 1] if "--config-file" in words else ""
+    return f"[{os.path.basename(path)}](../{path})" if path.startswith("configs/") else path or "-"

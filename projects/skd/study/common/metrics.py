@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import statistics
 from functools import lru_cache
 from typing import Any, Dict, List, Optional
 
@@ -115,6 +116,12 @@ def distillation(rows: List[Dict]) -> Dict[str, Any]:
 def _mean(rows: List[Dict], key: str) -> Optional[float]:
     values = [row[key] for row in rows if key in row]
     return sum(values) / len(values) if values else None
+
+
+def seconds_per_iteration(rows: List[Dict]) -> Optional[float]:
+    """The median of what Detectron2 wrote, evaluations left out; None if it wrote nothing."""
+    times = [row["time"] for row in rows if row.get("time", 0) > 0]
+    return round(statistics.median(times), 4) if times else None
 
 
 def read_ap(folder: str) -> Dict[str, float]:
