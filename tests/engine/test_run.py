@@ -372,8 +372,8 @@ def test_expected_results_of_a_task_that_is_not_there_are_named(shapes):
 def test_a_missing_gpu_is_named_in_the_words_of_the_form(training, shapes, tmp_path):
     yaml = tiny_config(MODEL__DEVICE="cuda", OUTPUT_DIR=str(tmp_path))
     lazy = lazy_config(tmp_path, "train.device=cuda:0")
-    for cfg, key in ((yaml, "MODEL.DEVICE"), (lazy, "train.device")):
-        with pytest.raises(ValueError, match=f"^{key} is 'cuda.* set {key} cpu"):
+    for cfg, key, to in ((yaml, "MODEL.DEVICE", " "), (lazy, "train.device", "=")):
+        with pytest.raises(ValueError, match=f"^{key} is 'cuda.* set {key}{to}cpu"):
             SKDTrainer(cfg) if training else evaluate(describe(cfg))
 
 
@@ -389,7 +389,7 @@ def test_a_missing_gpu_is_named_in_the_words_of_the_form(training, shapes, tmp_p
         ("accumulate", "3", "is 3, and each process gets 2 images"),
         ("train_sets", "typo", "names 'typo', which nobody has registered"),
         ("test_sets", "typo", "names 'typo', which nobody has registered"),
-        ("amp", "True", "is True, and train.amp.precision fp16 needs a GPU: set it bf16"),
+        ("amp", "True", "is True, and train.amp.precision=fp16 needs a GPU: set it bf16"),
     ],
 )
 def test_lazy_values_out_of_range_are_named_by_their_path(name, option, message, shapes, tmp_path):

@@ -43,7 +43,7 @@ def test_teacher_and_student_are_compared_and_the_training_is_the_same(
 @pytest.mark.parametrize("teacher,student,warns", [(30.0, 20.0, 0), (20.0, 20.0, 1)])
 def test_only_a_teacher_that_is_no_better_is_a_warning(teacher, student, warns, caplog):
     hook = TeacherQuality(SimpleNamespace(images=5, dataset="x"), period=0)
-    hook._teacher, hook._look = Quality(teacher, 0, 1), lambda model: Quality(student, 0, 1)
+    hook._teacher, hook._evaluate = Quality(teacher, 0, 1), lambda model: Quality(student, 0, 1)
     with EventStorage() as storage:
         hook.trainer = SimpleNamespace(storage=storage, model=None)
         hook._compare(), hook._compare()

@@ -161,8 +161,8 @@ def check_device(device: str, key: str) -> None:
         ) from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"{key} is {device!r}, and PyTorch finds no GPU here: set it to cpu, or look at the "
-            "driver and the build of PyTorch."
+            f"{key} is {device!r}, and PyTorch finds no GPU here: set {setting_to(key, 'cpu')}, or "
+            "look at the driver and the build of PyTorch."
         )
     if kind not in ("cuda", "cpu"):
         _check_there(device, kind, key)
@@ -173,7 +173,7 @@ def _check_there(device: str, kind: str, key: str) -> None:
         torch.zeros(1, device=device).cpu()
     except Exception:  # each backend has an error of its own
         raise ValueError(
-            f"{key} is {device!r}, and PyTorch has no {kind} here: set it to cpu or cuda."
+            f"{key} is {device!r}, and PyTorch has no {kind} here: set {setting_to(key, 'cpu')}."
         ) from None
 
 

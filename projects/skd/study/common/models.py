@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ...config import is_lazy_file, read_config, student_config
+from ...config.naming import YAML, written_as
 from ...engine.run import check_device
 from ...modeling.load import load_in_full
 from ...runtime.weights_file import without_query
@@ -63,7 +64,8 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         cfg = read_config(config)
         cfg.merge_from_list(args.opts)
         cfg = student_config(cfg)
-        check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+        with written_as(YAML):
+            check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
         model = build_model(cfg).eval()
         load_in_full(model, weights, f"--model {name}", f"--model {name}")
         models.append(Model(name, cfg, model, without_query(weights)))

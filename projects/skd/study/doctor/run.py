@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from ...config import distill, form_of, is_distilling, read_config
 from ...config.lazy import allow
+from ...config.naming import YAML, written_as
 from ...engine.run import check_device
 from ..common.command import set_up
 from ..common.paths import find_file
@@ -32,7 +33,8 @@ def run_doctor(args: argparse.Namespace) -> int:
     form_of(cfg).override(cfg, args.opts)
     if not is_distilling(cfg):
         raise ValueError(f"{args.config_file} names no teacher: give --teacher.")
-    check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    with written_as(YAML):
+        check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     verdict = examine(
         cfg,
         iterations=args.iterations,
