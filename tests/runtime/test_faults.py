@@ -162,7 +162,7 @@ def test_out_of_memory_says_how_large_the_batch_was_and_what_to_change(
         datasets=shapes, ok=False,
     )  # fmt: skip
     sizes = ", ".join(["1600x1600"] * 4)
-    assert f"Memory ran out on a batch of 4 images of {sizes} pixels, taken in 1 part" in printed
+    assert f"Memory ran out on a batch of 4 images of {sizes} pixels, with 1 gradient" in printed
     assert "SOLVER.ACCUMULATE" in printed and "INPUT.MAX_SIZE_TRAIN" in printed
 
 

@@ -11,7 +11,8 @@ from tests.helpers import environment
 
 # an import that takes so long that Ctrl-C falls into it
 SLOW = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 class Slow:
     def find_spec(self, name, path=None, target=None):
         if name == "detectron2":
