@@ -371,7 +371,7 @@ def test_what_a_trial_runs(command_line, catalog, tmp_path):
         (["--trials", 1, "--rungs", 9], "--rungs is 9"),
         (["--trials", 1, "--test", "mine"], "trained on"),
         (["--trials", 1, "--train", "other"], "give --train and --test"),
-        (["--trials", 1, "--opts", "MODEL.DISTILLER.BALANCE.RAMP", "4"], "WARMUP and RAMP"),
+        (["--trials", 1, "--opts", "MODEL.DISTILLER.BALANCE.RAMP", "4"], "WARMUP and "),
         (["--trials", 1, "--opts", "MODEL.DISTILLER.COMBINE", "[['AT', 1]]"], "COMBINE is set"),
     ],
 )
