@@ -63,7 +63,7 @@ def short(value: Any) -> str:
         text = repr(value)
     except ValueError:  # too many digits
         return f"a {type(value).__name__} too long to print"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 80 else f"{text[:30]}...{text[-47:]}"  # a path's end is its name
 
 
 def is_number(value: Any) -> bool:
