@@ -39,7 +39,11 @@ def test_no_part_stops_the_others_and_each_has_its_time(tmp_path):
     assert day["parts"][0]["output"] == ["why\n"]
     assert [t["outcome"] for t in day["tests"]] == ["passed", "failed", "skipped"]
     late = run_parts(parts[3:], 0, str(tmp_path / "gpu.json"), ROOT)
-    assert late["parts"][0]["status"] == "no time left"
+    assert late["parts"][3]["status"] == "no time left"
+    again = python("fails", "print('why'); raise SystemExit(4)")
+    both = run_parts([again], 60, str(tmp_path / "gpu.json"), ROOT)  # the rest stays
+    assert [p["name"] for p in both["parts"]] == ["hangs", "tests", "late", "fails"]
+    assert both["parts"][3]["status"] == "ended with 4" and len(both["tests"]) == 3
     time.sleep(1)
     assert not alive.exists()  # what a part started ends with it
 

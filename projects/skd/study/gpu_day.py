@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 from xml.etree import ElementTree
 
 from .common.result_files import write_text
@@ -101,7 +101,7 @@ def _files_with_gpu_tests(root: str) -> List[str]:
 def run_parts(parts: List[Part], seconds: float, path: str, root: str) -> Dict[str, Any]:
     """
     Run all parts one after the other, whatever becomes of each, and write what is known after
-    every one of them.
+    every one of them. What an earlier call left in the file stays, but for parts that run again.
 
     Args:
         seconds: for all together. A part gets no more than what is left of it.
@@ -113,15 +113,14 @@ def run_parts(parts: List[Part], seconds: float, path: str, root: str) -> Dict[s
         benchmark; ``tests``: name, outcome and seconds of each.
     """
     end = time.monotonic() + seconds
-    day: Dict[str, Any] = {"parts": [], "rows": [], "tests": []}
+    day = _day_so_far(path)
     for part in parts:
         log = os.path.join(os.path.dirname(path), f"{part.name}.log")
         if os.path.exists(part.file):  # of an earlier day
             os.remove(part.file)
         result = _run(part, min(part.seconds, end - time.monotonic()), log, root)
         print(f"{part.name}: {result['status']}, {result['seconds']:.0f} s", flush=True)
-        day["parts"].append(result)
-        _add_results(day, part.file)
+        _add_results(day, part, result)
         write_text(path, json.dumps(day, indent=1))
     return day
 
@@ -166,16 +165,34 @@ def _kill_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _add_results(day: Dict[str, Any], path: str) -> None:
+def _day_so_far(path: str) -> Dict[str, Any]:
     if not os.path.exists(path):
-        return
-    if path.endswith(".xml"):
-        day["tests"] += [_test(case) for case in ElementTree.parse(path).iter("testcase")]
-        return
+        return {"parts": [], "rows": [], "tests": []}
     with open(path) as f:
-        rows = json.load(f)
-    machine = [r for r in day["rows"] if r["name"] == "machine"] or rows[-1:]
-    day["rows"] = [r for r in day["rows"] + rows if r["name"] != "machine"] + machine
+        return json.load(f)
+
+
+def _add_results(day: Dict[str, Any], part: Part, result: Dict[str, Any]) -> None:
+    """In place of what an earlier call found of the same part."""
+    day["parts"] = [p for p in day["parts"] if p["name"] != part.name] + [result]
+    rows, tests = _read_results(part)
+    if part.name == TESTS:
+        day["tests"] = tests
+        return
+    machine = [r for r in [*day["rows"], *rows] if r["name"] == "machine"][-1:]
+    kept = [r for r in day["rows"] if r["name"] != "machine" and r["part"] != part.name]
+    new = [{**r, "part": part.name} for r in rows if r["name"] != "machine"]
+    day["rows"] = [*kept, *new, *machine]
+
+
+def _read_results(part: Part) -> Tuple[List[Dict[str, Any]], List[Dict[str, Any]]]:
+    """Rows of the benchmark, and tests."""
+    if not os.path.exists(part.file):
+        return [], []
+    if part.file.endswith(".xml"):
+        return [], [_test(case) for case in ElementTree.parse(part.file).iter("testcase")]
+    with open(part.file) as f:
+        return json.load(f), []
 
 
 def _test(case: ElementTree.Element) -> Dict[str, Any]:
