@@ -7,6 +7,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 
 from skd import DistillRCNN, FrozenTeacher, build_teacher, distill, distilling, student_config
+from skd.engine import SKDTrainer
 from tests.helpers import tiny_config
 
 
@@ -65,6 +66,25 @@ def test_keys_of_the_config_and_of_others(plain, teacher_files):
     distill(cfg, *teacher_files)
     with pytest.raises(ValueError, match="leave skd.distill.* out"):
         distilling(Branching, *teacher_files).build_model(cfg)
+
+
+def test_settings_of_the_run_are_told_to_be_idle(plain, teacher_files, caplog):
+    """Another project's Trainer does not read them; an SKDTrainer does, but for the teacher's."""
+    cfg = tiny_config(SOLVER__PATIENCE=3, MODEL__TEACHER__EVALUATE=5, MODEL__DISTILLER__NAME="PKD")
+    cfg.OUTPUT_DIR, cfg.SOLVER.EMA_DECAY = plain.OUTPUT_DIR, "linear"  # a later project's own
+    words = "No effect in %s: %sMODEL.TEACHER.EVALUATE 5. %s"
+    distilling(Branching, *teacher_files).build_model(cfg)
+    others = "SOLVER.PATIENCE 3, SOLVER.EMA_DECAY 'linear', "
+    assert words % ("Branching", others, "They are settings") in caplog.text
+    plain.SOLVER.EMA_DECAY = "linear"  # nobody's but the project's
+    caplog.clear()
+    distilling(Branching, *teacher_files).build_model(plain)
+    assert "No effect" not in caplog.text
+    cfg.SOLVER.PATIENCE, cfg.SOLVER.EMA_DECAY = 0, 0.5
+    trainer = distilling(SKDTrainer, *teacher_files)(cfg)
+    assert isinstance(trainer.model, DistillRCNN) and trainer.run.ema_decay == 0.5
+    assert words % ("SKDTrainer", "", "It needs a teacher that the config names") in caplog.text
+    assert "does not distil" not in caplog.text
 
 
 @pytest.mark.parametrize("key", ["SOLVER.BEST_METRIC", "SOLVER.BASE_LR", "MODEL.TEACHER.EVALUATE"])

@@ -113,7 +113,8 @@ def test_the_service_takes_it_offline(name, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     run = (folder / f"{name}_run.txt").read_text()
     if name == "wandb":
-        assert list(folder.glob(f"wandb/offline-run-*-{run}/run-{run}.wandb"))
+        files = list(folder.glob(f"wandb/offline-run-*-{run}/run-{run}.wandb"))
+        assert files and all(b"loss" in file.read_bytes() for file in files)
     else:
         rows = sqlite3.connect(tmp_path / "mlflow.db").execute("select run_uuid, step from metrics")
         assert sorted(rows) == [(run, step) for step in range(4)]

@@ -12,7 +12,8 @@ from . import run_settings
 from .methods import distiller_node
 
 META_ARCHITECTURE = "DistillRCNN"
-DISTILS = "_skd_distils"  # set on this class, so that its subclasses are known without it
+# set on this class, and on a Trainer of skd.distilling, so that subclasses are known without it
+DISTILS = "_skd_distils"
 # the nodes below MODEL of which the student knows nothing
 NODES = ("STUDENT", "TEACHER", "DISTILLER")
 

@@ -368,6 +368,14 @@ def declare(cfg: CfgNode) -> None:
             select(cfg, node)[name] = setting.default
 
 
+def changed(cfg: Config) -> Dict[str, Any]:
+    """By key: those that stock Detectron2 does not know, where they are not as by default."""
+    form = form_name(cfg)
+    added = [setting for setting in settings() if form in setting.added]
+    values = [(setting, _read(cfg, setting)) for setting in added]
+    return {s.key(form): value for s, value in values if value != _default(s)}
+
+
 def remove_added(cfg: Config, keep: bool = False) -> None:
     """
     Take out what stock Detectron2 does not know, in place.

@@ -1,19 +1,23 @@
 """A Trainer of somebody else's, whose model distils, and which does not know of it."""
 
 import inspect
+import logging
 from typing import Any, Sequence, Type, Union
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.utils import comm
 from torch import nn
 
 from ..config import add_skd_config, distill, form_of, is_distilling, run_settings
-from ..config.keys import NODES, own_nodes
+from ..config.keys import DISTILS, NODES, own_nodes
 from ..config.naming import YAML, written_as
 from ..modeling.meta_arch import DistillRCNN
 from ..modeling.parts import distilling_parts
+from .trainer import SKDTrainer
 
+logger = logging.getLogger(__name__)
 Teacher = Union[str, nn.Module]
 
 
@@ -28,7 +32,8 @@ def distilling(
     A subclass of a Trainer that differs in one thing: what its ``build_model(cfg)`` returns
     distils. The config stays the Trainer's own, so what it makes of it (mappers, augmentations,
     evaluators, optimizers) stays the same, and so do checkpoints, but for keys that start with
-    ``distiller.``.
+    ``distiller.``. This project's settings of a run in that config, such as ``SOLVER.EMA_DECAY``,
+    have no effect on a Trainer that is no :class:`SKDTrainer`, which is one warning.
 
     Args:
         trainer: a ``DefaultTrainer`` or another class with a method ``build_model(cfg)``, of the
@@ -67,6 +72,7 @@ def distilling(
 
     def build_model(self: Any, cfg: CfgNode, *args: Any, **kwargs: Any) -> nn.Module:
         settings = _settings(cfg, teacher, weights, opts, projects)
+        _warn_of_idle(cfg, trainer)
         student = super(Distilling, self).build_model(cfg, *args, **kwargs)
         built = None if isinstance(teacher, str) else teacher
         with written_as(YAML):  # what `opts` and the config have
@@ -75,6 +81,7 @@ def distilling(
         return model.to(torch.device(cfg.MODEL.DEVICE))
 
     of_objects = inspect.isfunction(inspect.getattr_static(trainer, "build_model", None))
+    setattr(Distilling, DISTILS, True)
     Distilling.build_model = build_model if of_objects else classmethod(build_model)
     Distilling.__name__ = Distilling.__qualname__ = f"Distilling{trainer.__name__}"
     return Distilling
@@ -91,6 +98,25 @@ def _check_keys(opts: Sequence[Any]) -> None:
             "Trainer's config; SOLVER.BEST_METRIC and this project's other settings of a run are "
             "SKDTrainer's (train_net.py) alone."
         )
+
+
+def _warn_of_idle(cfg: CfgNode, trainer: Type[TrainerBase]) -> None:
+    """
+    No error: a project that declares such a key after :func:`add_skd_config` has its own in the
+    place of ours, and nothing tells the two apart.
+    """
+    changed = run_settings.changed(cfg) if own_nodes(cfg) else {}  # else these keys are not ours
+    advice = (
+        "They are settings of this project's train_net.py and SKDTrainer: leave them out, or "
+        "derive the Trainer from SKDTrainer. (Where your project reads a key of that name itself, "
+        "all is well.)"
+    )
+    if issubclass(trainer, SKDTrainer):
+        changed = {key: value for key, value in changed.items() if key.startswith("MODEL.TEACHER.")}
+        advice = "It needs a teacher that the config names: skd.distill(), not skd.distilling()."
+    idle = ", ".join(f"{key} {value!r:.80}" for key, value in changed.items())
+    if idle and comm.is_main_process():
+        logger.warning(f"No effect in {trainer.__name__}: {idle}. {advice}")
 
 
 def _settings(

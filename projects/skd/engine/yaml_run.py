@@ -12,6 +12,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..config import is_distilling, run_settings, student_config
+from ..config.keys import DISTILS
 from ..config.naming import YAML
 from ..config.yaml import check_teacher
 from ..modeling.build_detector import build_detector
@@ -29,7 +30,8 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
         ValueError: test-time augmentation for a model that has none, or a teacher without a
             config that distils, or the reverse.
     """
-    check_teacher(cfg)
+    if not getattr(trainer, DISTILS, False):  # one of skd.distilling, which has a teacher itself
+        check_teacher(cfg)
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     augmented = None
     if cfg.TEST.AUG.ENABLED:
