@@ -1,5 +1,7 @@
 """Toy detectors that imitate those of other projects, as teachers and as what is measured."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN, build_model
@@ -264,12 +266,29 @@ class Training(GeneralizedRCNN):
         return self.backbone(self.preprocess_image(inputs, self.training).tensor)
 
 
+class InDict(GeneralizedRCNN):
+    def preprocess_image(self, inputs):
+        return {"images": super().preprocess_image(inputs)}
+
+    def forward(self, inputs):
+        return self.backbone(self.preprocess_image(inputs)["images"].tensor)
+
+
+class LikeImageList(GeneralizedRCNN):
+    def preprocess_image(self, inputs):
+        images = super().preprocess_image(inputs)
+        return SimpleNamespace(tensor=images.tensor, image_sizes=images.image_sizes)
+
+    def forward(self, inputs):
+        raise NotImplementedError  # not needed
+
+
 class Labels(GeneralizedRCNN):
     def preprocess_image(self, inputs):
         return super().preprocess_image([{"image": x["scan"]} for x in inputs])
 
 
-@pytest.mark.parametrize("kind", [Pair, Training])
+@pytest.mark.parametrize("kind", [Pair, Training, InDict, LikeImageList])
 def test_a_preprocess_image_of_another_form(kind):
     model = build_model(student_config(tiny_config("faster_rcnn"))).eval()
     with torch.no_grad():

@@ -191,12 +191,10 @@ class BackboneRunner:
             batch = self.detector.preprocess_image(as_inputs(images))
         else:
             batch = self._normalize(images)
-        if isinstance(batch, tuple) and batch:  # Sparse R-CNN and its kin: with the images' sizes
-            batch = batch[0]
-        batch = batch.tensor if isinstance(batch, ImageList) else batch
-        if not isinstance(batch, torch.Tensor):
+        prepared, batch = batch, _tensor_of(batch)
+        if batch is None:
             raise ValueError(
-                f"{self._preparer()} returned a {type(batch).__name__}; it must return an "
+                f"{self._preparer()} returned a {type(prepared).__name__}; it must return an "
                 "ImageList or a tensor (N, C, H, W)."
             )
         return batch
@@ -319,14 +317,28 @@ def make_runner(
 
 
 def _prepares_images(model: nn.Module) -> bool:
-    """Whether it has a ``preprocess_image(batched_inputs)``, which needs nothing else."""
-    if not hasattr(model, "preprocess_image"):
-        return False
+    """
+    Whether it has a ``preprocess_image(batched_inputs)`` that needs nothing else and returns images
+    in a way that is known. One that fails is told later, by :meth:`BackboneRunner.check`.
+    """
+    prepare = getattr(model, "preprocess_image", None)
     try:
-        inspect.signature(model.preprocess_image).bind([])
+        inspect.signature(prepare).bind([])
     except TypeError:
         return False
-    return True
+    image = torch.zeros(image_channels(model), 32, 32, dtype=torch.uint8, device=_device(model))
+    try:
+        return _tensor_of(prepare(as_inputs([image]))) is not None
+    except Exception:  # of code that is not ours
+        return True
+
+
+def _tensor_of(prepared: Any) -> Optional[torch.Tensor]:
+    """(N, C, H, W) of what preprocess_image returns, of a tuple its first; None if not known."""
+    if isinstance(prepared, tuple) and prepared:  # Sparse R-CNN and its kin: with sizes
+        prepared = prepared[0]
+    images = getattr(prepared, "tensor", prepared)  # an ImageList, or a class like it
+    return images if isinstance(images, torch.Tensor) else None
 
 
 def _key() -> str:
@@ -334,8 +346,10 @@ def _key() -> str:
     return called("MODEL.TEACHER.FEATURES")
 
 
-def _device(backbone: nn.Module, detector: nn.Module) -> torch.device:
-    return next(chain(backbone.parameters(), detector.buffers(), [torch.zeros(())])).device
+def _device(*modules: nn.Module) -> torch.device:
+    """Of the first parameter, or else buffer."""
+    tensors = [m.parameters() for m in modules] + [m.buffers() for m in modules]
+    return next(chain(*tensors, [torch.zeros(())])).device
 
 
 def _root(model: nn.Module, features: str, overrides: Overrides) -> str:
