@@ -95,7 +95,6 @@ def test_a_trainer_of_ones_own(project):
             return [batch()]
 
     project.OUTPUT_DIR = "."
-    projects.use_project("your_project")  # for the teacher's config
     space = {"Trainer": Trainer, "cfg": project}
     exec(TRAINER_BLOCK, space)
     trainer = space["trainer"]

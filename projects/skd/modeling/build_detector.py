@@ -130,9 +130,9 @@ def _load_config(
         cfg = yaml.read(path, extra_projects)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
+        given = f" with {called('MODEL.TEACHER.OPTS')} {opts}" if opts else ""
         raise ValueError(
-            f"The teacher's config '{path}' with {called('MODEL.TEACHER.OPTS')} {opts} cannot be "
-            f"read: {error.args[0]}"
+            f"The teacher's config '{path}'{given} cannot be read: {error.args[0]}"
         ) from error
     return student_config(cfg)
 
