@@ -20,9 +20,11 @@ from detectron2.config import LazyConfig, get_cfg  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
+from detectron2.utils.env import seed_all_rng  # noqa: E402
 
 from skd import add_skd_config, distill, student_config  # noqa: E402
 from skd.config import merge_file  # noqa: E402
+from skd.engine import SKDTrainer  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHAPES_BASE = os.path.join(ROOT, "configs", "shapes", "Base-Shapes-Mask-RCNN.yaml")
@@ -166,6 +168,34 @@ def save_detector(cfg, folder, seed=0):
     with open(path, "w") as f:
         f.write(cfg.dump())
     return path, os.path.join(folder, "model_final.pth")
+
+
+def train_until(cfg, folder, until=None, resume=False, trainer=SKDTrainer):
+    """
+    Train what a YAML config describes, as train_net.py does, in this process.
+
+    Args:
+        folder: of the run; with ``resume`` it goes on there.
+        until: stop after so many iterations instead of SOLVER.MAX_ITER.
+
+    Returns:
+        The trainer.
+    """
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(folder)
+    os.makedirs(folder, exist_ok=True)
+    seed_all_rng(cfg.SEED if cfg.SEED >= 0 else None)
+    trainer = trainer(cfg)
+    trainer.resume_or_load(resume)
+    trainer.max_iter = until or trainer.max_iter
+    trainer.train()
+    return trainer
+
+
+def differing(a, b):
+    """The names of what is not the same, to the bit, in two state dicts."""
+    assert a.keys() == b.keys()
+    return [name for name, value in a.items() if not torch.equal(value, b[name])]
 
 
 def batch(n=2, height=96, width=128, seed=0, classes=6):

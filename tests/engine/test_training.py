@@ -11,26 +11,10 @@ from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.modeling import build_model
-from detectron2.utils.env import seed_all_rng
 
 from skd import student_config
 from skd.engine import SKDTrainer
-from tests.helpers import batch, distilling, save_detector, tiny_config
-
-
-def train(cfg, folder, resume=False, trainer=SKDTrainer, until=None):
-    """``until``: be killed after so many iterations."""
-    cfg = cfg.clone()
-    cfg.OUTPUT_DIR = str(folder)
-    os.makedirs(folder, exist_ok=True)
-    cfg.freeze()
-    seed_all_rng(cfg.SEED)
-    trainer = trainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    if until is not None:
-        trainer.max_iter = until
-    trainer.train()
-    return trainer
+from tests.helpers import batch, distilling, save_detector, tiny_config, train_until
 
 
 def weights(folder, name="model_final.pth"):
@@ -44,7 +28,7 @@ def trained(teacher_files, shapes, tmp_path_factory):
     cfg = distilling(
         tiny_config(VIS_PERIOD=2, SOLVER__MAX_ITER=5, SOLVER__CHECKPOINT_PERIOD=2), teacher_files
     )
-    trainer = train(cfg, folder)
+    trainer = train_until(cfg, folder)
     return cfg, folder, trainer
 
 
@@ -98,8 +82,8 @@ def test_metrics_evaluation_and_events_are_written(trained):
 
 def test_resume_continues_as_if_never_stopped(trained, teacher_files, tmp_path):
     cfg, _, _ = trained
-    train(cfg, tmp_path, until=4)  # a checkpoint after 2 and 4 iterations
-    first = train(cfg, tmp_path, resume=True)
+    train_until(cfg, tmp_path, until=4)  # a checkpoint after 2 and 4 iterations
+    first = train_until(cfg, tmp_path, resume=True)
     assert first.start_iter == 4
     state = torch.load(tmp_path / "model_final.pth")
     assert state["iteration"] == 4
@@ -131,9 +115,9 @@ def test_resume_restores_adapters_and_optimizer(trained, tmp_path):
 def test_without_weight_the_student_is_trained_as_the_baseline(teacher_files, shapes, tmp_path):
     """Same first weights, same data, same sampling: distillation changes nothing but the loss."""
     cfg = tiny_config()
-    train(student_config(cfg), tmp_path / "baseline")
+    train_until(student_config(cfg), tmp_path / "baseline")
     zero = {f"MODEL__DISTILLER__STRUCTURED__WEIGHT_{t}": 1e-30 for t in ("AM", "AT", "NL")}
-    train(distilling(cfg, teacher_files, **zero), tmp_path / "distilled")
+    train_until(distilling(cfg, teacher_files, **zero), tmp_path / "distilled")
     baseline, distilled = weights(tmp_path / "baseline"), weights(tmp_path / "distilled")
     assert all(torch.equal(distilled[k], v) for k, v in baseline.items())
 
@@ -144,7 +128,7 @@ def test_any_default_trainer_will_do(teacher_files, shapes, tmp_path):
         def test(cls, cfg, model):
             return {}
 
-    train(distilling(tiny_config(), teacher_files), tmp_path, trainer=Trainer)
+    train_until(distilling(tiny_config(), teacher_files), tmp_path, trainer=Trainer)
     assert any(k.startswith("distiller.") for k in weights(tmp_path))
 
 
@@ -152,7 +136,7 @@ def test_clipping_and_frozen_layers(teacher_files, shapes, tmp_path):
     cfg = distilling(tiny_config(), teacher_files, MODEL__BACKBONE__FREEZE_AT=2)
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1e-3
-    trainer = train(cfg, tmp_path)
+    trainer = train_until(cfg, tmp_path)
     frozen = [n for n, p in trainer.model.named_parameters() if not p.requires_grad]
     assert frozen and all(n.startswith("backbone.bottom_up.") for n in frozen)
     clipped = [p.grad.abs().max().item() for p in trainer.model.parameters() if p.grad is not None]
@@ -210,10 +194,10 @@ def test_amp_trains_and_resumes_on_a_gpu(teacher_files, shapes, tmp_path):
         tiny_config(SOLVER__AMP__ENABLED=True, MODEL__DEVICE="cuda", SOLVER__MAX_ITER=3),
         teacher_files,
     )
-    trainer = train(cfg, tmp_path)
+    trainer = train_until(cfg, tmp_path)
     assert trainer.model.teacher.pixel_mean.device.type == "cuda"
     cfg.SOLVER.MAX_ITER = 5
-    assert train(cfg, tmp_path, resume=True).start_iter == 3
+    assert train_until(cfg, tmp_path, resume=True).start_iter == 3
     assert "grad_scaler" in torch.load(tmp_path / "model_final.pth")["trainer"]["_trainer"]
 
 

@@ -12,8 +12,16 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from skd import DistillRCNN, FrozenTeacher, StructuredDistiller, TeacherHeads
-from skd.engine import SKDTrainer, wrap_data_parallel
-from tests.helpers import batch, distilling, leave_together, save_detector, tiny_config
+from skd.engine import wrap_data_parallel
+from tests.helpers import (
+    batch,
+    differing,
+    distilling,
+    leave_together,
+    save_detector,
+    tiny_config,
+    train_until,
+)
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 
@@ -143,20 +151,11 @@ def dense_teacher(tmp_path_factory):
 def test_a_run_in_parts_resumes_bit_by_bit(dense_teacher, shapes, tmp_path):
     cfg = dense_config(dense_teacher, SOLVER__ACCUMULATE=2, SOLVER__CHECKPOINT_PERIOD=2)
 
-    def train(folder, until=3, resume=False):
-        cfg.OUTPUT_DIR = str(folder)
-        torch.manual_seed(0)
-        trainer = SKDTrainer(cfg.clone())
-        trainer.resume_or_load(resume)
-        trainer.max_iter = until
-        trainer.train()
-        return trainer.model.state_dict()
-
-    expected = train(tmp_path / "whole")
-    train(tmp_path / "parts", until=2)
-    resumed = train(tmp_path / "parts", resume=True)
+    whole = train_until(cfg, tmp_path / "whole").model.state_dict()
+    train_until(cfg, tmp_path / "parts", until=2)
+    resumed = train_until(cfg, tmp_path / "parts", resume=True).model.state_dict()
     assert {"distiller.balance.norm_dense_cls", "distiller.balance.norm_cross_reg"} <= set(resumed)
-    assert all(torch.equal(resumed[k], v) for k, v in expected.items())
+    assert not differing(whole, resumed)
 
 
 def worker(teacher, out):

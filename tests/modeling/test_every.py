@@ -9,9 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from skd import student_config
 from skd.distillers import GradientBalance
-from skd.engine import SKDTrainer
 from skd.runtime.step import build_trainer
-from tests.helpers import DEVICES, batch, distilling, tiny_config
+from tests.helpers import DEVICES, batch, differing, distilling, tiny_config, train_until
 
 
 @pytest.fixture
@@ -111,20 +110,11 @@ def test_a_run_that_resumes_between_goes_on_in_phase(teacher_files, shapes, tmp_
     )
     cfg.MODEL.DISTILLER.EVERY, cfg.DATASETS.TEST = 3, ()
 
-    def train(folder, until=None, resume=False):
-        cfg.OUTPUT_DIR = str(folder)
-        torch.manual_seed(0)  # of the first weights
-        trainer = SKDTrainer(cfg.clone())
-        trainer.resume_or_load(resume)
-        trainer.max_iter = until or trainer.max_iter
-        trainer.train()
-        return trainer.model.state_dict()
-
-    expected = train(tmp_path / "whole")
-    train(tmp_path / "parts", until=2)
-    resumed = train(tmp_path / "parts", resume=True)
+    whole = train_until(cfg, tmp_path / "whole").model.state_dict()
+    train_until(cfg, tmp_path / "parts", until=2)
+    resumed = train_until(cfg, tmp_path / "parts", resume=True).model.state_dict()
     assert resumed["distiller.balance.iteration"] == 4  # after the iteration 3
-    assert all(torch.equal(resumed[k], v) for k, v in expected.items())
+    assert not differing(whole, resumed)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,7 +1,9 @@
 """The same random numbers, and the same images, whether a run was interrupted or not."""
 
+from contextlib import ExitStack
 from typing import Any, Dict
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -13,6 +15,10 @@ class ReproducibleSteps(HookBase):
     Seeds the global generators before each step by seed, process and iteration, so that a step's
     random numbers do not depend on what ran before. Its state in checkpoints is the seed and how
     many images were taken, from which the loader goes on.
+
+    On CPUs functions in TorchScript (the focal loss of RetinaNet and FCOS) run as they are written.
+    Otherwise PyTorch watches the first call of a process and computes the gradient of later ones in
+    another way: after a resume in a new process it would differ in the last digits.
     """
 
     def __init__(self, loader: Any, seed: int):
@@ -25,6 +31,15 @@ class ReproducibleSteps(HookBase):
         self.seed = seed
         # images taken up to the end of an iteration; batches may have had other sizes before
         self._images, self._iteration = 0, -1
+        self._as_written = ExitStack()
+
+    def before_train(self) -> None:
+        # on GPUs, where no bits are promised, PyTorch may fuse them
+        if next(self.trainer.model.parameters()).device.type == "cpu":
+            self._as_written.enter_context(torch.jit.optimized_execution(False))
+
+    def after_train(self) -> None:
+        self._as_written.close()
 
     def before_step(self) -> None:
         seed_everything(self.seed, comm.get_rank(), self.trainer.iter)
