@@ -881,6 +881,9 @@ def test_names_against_a_relative_root(add, tmp_path, monkeypatch):
     second["file_name"] = str(folder / second["file_name"])
     third["file_name"] = f"../images/{third['file_name']}"
     assert check_coco(add("a", content), "images") == []
+    os.symlink(tmp_path, tmp_path / "other")  # the working directory's name in a shell, say
+    second["file_name"] = str(tmp_path / "other" / "images" / os.path.basename(second["file_name"]))
+    assert check_coco(add("d", content), "images") == []
     for image in content["images"]:
         image["file_name"] = f"images/{os.path.basename(image['file_name'])}"
     assert check_coco(add("b", content), ".") == []
@@ -912,14 +915,18 @@ def _two_processes(folder):
 
     for name in ("a", "b"):
         register_coco(name, f"{folder}/{name}.json", f"{folder}/images", check=False)
+    register_coco_instances("d", {}, f"{folder}/d.json", f"{folder}/images")
     if not comm.is_main_process():
         coco.check_one = None  # it must not be needed
-    check_fit(["a"], ["b"], BOXES)
+    check_fit(["a"], ["b", "d"], BOXES)
     ready = records.kept("a")
+    with open(MetadataCatalog.get("d").json_file) as f:  # what evaluators read
+        areas = {annotation["area"] for annotation in json.load(f)["annotations"]}
+    areas.add(len(DatasetCatalog.get("d")))
     names = MetadataCatalog.get("b").thing_classes
     categories = {o["category_id"] for r in DatasetCatalog.get("b") for o in r["annotations"]}
     with open(f"{folder}/rank{comm.get_rank()}", "w") as f:
-        f.write(f"{names} {categories} {ready}")
+        f.write(f"{names} {categories} {ready} {areas}")
     with pytest.raises(ValueError, match="do not agree by name"):
         register_coco("c", f"{folder}/c.json", f"{folder}/images", check=False)
         check_fit(["a"], ["c"], BOXES)
@@ -927,8 +934,11 @@ def _two_processes(folder):
 
 
 def test_one_process_checks_and_tells_the_other(tmp_path):
-    for name, classes in (("a", "xy"), ("b", "yx"), ("c", "yz")):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content_of(tmp_path, tuple(classes))))
+    for name, classes in (("a", "xy"), ("b", "yx"), ("c", "yz"), ("d", "xy")):
+        content = content_of(tmp_path, tuple(classes))
+        for annotation in content["annotations"] if name == "d" else ():
+            del annotation["area"]  # mended
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     launch(_two_processes, 2, dist_url="auto", args=(str(tmp_path),))
     for rank in (0, 1):
-        assert (tmp_path / f"rank{rank}").read_text() == "['x', 'y'] {0, 1} True"
+        assert (tmp_path / f"rank{rank}").read_text() == "['x', 'y'] {0, 1} True {300.0, 4}"

@@ -428,6 +428,23 @@ def test_sections_and_kinds_of_a_lazy_config_are_named(path, value, words, tmp_p
         form_of(cfg).check_training(cfg)
 
 
+@pytest.mark.parametrize("path", ["optimizer", "lr_multiplier", "dataloader.train"])
+def test_python_is_told_of_missing_sections_as_the_command_line_is(path, tmp_path):
+    cfg = lazy_config(tmp_path)
+    parent, _, name = path.rpartition(".")
+    del (OmegaConf.select(cfg, parent) if parent else cfg)[name]
+    with pytest.raises(ValueError, match=f"^{path} is missing"):
+        SKDTrainer(cfg)
+
+
+def test_an_evaluator_needs_a_test_set_before_training(tmp_path):
+    cfg = lazy_config(tmp_path)
+    cfg.dataloader.evaluator = LazyCall(DatasetEvaluator)()
+    cfg.dataloader.pop("test", None)
+    with pytest.raises(ValueError, match="^dataloader.test is missing"):
+        describe(cfg)
+
+
 @pytest.mark.parametrize("flags", [[], ["--eval-only"], ["--teacher", "none.yaml"]])
 def test_a_lazy_config_without_a_model_is_told_first(flags, tmp_path):
     path = tmp_path / "empty.py"

@@ -20,6 +20,14 @@ from tests.helpers import leave_together, tiny_config
 
 pytestmark = pytest.mark.slow
 
+# What a user says of a teacher in place of its code; each process leaves a file.
+PREPARE = """
+def prepare(teacher, batched_inputs):
+    import os
+    open(os.path.join(os.path.dirname(__file__), f"prepared{os.getpid()}"), "w").close()
+    return teacher.preprocess_image(batched_inputs)
+"""
+
 
 class Theirs(SKDTrainer):
     """A project's own Trainer, whose evaluations come out as a list says, in process 0."""
@@ -52,7 +60,7 @@ def losses(folder):
 def test_project_best_metric_average_and_early_end(teacher_files, shapes, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "toy_project.py").write_text(PACKAGE)
+    (tmp_path / "toy_project.py").write_text(PACKAGE + PREPARE)
     plain = tiny_config("faster_rcnn", SOLVER__MAX_ITER=1)
     plain.DATASETS.TRAIN, plain.DATASETS.TEST = ("skd_shapes_train",), ()
     toy = student_config(plain)
@@ -63,11 +71,13 @@ def test_project_best_metric_average_and_early_end(teacher_files, shapes, tmp_pa
     plain.DATASETS.TEST, plain.OUTPUT_DIR = ("skd_shapes_val",), str(tmp_path / "own")
     teacher = ["--teacher", teacher_files[0], "--teacher-weights", teacher_files[1]]
     flags = ["--project", "toy_project:add_toy_config", "--config-file", str(tmp_path / "toy.yaml")]
-    args = [*flags, *teacher, "OUTPUT_DIR", str(tmp_path / "toy")]
+    prepare = ["MODEL.TEACHER.PREPROCESS", "toy_project:prepare"]
+    args = [*flags, *teacher, "OUTPUT_DIR", str(tmp_path / "toy"), *prepare]
     port = 20000 + os.getpid() % 20000
     given = (args, plain, teacher_files, str(tmp_path))
     launch(work, 2, dist_url=f"tcp://127.0.0.1:{port}", args=given)
     assert losses(tmp_path / "toy") and losses(tmp_path / "own")
+    assert len(list(tmp_path.glob("prepared*"))) == 2
     assert torch.load(tmp_path / "toy" / "model_final.pth")["iteration"] == 0
     best = torch.load(tmp_path / "own" / "model_best.pth", weights_only=False)
     assert best["iteration"] == 0 and any(k.startswith("distiller.") for k in best["model"])

@@ -77,6 +77,13 @@ def test_urls_stand_where_files_do(server, tmp_path):
         register_coco("of_a_url", os.devnull, server.url)
 
 
+def test_a_name_of_weights_is_no_config():
+    with pytest.raises(ValueError, match="'catalog://x' is a name of weights"):
+        read_config("catalog://x")
+    with pytest.raises(ValueError, match="is 'catalog://x', a name of weights"):
+        find_config("catalog://x")
+
+
 @pytest.mark.parametrize("name", ["x.yaml", "x.json", "x.py"])
 def test_a_download_that_fails_is_named(name, server, monkeypatch):
     monkeypatch.setattr(server, "do_GET", lambda handler: handler.send_error(404))

@@ -95,7 +95,10 @@ def test_remote_folders_resume(tmp_path):
 
 
 def rank(folder, out):
-    """Process 1 cannot read the newest file, and sees no last_checkpoint either."""
+    """
+    Process 1 cannot read the newest file but for one that has other bytes than were written, and
+    sees no last_checkpoint either.
+    """
     logging.disable(logging.CRITICAL)
     reader = checkpointer(folder)
     if comm.get_rank() == 1:
@@ -107,7 +110,10 @@ def rank(folder, out):
 
 
 def test_process_0_chooses_and_all_follow(tmp_path):
-    save(tmp_path, 1, 2)
+    save(tmp_path, 1, 2, 3)
+    newest = tmp_path / "model_0000003.pth"
+    three = torch.tensor(3.0).numpy().tobytes()
+    newest.write_bytes(newest.read_bytes().replace(three, three[:-1] + b"A"))
     port = 20000 + os.getpid() % 20000
     launch(rank, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(str(tmp_path), str(tmp_path)))
     assert [torch.load(tmp_path / str(i)) for i in range(2)] == [(2, 2.0), (2, 2.0)]

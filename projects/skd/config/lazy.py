@@ -122,6 +122,8 @@ def check(cfg: DictConfig) -> None:
         value = run_settings.select(cfg, path)
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{path} is {value!r:.80}; it must be {expected}.")
+    if run_settings.select(cfg, "dataloader.evaluator"):  # both are asked for after training only
+        _check_there(cfg, ("dataloader.test",))
     run_settings.check_kinds(cfg)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 import yaml
 from detectron2.layers import ShapeSpec
 
-from ..runtime.downloads import is_file, open_bounded
+from ..runtime.downloads import CATALOG, is_file, open_bounded
 from ..runtime.trust import TRUST_VARIABLE, is_trusted
 from ..runtime.user_errors import UserError
 
@@ -153,6 +153,8 @@ def _read(path: str, limit: int) -> Tuple[Any, int]:
 
 
 def _bytes(path: str, limit: int) -> bytes:
+    if path.startswith(CATALOG):
+        raise ValueError(f"Config file '{path}' is a name of weights; it must be a config's.")
     if not is_file(path):
         raise FileNotFoundError(f"Config file '{path}' does not exist, or is no file.")
     data = open_bounded(path, limit)

@@ -22,7 +22,6 @@ def check_files(content: Dict[str, Any], root: str, anywhere: bool = False) -> I
     if not remote and not anywhere and not os.path.isdir(root):
         yield Problem("error", root, "there is no such folder of images")
         return
-    inside = os.path.join(os.path.abspath(root), "")
     folders: Dict[str, Dict[str, os.DirEntry]] = {}
     for image in content["images"]:
         yield from _sides(image)
@@ -31,7 +30,7 @@ def check_files(content: Dict[str, Any], root: str, anywhere: bool = False) -> I
             continue
         # as written: where links lead is up to whoever made them (DVC's and git-annex's lead out)
         suspicious = ".." in image["file_name"] or os.path.isabs(image["file_name"])
-        if suspicious and not anywhere and not os.path.abspath(path).startswith(inside):
+        if suspicious and not anywhere and not _is_below(path, root):
             what = f"is not in the folder of images, '{root}'"
             yield Problem("error", image_name(image), what)
             continue
@@ -41,6 +40,14 @@ def check_files(content: Dict[str, Any], root: str, anywhere: bool = False) -> I
         what = _is_file(folders[folder].get(base), path)
         if what:
             yield Problem("error", image_name(image), what)
+
+
+def _is_below(path: str, root: str) -> bool:
+    """By its name, or by where the folders are: the working directory's name may be a link."""
+    if os.path.abspath(path).startswith(os.path.join(os.path.abspath(root), "")):
+        return True
+    folder = os.path.join(os.path.realpath(os.path.dirname(path)), "")
+    return folder.startswith(os.path.join(os.path.realpath(root), ""))
 
 
 def _sides(image: Dict[str, Any]) -> Iterator[Problem]:

@@ -13,8 +13,8 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
-from ..config import Config, form_of
-from ..config.naming import YAML, called, setting_to, written_as
+from ..config import Config, form_of, lazy
+from ..config.naming import LAZY, YAML, called, setting_to, written_as
 from ..config.run_settings import RunSettings, as_mapping, form_name, keys_of, settings
 from ..runtime.record import RunFacts
 from ..runtime.user_errors import UserError
@@ -125,6 +125,8 @@ def check(run: Run, training: bool = True) -> None:
 
 def _check(run: Run, training: bool) -> None:
     if training:
+        if run.form == LAZY:
+            lazy.check_training(run.cfg)
         _check_values(run)
         _check_best_metric(run)
         _check_trackers(run)

@@ -9,7 +9,7 @@ from detectron2 import model_zoo
 from detectron2.utils.file_io import PathManager
 
 from ..config.naming import called
-from ..runtime.downloads import is_file, is_url
+from ..runtime.downloads import CATALOG, is_file, is_url
 
 
 def _zoo_folder() -> str:
@@ -33,11 +33,17 @@ def find_config(name: str) -> str:
 
     Raises:
         FileNotFoundError: neither; names the closest ones in the zoo.
+        ValueError: no name, or one of weights.
     """
     if not name:
         raise ValueError(
             f"{called('MODEL.TEACHER.CONFIG_FILE')} is empty: give a config file or a model-zoo "
             "name, e.g. COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml."
+        )
+    if name.startswith(CATALOG):
+        raise ValueError(
+            f"{called('MODEL.TEACHER.CONFIG_FILE')} is '{name}', a name of weights; it must be a "
+            "config's. The weights go to --teacher-weights."
         )
     if is_url(name):  # what it is based on is beside it
         return name

@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils import comm
 
+from .downloads import CATALOG
 from .pickle_files import load_pickle
 from .record import read_records
 from .torch_files import check_kinds, load_tensors
@@ -26,7 +27,6 @@ from .whole_files import write_whole
 from .words import word
 
 logger = logging.getLogger(__name__)
-_CATALOG = "catalog://"  # Detectron2's names for weights of its zoo
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -295,9 +295,9 @@ def new_run_from(path: str) -> str:
 
 
 def _check_catalog(path: str) -> None:
-    if path.startswith(_CATALOG):
+    if path.startswith(CATALOG):
         try:
-            ModelCatalog.get(path[len(_CATALOG) :])
+            ModelCatalog.get(path[len(CATALOG) :])
         except RuntimeError as error:
             raise CheckpointError(f"{word('weights')} is '{path}': {error}.") from None
 

@@ -19,6 +19,7 @@ from iopath.common.file_io import file_lock, get_cache_dir
 from tqdm import tqdm
 
 _URL = ("http://", "https://", "ftp://")
+CATALOG = "catalog://"  # Detectron2's names for weights of its zoo
 # Its zoo's files stay where stock Detectron2 keeps them, and finds them without a network.
 _ZOO_HOST = "https://dl.fbaipublicfiles.com/"
 _PLAIN = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
