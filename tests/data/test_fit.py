@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import re
 import sys
 
 import numpy as np
@@ -449,6 +450,28 @@ def test_area_is_the_masks_or_the_boxs(add, tmp_path):
     assert [a["id"] for a in mended] == list(range(1, 9))
 
 
+def test_corners_in_the_place_of_sides_are_told(add, tmp_path):
+    content = content_of(tmp_path, images=8)
+    for annotation in content["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y + 10, x + width, y + 10 + height]
+    said = [str(p) for p in check_coco(add("a", content), str(tmp_path / "images"))]
+    assert "all look like corners, [x1, y1, x2, y2]: they must be [x, y, w" in "\n".join(said)
+    content["annotations"][0]["bbox"] = [20, 20, 15, 15]  # one that cannot be
+    said = [str(p) for p in check_coco(add("b", content), str(tmp_path / "images"))]
+    assert said and "corners" not in "\n".join(said)
+
+
+def test_a_file_that_is_several_images_is_told(add, tmp_path):
+    """Each would be trained with its own objects only."""
+    content = content_of(tmp_path)
+    content["images"][1]["file_name"] = "1.jpg"
+    (problem,) = check_coco(add("a", content), str(tmp_path / "images"))
+    assert problem.level == "warning" and "1 of the files, as '1.jpg', are several images" in str(
+        problem
+    )
+
+
 def test_normalized_boxes_are_an_error(add, tmp_path):
     content = content_of(tmp_path)
     for annotation in content["annotations"]:
@@ -891,6 +914,23 @@ def test_names_against_a_relative_root(add, tmp_path, monkeypatch):
     assert "is not in the folder of images, 'images'" in str(
         check_coco(add("c", content), "images")
     )
+
+
+@pytest.mark.parametrize(
+    "name,there,said",
+    [
+        ("1.jpg", "1.JPG", r", but there is '1.JPG'$"),
+        ("\u00e9.jpg", "e\u0301.jpg", r"stored in another form\)$"),
+        ("a\\1.jpg", "1.jpg", r"must be separated by /$"),
+        ("2.jpeg", "1.jpg", r"2.jpeg'$"),
+    ],
+)
+def test_a_name_that_is_nearly_there_is_told(name, there, said, add, tmp_path):
+    content = content_of(tmp_path, images=1)
+    os.rename(tmp_path / "images" / "1.jpg", tmp_path / "images" / there)
+    content["images"][0]["file_name"] = name
+    (problem,) = check_coco(add("a", content), str(tmp_path / "images"))
+    assert re.search(said, str(problem)), problem
 
 
 def test_pipes_and_devices_do_not_hang_the_check(tmp_path):

@@ -13,15 +13,15 @@ from typing import Any, Dict, Iterator, List, Tuple
 from pycocotools import mask as mask_util
 
 from ..runtime.words import shown
+from .box_forms import other_form
 from .clean import LEAST, Size, not_clean
 from .images import is_side, most_pixels
-from .mend import Notes
+from .mend import Notes, column
 from .problems import Problem, annotation_name, image_name, is_number, short
 
 # No coordinate may be further away than this many times the image's longer side: pycocotools
 # overflows at about 4e8 pixels, and takes memory for every pixel of an edge before.
 FAR, FAR_LEAST = 10, 10_000  # times; pixels
-MOST_LOOKED_AT = 1000  # boxes, to see what all are like
 
 
 def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
@@ -29,6 +29,7 @@ def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem
         for value, count in Counter(entry["id"] for entry in content[key]).items():
             if count > 1:
                 yield Problem("error", f"{key} {short(value)}", f"this id is there {count} times")
+    yield from _shared_files(content["images"])
     for name, count in Counter(c["name"] for c in content["categories"]).items():
         if count > 1:
             yield Problem("warning", f"category {short(name)}", f"this name is there {count} times")
@@ -44,7 +45,7 @@ def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem
     images = {image["id"]: image for image in content["images"]}
     sizes = {key: _size(image) for key, image in images.items()}
     categories = {category["id"] for category in content["categories"]}
-    yield from _normalized(content["annotations"], sizes)
+    yield from other_form(content["annotations"], images)
     for annotation in not_clean(content["annotations"], sizes, categories):
         found = list(_annotation(annotation, images, sizes, categories))
         yield from found
@@ -60,24 +61,16 @@ def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem
             notes.boxless.append(annotation)
 
 
-def _normalized(annotations: List[Dict[str, Any]], sizes: Dict[Any, Size]) -> Iterator[Problem]:
-    """Boxes as parts of the image's sides, which would be less than a pixel each, in a corner."""
-    step = max(1, len(annotations) // MOST_LOOKED_AT)
-    boxes = [(a.get("bbox"), sizes.get(a["image_id"])) for a in annotations[::step]]
-    found = sum(_is_in_a_pixel(box) and size is not None and min(size) > 2 for box, size in boxes)
-    if found and found >= 0.9 * len(boxes):
+def _shared_files(images: List[Dict[str, Any]]) -> Iterator[Problem]:
+    """As where converters write an image for each of its objects."""
+    counts = Counter(column(images, "file_name"))
+    shared = [name for name, count in counts.items() if count > 1]
+    if shared:
         what = (
-            f"bbox {short(annotations[0].get('bbox'))} and nearly all others are between 0 and 1: "
-            "they must be pixels, [x, y, width, height]"
+            f"{len(shared)} of the files, as {short(shared[0])}, are several images each: what is "
+            "annotated in one of these is background in the others"
         )
-        yield Problem("error", "annotations", what)
-
-
-def _is_in_a_pixel(box: Any) -> bool:
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        return False
-    # whole numbers, as [0, 0, 1, 1], may be fillers of a test set without annotations
-    return 0 <= min(box) and max(box) <= 1 and any(value % 1 for value in box)
+        yield Problem("warning", "images", what)
 
 
 def masks_missing(content: Dict[str, Any]) -> Tuple[int, int]:

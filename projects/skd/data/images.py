@@ -2,6 +2,8 @@
 
 import os
 import stat
+import unicodedata
+from functools import cached_property
 from typing import Any, Dict, Iterator, List
 
 from detectron2.utils.file_io import PathManager
@@ -22,7 +24,7 @@ def check_files(content: Dict[str, Any], root: str, anywhere: bool = False) -> I
     if not remote and not anywhere and not os.path.isdir(root):
         yield Problem("error", root, "there is no such folder of images")
         return
-    folders: Dict[str, Dict[str, os.DirEntry]] = {}
+    folders: Dict[str, _Folder] = {}
     for image in content["images"]:
         yield from _sides(image)
         path = os.path.join(root, image["file_name"])
@@ -36,8 +38,8 @@ def check_files(content: Dict[str, Any], root: str, anywhere: bool = False) -> I
             continue
         folder, base = os.path.split(path)
         if folder not in folders:
-            folders[folder] = _listing(folder)
-        what = _is_file(folders[folder].get(base), path)
+            folders[folder] = _Folder(folder)
+        what = folders[folder].what_is_wrong(base)
         if what:
             yield Problem("error", image_name(image), what)
 
@@ -78,26 +80,52 @@ def most_pixels() -> int:
     return min(2 * (Image.MAX_IMAGE_PIXELS or 2**30), 2**31 - 1)
 
 
-def _listing(folder: str) -> Dict[str, os.DirEntry]:
-    try:
-        with os.scandir(folder or ".") as entries:
-            return {entry.name: entry for entry in entries}
-    except (OSError, ValueError):
-        return {}
+class _Folder:
+    """A folder's files, listed once: their kinds are known without a system call for each."""
 
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            with os.scandir(path or ".") as entries:
+                self.entries = {entry.name: entry for entry in entries}
+        except (OSError, ValueError):
+            self.entries = {}
 
-def _is_file(entry: Any, path: str) -> str:
-    """What is wrong with a file of a folder; its name's type is known without a system call."""
-    if entry is None:
-        return f"there is no file {short(path)}"
-    try:
-        if entry.is_file():
+    @cached_property
+    def _folded(self) -> Dict[str, str]:
+        return {_folded(name): name for name in self.entries}
+
+    def what_is_wrong(self, name: str) -> str:
+        """With an image's file; "" if nothing is."""
+        path, entry = os.path.join(self.path, name), self.entries.get(name)
+        if entry is None:
+            return f"there is no file {short(path)}{self._alike(name)}"
+        try:
+            if entry.is_file():
+                return ""
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            return (
+                f"there is no file {short(path)}: it is a link that leads nowhere "
+                f"({error.strerror})"
+            )
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        return f"{short(path)} is {kind}; it must be a file"
+
+    def _alike(self, name: str) -> str:
+        """What a name that is not there may have meant, in words."""
+        if "\\" in name:
+            return "; folders in a name must be separated by /"
+        found = self._folded.get(_folded(name))
+        if not found:
             return ""
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        return f"there is no file {short(path)}: it is a link that leads nowhere ({error.strerror})"
-    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
-    return f"{short(path)} is {kind}; it must be a file"
+        letters = [unicodedata.normalize("NFC", text) for text in (found, name)]
+        other = " (the same letters, stored in another form)" if letters[0] == letters[1] else ""
+        return f", but there is {short(found)}{other}"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def check_pixels(content: Dict, root: str, problems: List[Problem]) -> List[Problem]:
