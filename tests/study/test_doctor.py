@@ -1,11 +1,13 @@
 """Faults that are planted, in tiny models; docs/results/doctor has real ones."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from skd.evaluation import Quality, class_agnostic_quality, detect
 from skd.study.doctor import examine
-from skd.study.doctor.teacher import NORMALIZATIONS, is_untrained, normalized
+from skd.study.doctor.teacher import NORMALIZATIONS, _misread, is_untrained, normalized
 from tests.helpers import distilling, run_script, tiny_config
 
 
@@ -28,7 +30,8 @@ def test_a_sound_distillation_has_no_findings(teacher_files, shapes):
 
 def test_maps_of_a_module_that_says_nothing_of_them(teacher_files, shapes):
     cfg = config(teacher_files, MODEL__STUDENT__FEATURES="backbone.fpn_output3")
-    assert list(examine(cfg, iterations=1, images=0).levels) == ["0"]
+    cfg.SOLVER.MAX_ITER = 1  # a schedule has no learning rate beyond
+    assert list(examine(cfg, iterations=9, images=0).levels) == ["0"]
 
 
 @pytest.mark.parametrize("weight", [4e3, 1e-9])
@@ -115,3 +118,20 @@ def test_command(teacher_files, shapes):
         "tools/doctor.py", "--config-file", "configs/shapes/student.yaml", *args, datasets=shapes
     )
     assert "of the detector's gradient" in out and "Nothing is wrong" in out
+
+
+@pytest.mark.parametrize("channels,looks", [(0, 2), (1, 2), (3, 8)])
+def test_a_teacher_that_does_not_normalize_as_detectron2_does(channels, looks):
+    """One without pixel_mean, or of gray images: only the colors are tried the other way."""
+    model, seen = torch.nn.Linear(2, 2), []
+    if channels:
+        model.pixel_mean, model.pixel_std = torch.rand(2, channels)
+    teacher = SimpleNamespace(model=model, input_format="BGR")
+
+    def look(flip=False):
+        seen.append(flip)
+        return Quality(50.0, 30.0 + 10 * flip, 0.9)
+
+    look()
+    (finding,) = _misread(teacher, look, False, Quality(50.0, 30.0, 0.9))
+    assert finding.name == "color order" and len(seen) == looks

@@ -19,7 +19,7 @@ def examine(
     """
     Args:
         cfg: a config that distils.
-        iterations: to train; nothing is written.
+        iterations: to train, at most ``SOLVER.MAX_ITER``; nothing is written.
         images: of ``DATASETS.TEST`` (or of TRAIN where there is none) to try the teacher on; 0
             leaves that out.
         student_weights: checkpoint of a student that was trained without a teacher, to compare.

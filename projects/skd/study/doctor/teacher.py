@@ -60,6 +60,11 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
         found = [_of_other_classes(seen, unseen)]
     elif unseen:
         verdict.notes.append(f"the teacher never saw {_listed(unseen)}.")
+    if not keeps_normalization(teacher.model):
+        verdict.notes.append(
+            "the teacher has no pixel_mean and pixel_std of three colors, so other normalizations "
+            "were not tried."
+        )
     if not found and seen.ap50 < NOTHING:
         found = [_finds_nothing(seen, is_untrained(teacher.model))]
     if student_weights:
@@ -74,19 +79,32 @@ def _misread(
     teacher: Detector, look: Callable[..., Quality], flip: bool, seen: Quality
 ) -> List[Finding]:
     """Whether the teacher finds more when its images are read in another way."""
-    others = {}
-    for name, (mean, std) in NORMALIZATIONS.items():
-        if not _has(teacher.model, mean, std):
-            with normalized(teacher.model, mean, std):
-                others[name] = look()
-    best = max(others, key=lambda name: others[name].ap)
+    others = _otherwise_normalized(teacher.model, look)
+    best = max(others, key=lambda name: others[name].ap, default="")
+    highest = others[best] if others else seen
     swapped = look(not flip)
     # with the wrong colors another normalization may help a little, and the reverse
-    if swapped.ap > others[best].ap and _better(swapped, seen, BETTER_COLORS):
+    if swapped.ap > highest.ap and _better(swapped, seen, BETTER_COLORS):
         return [_miscolored(swapped, seen, teacher.input_format)]
-    if _better(others[best], seen, BETTER_NORMALIZATION):
-        return [_misnormalized(best, others[best], seen)]
+    if _better(highest, seen, BETTER_NORMALIZATION):
+        return [_misnormalized(best, highest, seen)]
     return []
+
+
+def _otherwise_normalized(model: nn.Module, look: Callable[..., Quality]) -> Dict[str, Quality]:
+    """Each of ``NORMALIZATIONS`` that is not the model's; none where it does not keep its own."""
+    others = {}
+    for name, (mean, std) in NORMALIZATIONS.items():
+        if keeps_normalization(model) and not _has(model, mean, std):
+            with normalized(model, mean, std):
+                others[name] = look()
+    return others
+
+
+def keeps_normalization(model: nn.Module) -> bool:
+    """Whether a detector of colors has its mean and standard deviation where Detectron2's do."""
+    own = [getattr(model, name, None) for name in ("pixel_mean", "pixel_std")]
+    return all(isinstance(x, torch.Tensor) and x.numel() == 3 for x in own)
 
 
 def _no_better(teacher: float, student: float) -> List[Finding]:
@@ -169,7 +187,7 @@ def _finds_nothing(seen: Quality, untrained: bool) -> Finding:
 
 def _has(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> bool:
     own = torch.stack([model.pixel_mean.flatten(), model.pixel_std.flatten()]).cpu()
-    return own.shape[1] == len(mean) and torch.allclose(own, torch.tensor([mean, std]))
+    return torch.allclose(own, torch.tensor([mean, std]))
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
     watch = _Watch(model, model.get_submodule(cfg.MODEL.STUDENT.FEATURES))
     loader = iter(build_train_loader(cfg))
     with EventStorage() as storage:
-        for storage.iter in range(iterations):
+        for storage.iter in range(min(iterations, cfg.SOLVER.MAX_ITER)):  # the schedule ends there
             try:
                 losses = watch.step(next(loader))
             except ValueError as error:
