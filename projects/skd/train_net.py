@@ -14,7 +14,6 @@ import sys
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator
 
-from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -25,7 +24,6 @@ from .config import (
     distill,
     form_of,
     is_distilling,
-    lazy,
     projects,
     read_config,
     run_settings,
@@ -90,12 +88,10 @@ def setup(args: argparse.Namespace) -> Config:
         run_settings.extend(cfg, "unlabelled", args.unlabelled)
     cfg = form.override(cfg, args.opts)
     form.check(cfg)
-    if args.trust_lazy and isinstance(cfg, CfgNode):
-        lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
-        projects.allow([*cfg.MODEL.TEACHER.PROJECTS, cfg.MODEL.TEACHER.PREPROCESS])
-    if args.project and isinstance(cfg, CfgNode):
-        names = dict.fromkeys([*cfg.MODEL.STUDENT.PROJECTS, *args.project])
-        cfg.MODEL.STUDENT.PROJECTS = list(names)
+    if args.trust_lazy:
+        form.trust(cfg)
+    if args.project:
+        form.record_projects(cfg, args.project)
     if not args.eval_only:
         form.check_training(cfg)
     if args.eval_only or not is_distilling(cfg):
@@ -112,8 +108,7 @@ def setup(args: argparse.Namespace) -> Config:
         log.warning(beside)
     register_shapes()  # the config may name them
     check_datasets(cfg, args.eval_only)
-    if isinstance(cfg, CfgNode):
-        cfg.freeze()
+    form.freeze(cfg)
     with _kept(os.path.join(folder, "config.yaml"), args.eval_only):
         default_setup(cfg, args)
     if comm.is_main_process() and is_distilling(cfg):

@@ -18,7 +18,7 @@ from skd import (
     distill,
     student_of,
 )
-from skd.engine import SKDTrainer, describe, wrap_data_parallel
+from skd.engine import describe, wrap_data_parallel
 from skd.modeling.heads.teacher_heads import shared_classes
 from tests.helpers import (
     batch,

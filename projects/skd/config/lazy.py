@@ -3,11 +3,11 @@
 import copy
 import logging
 import os
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import locate
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -93,6 +93,18 @@ def override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
             f"The options {list(options)} cannot be read ({str(error).splitlines()[0]}); for a "
             "LazyConfig each must be key=value."
         ) from error
+
+
+def trust(cfg: DictConfig) -> None:
+    """Nothing to do: a LazyConfig has run its code when it is read."""
+
+
+def record_projects(cfg: DictConfig, names: Sequence[str]) -> None:
+    """Nothing to do: a LazyConfig imports what it needs."""
+
+
+def freeze(cfg: DictConfig) -> None:
+    """Nothing to do: Detectron2 does not freeze LazyConfigs."""
 
 
 # What a run reads: a section made by LazyCall, or one of plain values. The others may be absent.
@@ -229,6 +241,11 @@ def image_format(cfg: DictConfig) -> Optional[str]:
         if found:
             return found
     return None
+
+
+def test_mapper(cfg: DictConfig) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+    """What makes a record of a dataset the input of a model, in tests."""
+    return instantiate(cfg.dataloader.test.mapper)
 
 
 def distill(

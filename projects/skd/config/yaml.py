@@ -6,6 +6,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 from detectron2.config import CfgNode as CN
 from detectron2.config import downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
+from detectron2.data import DatasetMapper
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 TEACHER_KEY = "MODEL.TEACHER.CONFIG_FILE"
 TEACHER_PROJECTS_KEY = "MODEL.TEACHER.PROJECTS"
 PREPROCESS_KEY = "MODEL.TEACHER.PREPROCESS"
+NAME_CODE = (TEACHER_KEY, TEACHER_PROJECTS_KEY, PREPROCESS_KEY)
 
 
 def merge_file(cfg: CN, path: str) -> None:
@@ -131,13 +133,32 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
             f"'{late[0]}' stands behind KEY VALUE, where no flag is read: put it first."
         )
     cfg.merge_from_list(list(options))
-    if TEACHER_KEY in options[::2]:
-        lazy.allow(cfg.MODEL.TEACHER.CONFIG_FILE)
-    if TEACHER_PROJECTS_KEY in options[::2]:
-        projects.allow(cfg.MODEL.TEACHER.PROJECTS)
-    if PREPROCESS_KEY in options[::2]:
-        projects.allow([cfg.MODEL.TEACHER.PREPROCESS])
+    trust(cfg, options[::2])
     return cfg
+
+
+def trust(cfg: CN, keys: Sequence[str] = NAME_CODE) -> None:
+    """
+    Take what a config names under these keys for the user's word: it may lead to a LazyConfig, a
+    project or a function, which run code.
+    """
+    teacher = cfg.MODEL.TEACHER
+    if TEACHER_KEY in keys:
+        lazy.allow(teacher.CONFIG_FILE)
+    if TEACHER_PROJECTS_KEY in keys:
+        projects.allow(teacher.PROJECTS)
+    if PREPROCESS_KEY in keys:
+        projects.allow([teacher.PREPROCESS])
+
+
+def record_projects(cfg: CN, names: Sequence[str]) -> None:
+    """Note in the config which projects it was read with, for those who read what a run writes."""
+    cfg.MODEL.STUDENT.PROJECTS = list(dict.fromkeys([*cfg.MODEL.STUDENT.PROJECTS, *names]))
+
+
+def freeze(cfg: CN) -> None:
+    """Let nothing be changed from here on."""
+    cfg.freeze()
 
 
 def check(cfg: CN) -> None:
@@ -251,6 +272,11 @@ def _changed(node: CN, default: CN, place: str = "") -> Iterator[Tuple[str, Any]
 def image_format(cfg: CN) -> str:
     """The color order of the training images."""
     return cfg.INPUT.FORMAT
+
+
+def test_mapper(cfg: CN) -> DatasetMapper:
+    """What makes a record of a dataset the input of a model, in tests."""
+    return DatasetMapper(cfg, False)
 
 
 def depends_on_max_iter(cfg: CN) -> List[str]:

@@ -8,20 +8,18 @@ from typing import Any, Callable, List, Sequence
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, instantiate
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetCatalog
 from detectron2.export import TracingAdapter
 from detectron2.export.flatten import DictSchema, InstancesSchema, ListSchema, Schema
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..config import Config, form_of, read_config, student_config
+from ..config import Config, form_of, read_config, run_settings, student_config
 from ..engine import describe
 from ..engine.run import Run, check
 from ..modeling.load import load_in_full
 from .common.command import RunError, set_up
 from .common.paths import find_file
-from .common.runs import lazy_options
 
 OPSET = 16  # the first that has the ROIAlign of today's detectors (aligned)
 TOLERANCE = 0.01  # of a detection, for boxes in pixels
@@ -66,10 +64,10 @@ def export(args: argparse.Namespace) -> None:
 def _config(args: argparse.Namespace) -> Config:
     """The student's own config; an ONNX file has no device, so it is made where all is exact."""
     cfg = read_config(find_file(args.config_file))
-    yaml = isinstance(cfg, CfgNode)
-    device = ["MODEL.DEVICE", "cpu"] if yaml else lazy_options("MODEL.DEVICE", "cpu")
-    options = [*args.opts, *(device if args.format == "onnx" else [])]
-    return student_config(form_of(cfg).override(cfg, options))
+    cfg = student_config(form_of(cfg).override(cfg, args.opts))
+    if args.format == "onnx":
+        run_settings.put(cfg, "device", "cpu")
+    return cfg
 
 
 def _sample(cfg: Config, run: Run, path: str) -> torch.Tensor:
@@ -78,9 +76,7 @@ def _sample(cfg: Config, run: Run, path: str) -> torch.Tensor:
         if not run.test_sets:
             raise ValueError(f"--sample-image is missing, and {run.keys['test_sets']} is empty.")
         path = DatasetCatalog.get(run.test_sets[0])[0]["file_name"]
-    yaml = isinstance(cfg, CfgNode)
-    mapper = DatasetMapper(cfg, False) if yaml else instantiate(cfg.dataloader.test.mapper)
-    return mapper({"file_name": path})["image"].float()
+    return form_of(cfg).test_mapper(cfg)({"file_name": path})["image"].float()
 
 
 def traceable(model: nn.Module, image: torch.Tensor) -> TracingAdapter:
