@@ -150,6 +150,10 @@ def test_train_net_notes_projects_and_takes_them_again(toy, teacher_files):
     projects._used.clear()
     with pytest.raises(ValueError, match="give --project toy_project"):
         read_config(str(toy / "run" / "config.yaml"))
+    use_project("toy_project:add_toy_config")  # the same package
+    assert read_config(str(toy / "run" / "config.yaml")).MODEL.TOY.SCALE == 2
+    with pytest.raises(ValueError, match="names 'toy_project:print'"):
+        projects.check_allowed(["toy_project:print"], "KEY")
 
 
 def test_a_project_that_fails_to_add_its_keys_is_named(toy):

@@ -38,6 +38,8 @@ PROJECT_OF_KEY = {
     "INPUT.POINT_SUP": "PointSup",
 }
 
+_ADDING = re.compile(r"(add_\w*config)?")  # "": the one that is called so
+
 _used: Dict[str, Callable[[CN], Any]] = {}  # by name: what declares its keys
 _named: Set[str] = set()  # by the user, for one config alone
 
@@ -77,11 +79,16 @@ def allow(names: Sequence[str]) -> None:
 
 def check_allowed(names: Sequence[str], key: str) -> None:
     """
+    Args:
+        names: as for :func:`use_project`. Of a package that the user has named, a file may name
+            the functions called ``add_..._config``.
+
     Raises:
         ValueError: a project that only a YAML file names.
     """
     for name in names:
-        if name not in DETECTRON2S and name not in _used and name not in _named:
+        given = name in DETECTRON2S or name in _used or name in _named
+        if not given and not (_is_named(name) and _ADDING.fullmatch(name.partition(":")[2])):
             raise ValueError(
                 f"{key} names '{name}'. To import it runs its code, and only a YAML config names "
                 f"it: if you trust it, give --project {name}, or skd.use_project({name!r})."
@@ -91,18 +98,23 @@ def check_allowed(names: Sequence[str], key: str) -> None:
 def check_function_allowed(name: str, key: str) -> None:
     """
     Args:
-        name: MODULE:FUNCTION. Whoever has named its module, or a package around it, has named it.
+        name: MODULE:FUNCTION.
 
     Raises:
         ValueError: only a YAML file names it.
     """
     module = name.partition(":")[0]
-    named = {n.partition(":")[0] for n in (*_used, *_named)}
-    if name and not any(f"{module}.".startswith(f"{n}.") for n in named):
+    if name and not _is_named(name):
         raise ValueError(
             f"{key} names '{name}'. To import it runs its code, and only a YAML config names it: "
             f"if you trust it, give --project {module}, or skd.use_project({module!r})."
         )
+
+
+def _is_named(name: str) -> bool:
+    """Whether the user has named a module, or a package around it, whichever function of it."""
+    named = {n.partition(":")[0] for n in (*_used, *_named)}
+    return any(f"{name.partition(':')[0]}.".startswith(f"{n}.") for n in named)
 
 
 def load_function(name: str, key: str) -> Callable:
@@ -183,7 +195,7 @@ def _add_keys(name: str, add_config: Callable[[CN], Any], cfg: CN) -> None:
 
 
 def _adding(module: ModuleType) -> List[str]:
-    return [n for n in vars(module) if re.fullmatch(r"add_\w*config", n)]
+    return [n for n in vars(module) if n and _ADDING.fullmatch(n)]
 
 
 def _absent(name: str, module: str, error: ImportError) -> str:
