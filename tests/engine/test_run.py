@@ -288,9 +288,18 @@ def test_augmentation_is_refused_where_there_is_none(cfg, reason):
         SKDTrainer(cfg())
 
 
-def test_augmentation_has_sizes():
-    with pytest.raises(ValueError, match=r"^TEST.AUG.MIN_SIZES is \(\); it must be at least one"):
-        describe(tiny_config(TEST__AUG__ENABLED=True, TEST__AUG__MIN_SIZES=()))
+@pytest.mark.parametrize(
+    "changes,said",
+    [
+        ({"TEST__AUG__ENABLED": True, "TEST__AUG__MIN_SIZES": ()}, "MIN_SIZES is .*at least one"),
+        ({"TEST__AUG__ENABLED": True, "TEST__AUG__MAX_SIZE": 0}, "MAX_SIZE is 0; it must be a"),
+        ({"INPUT__MIN_SIZE_TEST": -4}, "INPUT.MIN_SIZE_TEST is -4; it must be a size"),
+        ({"INPUT__MAX_SIZE_TEST": 0}, "INPUT.MAX_SIZE_TEST is 0; it must be a size"),
+    ],
+)
+def test_sizes_of_the_evaluation_are_told_before_training(changes, said):
+    with pytest.raises(ValueError, match=said):
+        describe(tiny_config(**changes))
 
 
 @pytest.mark.parametrize("part,training", [("TRAIN", True), ("TEST", False)])

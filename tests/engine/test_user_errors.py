@@ -42,6 +42,19 @@ def test_only_the_named_kinds_are_told(capsys, monkeypatch):
         raise UserError("seen")
 
 
+def test_an_error_without_a_sentence_says_where_it_is_from():
+    words = "R-17"
+    with pytest.raises(KeyError) as error:
+        {}[words]
+    assert message_of(error.value).startswith("KeyError: R-17 (")
+    try:
+        assert not words
+    except AssertionError as error:
+        error.args = ()
+        said = message_of(error)
+    assert said.startswith("AssertionError (") and said.endswith(": assert not words)")
+
+
 def broken(record):
     raise OSError("truncated")
 

@@ -18,7 +18,7 @@ from skd.runtime import lock, record
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
 from skd.runtime.lock import FolderInUseError
 from skd.runtime.record import RunFacts
-from skd.runtime.run_folder import RunFolder
+from skd.runtime.run_folder import RunFolder, open_folder
 from skd.runtime.words import said_as
 from tests.helpers import distilling, environment, save_detector, tiny_config
 
@@ -239,6 +239,12 @@ def test_a_folder_that_cannot_be_locked_is_a_warning(base, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         train(base)
     assert "cannot be locked ([Errno 37] No locks available)" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize("folder", ["", "/dev/null", "/dev/null/out", "a\0b", "a\ud800b"])
+def test_a_folder_that_cannot_be_made_is_told_by_its_key(folder):
+    with pytest.raises(OSError, match="^output_dir is '.*, which cannot be made: "):
+        open_folder(folder)
 
 
 def test_a_refused_run_has_written_nothing(base, tmp_path):

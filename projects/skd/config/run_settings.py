@@ -125,8 +125,11 @@ def _text(value: Any) -> str:
     return "" if isinstance(value, str) else "text"
 
 
-def _integer(value: Any) -> str:
-    return "" if is_whole(value, -math.inf) else "a whole number"
+def _seed(value: Any) -> str:
+    if not is_whole(value, -math.inf):
+        return "a whole number"
+    most = 2**32 - comm.get_world_size()  # of NumPy; each process has its own
+    return "" if value <= most else f"at most {most}; below 0 for another one each time"
 
 
 def _list_of_names(value: Any) -> str:
@@ -306,7 +309,7 @@ def value_of(cfg: Config, name: str) -> Any:
 
 # of what is read before the rules of all settings are asked
 _KINDS = {
-    "output_dir": _text, "weights": _text, "seed": _integer, "train_sets": _list_of_names,
+    "output_dir": _text, "weights": _text, "seed": _seed, "train_sets": _list_of_names,
     "test_sets": _list_of_names, "unlabelled": _list_of_names,
 }  # fmt: skip
 

@@ -32,6 +32,7 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
     """
     if not getattr(trainer, DISTILS, False):  # one of skd.distilling, which has a teacher itself
         check_teacher(cfg)
+    _check_test_sizes(cfg)
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     augmented = None
     if cfg.TEST.AUG.ENABLED:
@@ -81,6 +82,18 @@ def _precise_bn(cfg: CfgNode, trainer: Any, model: nn.Module) -> Optional[hooks.
     return hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
 
 
+def _check_test_sizes(cfg: CfgNode) -> None:
+    """Of images that are looked at after training only."""
+    least, most = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if least < 0:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TEST is {least}; it must be a size, in pixels, or 0 for images as "
+            "they are."
+        )
+    if least and most < 1:
+        raise ValueError(f"INPUT.MAX_SIZE_TEST is {most}; it must be a size, in pixels.")
+
+
 def _check_augmentation(cfg: CfgNode, trainer: Any) -> None:
     """What GeneralizedRCNNWithTTA asserts, before training instead of after."""
     name = student_config(cfg).MODEL.META_ARCHITECTURE
@@ -96,6 +109,8 @@ def _check_augmentation(cfg: CfgNode, trainer: Any) -> None:
         why = "build_evaluator of the trainer takes no output_folder, as Detectron2's script has it"
     if why:
         raise ValueError(f"TEST.AUG.ENABLED is True, but {why}: set it False.")
-    sizes = cfg.TEST.AUG.MIN_SIZES
+    sizes, most = cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE
     if not sizes or min(sizes) < 1:
         raise ValueError(f"TEST.AUG.MIN_SIZES is {sizes}; it must be at least one size, in pixels.")
+    if most < 1:
+        raise ValueError(f"TEST.AUG.MAX_SIZE is {most}; it must be a size, in pixels.")

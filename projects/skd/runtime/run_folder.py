@@ -25,12 +25,13 @@ def open_folder(folder: str) -> None:
 
     Raises:
         FolderInUseError: another run is using the folder.
+        OSError: it cannot be made.
     """
     problem = None
     if comm.is_main_process() and "://" not in folder:
         try:
             _lock(folder)
-        except lock.FolderInUseError as error:
+        except (lock.FolderInUseError, OSError) as error:
             problem = error
     problem = comm.all_gather(problem)[0]
     if problem is not None:
@@ -38,7 +39,12 @@ def open_folder(folder: str) -> None:
 
 
 def _lock(folder: str) -> None:
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: NUL in it
+        raise OSError(
+            f"{word('output_dir')} is '{folder}', which cannot be made: {error}"
+        ) from error
     why = lock.acquire(folder)
     if why is None:
         remove_leftovers(folder)

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import traceback
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -35,7 +36,19 @@ def message_of(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if "Original Traceback" in text:  # torch's words about an error in a loader's worker
         text = text.rpartition(f"{type(error).__name__}: ")[2]
-    return text.strip() or type(error).__name__
+    text = text.strip()
+    # of a bare assertion, or of a key that is not there: no sentence
+    return (
+        text if " " in text else f"{type(error).__name__}{': ' * bool(text)}{text}{_place(error)}"
+    )
+
+
+def _place(error: BaseException) -> str:
+    """The line of code that raised an error which says next to nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    return f" ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})"
 
 
 def wants_traceback() -> bool:
