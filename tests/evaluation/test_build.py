@@ -5,6 +5,7 @@ from detectron2.evaluation import DatasetEvaluators
 
 from skd.engine import SKDTrainer
 from skd.evaluation import build_evaluator
+from tests.helpers import tiny_config
 
 
 @pytest.fixture
@@ -74,5 +75,19 @@ def test_lvis_needs_its_package_and_nothing_else(metadata, tmp_path):
 
 
 def test_unknown_type_lists_the_known(metadata, tmp_path):
-    with pytest.raises(NotImplementedError, match="of type 'video'.*coco, coco_panoptic_seg"):
+    with pytest.raises(NotImplementedError, match="is 'video'; .*coco, coco_panoptic_seg"):
         build_evaluator(metadata("video").name, str(tmp_path))
+
+
+def test_a_test_set_that_nothing_evaluates_is_told_before_training(metadata, shapes, tmp_path):
+    name = metadata(None).name
+    cfg = tiny_config(DATASETS__TEST=("tiny_val", name), OUTPUT_DIR=str(tmp_path))
+    with pytest.raises(NotImplementedError, match=f"'{name}': evaluator_type .* is None; it must"):
+        SKDTrainer(cfg)
+
+    class Mine(SKDTrainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            return None
+
+    Mine(cfg)

@@ -5,7 +5,7 @@ import os
 import weakref
 from collections import OrderedDict
 from contextlib import suppress
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
@@ -19,10 +19,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..config import Config
-from ..config.naming import written_as
+from ..config.naming import YAML, written_as
 from ..config.run_settings import as_mapping, is_learned
 from ..data import register_shapes
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, check_evaluator
 from ..modeling.teacher_speed import PRECISIONS
 from ..runtime.loader import NamedErrors, build_train_loader
 from ..runtime.plain_numbers import PlainNumbers
@@ -74,6 +74,7 @@ class SKDTrainer(DefaultTrainer):
         self.run = run = describe(cfg, weakref.proxy(self))
         self.cfg, self.start_iter, self.max_iter = run.cfg, 0, run.max_iter
         check(run)
+        self._check_evaluators()
         unlabelled = find_unlabelled(run)
         model = run.build_model()
         if unlabelled is not None:
@@ -97,6 +98,13 @@ class SKDTrainer(DefaultTrainer):
         )
         if run.patience:
             self.register_hooks([self._early_stopping()])
+
+    def _check_evaluators(self) -> None:
+        """Whether there is one for each test set, before training; a project's own says so itself."""
+        if _overridden(type(self)) & {"build_evaluator", "test"}:
+            return
+        for name in self.run.test_sets or () if self.run.form == YAML else ():
+            check_evaluator(name)
 
     def build_hooks(self) -> List[Optional[HookBase]]:
         """DefaultTrainer's, in its order; the writer of metrics is the last."""
@@ -262,6 +270,12 @@ def _build_steps(run: Run, model: nn.Module, loader: Any, optimizer: Any):
     if run.amp:
         steps.precision = PRECISIONS[run.amp_precision]
     return steps
+
+
+def _overridden(kind: type) -> Set[str]:
+    """Names of what a project's Trainer defines on top of :class:`SKDTrainer`."""
+    bases = kind.__mro__[: kind.__mro__.index(SKDTrainer)]
+    return {name for base in bases for name in vars(base)}
 
 
 def _end(trainer_hooks: Sequence[HookBase]) -> None:

@@ -1,5 +1,5 @@
 from .any_class import Quality, class_agnostic_quality, detect, unseen_classes
-from .build import build_evaluator, write_results
+from .build import build_evaluator, check_evaluator, write_results
 from .generalization import match_classes, register_as
 from .robustness import CORRUPTIONS, CorruptedMapper, corrupt, mean_performance
 
@@ -8,6 +8,7 @@ __all__ = [
     "CorruptedMapper",
     "Quality",
     "build_evaluator",
+    "check_evaluator",
     "corrupt",
     "detect",
     "match_classes",

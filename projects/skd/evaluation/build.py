@@ -45,6 +45,20 @@ _EVALUATORS = {
 }
 
 
+def check_evaluator(dataset_name: str) -> None:
+    """
+    Raises:
+        NotImplementedError: a dataset of a type without an evaluator, or that says none.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in _EVALUATORS:
+        raise NotImplementedError(
+            f"No evaluator for dataset '{dataset_name}': evaluator_type of its metadata is "
+            f"{kind!r}; it must be one of {', '.join(_EVALUATORS)}. Or give the Trainer a "
+            "build_evaluator of your own."
+        )
+
+
 def build_evaluator(
     dataset_name: str,
     output_dir: str,
@@ -65,12 +79,8 @@ def build_evaluator(
     Raises:
         NotImplementedError: a type without an evaluator.
     """
+    check_evaluator(dataset_name)
     kind = MetadataCatalog.get(dataset_name).evaluator_type
-    if kind not in _EVALUATORS:
-        raise NotImplementedError(
-            f"No evaluator for dataset '{dataset_name}' of type '{kind}'. "
-            f"Types with one: {', '.join(_EVALUATORS)}."
-        )
     folder = folder or os.path.join(output_dir, "inference")
     given = dataset_name, folder, keypoint_sigmas, ignore_value
     evaluators = [build(*given) for build in _EVALUATORS[kind]]
