@@ -195,7 +195,7 @@ def test_amp_trains_and_resumes_on_a_gpu(teacher_files, shapes, tmp_path):
         teacher_files,
     )
     trainer = train_until(cfg, tmp_path)
-    assert trainer.model.teacher.pixel_mean.device.type == "cuda"
+    assert trainer.model.teacher.detector.pixel_mean.device.type == "cuda"
     cfg.SOLVER.MAX_ITER = 5
     assert train_until(cfg, tmp_path, resume=True).start_iter == 3
     assert "grad_scaler" in torch.load(tmp_path / "model_final.pth")["trainer"]["_trainer"]

@@ -78,7 +78,7 @@ def test_a_side_stream_changes_nothing(teacher_files):
     plain = build_teacher(teacher_files[0], weights=teacher_files[1]).cuda()
     beside = build_teacher(teacher_files[0], weights=teacher_files[1], side_stream=True).cuda()
     for _ in range(5):
-        ours = beside.start(inputs, "BGR")()
+        ours = beside.start(inputs, "BGR")().maps
         for name, value in plain(inputs, "BGR").items():
             assert torch.equal(ours[name], value)
 

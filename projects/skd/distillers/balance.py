@@ -287,7 +287,8 @@ class GradientBalance(nn.Module):
         if not wanted:
             return [torch.zeros_like(x, dtype=torch.float32) for x in maps]
         half = any(x.dtype == torch.float16 for x in wanted)
-        scale = self.scale.to(loss) if half else loss.new_tensor(SCALE)
+        # new_tensor() would copy its number to a GPU and wait for it
+        scale = self.scale.to(loss) if half else torch.full_like(loss, SCALE)
         gradients = iter(
             torch.autograd.grad(
                 loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True

@@ -214,7 +214,7 @@ def _align(model: nn.Module, student: Maps, teacher: Maps) -> Tuple[Maps, Maps]:
 def _distil(distiller: Distiller, student: Maps, teacher: Maps, batch: _Batch) -> Terms:
     boxes, first = batch.boxes, next(iter(student.values()))
     if boxes is not None:
-        boxes = [b.to(first.device) for b in boxes]
+        boxes = [b.to(first.device, non_blocking=True) for b in boxes]
     if at_least_fp32(first) is not first and not torch.is_autocast_enabled(first.device.type):
         # a model after .half(): nothing would fit its maps to the layers, which are still fp32
         student, teacher = (

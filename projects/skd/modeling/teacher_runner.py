@@ -184,7 +184,7 @@ class BackboneRunner:
     def _prepare(self, images: Images) -> torch.Tensor:
         """Normalized and padded (N, C, H, W)."""
         self._check_square(images)
-        images = [x.to(self.device) for x in images]
+        images = [x.to(self.device, non_blocking=True) for x in images]
         if self._preprocess is not None:
             batch = self._preprocess(self.detector, as_inputs(images))
         elif hasattr(self.detector, "preprocess_image"):
@@ -215,7 +215,7 @@ class BackboneRunner:
                 "give its class a preprocess_image(batched_inputs) that returns an ImageList, or "
                 f"{called('MODEL.TEACHER.PREPROCESS')}."
             )
-        mean, std = (x.to(self.device) for x in statistics)
+        mean, std = (x.to(self.device, non_blocking=True) for x in statistics)
         return ImageList.from_tensors(
             [(x - mean) / std for x in images],
             getattr(self.backbone, "size_divisibility", 0),
@@ -295,7 +295,7 @@ class ForwardRunner:
 
     def __call__(self, images: Images) -> Tapped:
         device, lower = self.device, self._dtype != torch.float32
-        images = [x.to(device) for x in images]
+        images = [x.to(device, non_blocking=True) for x in images]
         dtype = self._dtype if lower else torch.bfloat16  # autocast refuses fp32, enabled or not
         with torch.autocast(device.type, dtype=dtype, enabled=lower):
             tapped = partial_forward(self.detector, self._features, images, _key(), self._entry)

@@ -50,7 +50,8 @@ def results(net, term, student, teacher):
     student = student.clone().requires_grad_()
     value = term(student, teacher)
     value.backward()
-    grads = {n: p.grad.double() for n, p in net.named_parameters() if p.grad is not None}
+    # copies: what moves or rounds the net does the same to its gradients
+    grads = {n: p.grad.double().clone() for n, p in net.named_parameters() if p.grad is not None}
     return value.item(), {"map": student.grad.double(), **grads}
 
 
