@@ -38,6 +38,16 @@ def test_what_is_no_number_among_metrics_is_left_out_with_a_warning(tmp_path, ca
     assert caplog.text.count("something else than a number as 'bbox/AP'") == 1
 
 
+def test_time_and_memory_of_a_run_are_kept(tmp_path):
+    steps = [{"iteration": i, "time": t} for i, t in ((19, 3.0), (39, 1.0), (59, 2.0))]
+    end = {"iteration": 59, "bbox/AP": 3.0, "peak_memory_mb": 812.4}
+    write_rows(tmp_path, {"iteration": 19, "peak_memory_mb": 500.0}, *steps, end)
+    kept = StudyRun("x", "c.yaml", str(tmp_path), 60).measured()
+    assert (kept["seconds_per_iteration"], kept["peak_memory_mb"]) == (2.0, 812)
+    write_rows(tmp_path, {"iteration": 59, "bbox/AP": 3.0})  # of an earlier version
+    assert StudyRun("x", "c.yaml", str(tmp_path), 60).measured()["peak_memory_mb"] is None
+
+
 @pytest.mark.parametrize("ap", [None, 5, "x", {"bbox": "x"}])
 def test_kept_results_that_are_none_are_evaluated_again(ap):
     key = {"model": "a", "seed": 1}

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_writers, hooks
@@ -25,6 +26,7 @@ from ..data import register_shapes
 from ..evaluation import build_evaluator, check_evaluator
 from ..modeling.teacher_speed import PRECISIONS
 from ..runtime.loader import NamedErrors, build_train_loader
+from ..runtime.memory import PeakMemory
 from ..runtime.plain_numbers import PlainNumbers
 from ..runtime.preemption import PreemptionHook
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
@@ -116,6 +118,7 @@ class SKDTrainer(DefaultTrainer):
         writing = hooks.PeriodicWriter(self.build_writers(), run.log_period) if main else None
         return [
             hooks.IterationTimer(),
+            PeakMemory(torch.device(run.device), run.log_period),
             hooks.LRScheduler(),
             run.precise_bn(self.model),
             self._weight_average() if run.ema_decay else None,

@@ -16,7 +16,7 @@ from .common.tables import NOT_RUN
 LEFT_OUT = {"search"}  # trials of a search, far too short to say what a method gives
 HEADER = [
     "study", "detector", "method", "teacher", "iterations", "seeds", *TASKS.values(),
-    "s an iteration", "config",
+    "s an iteration", "peak MB", "config",
 ]  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def _rows(runs: List[Dict[str, Any]]) -> List[List[str]]:
             *key,
             str(len(runs)),
             *(_mean(runs, task) for task in TASKS),
-            _seconds(runs),
+            _median(runs, "seconds_per_iteration", ".2f"),
+            _median(runs, "peak_memory_mb", ".0f"),
             _config(runs),
         ]
         for key, runs in groups.items()
@@ -66,9 +67,9 @@ def _mean(runs: List[Dict[str, Any]], task: str) -> str:
     return interval([value for value in values if value is not None])
 
 
-def _seconds(runs: List[Dict[str, Any]]) -> str:
-    values = [run["seconds_per_iteration"] for run in runs if run.get("seconds_per_iteration")]
-    return f"{statistics.median(values):.2f}" if values else "-"
+def _median(runs: List[Dict[str, Any]], key: str, form: str) -> str:
+    values = [run[key] for run in runs if run.get(key)]  # earlier runs did not keep it
+    return f"{statistics.median(values):{form}}" if values else "-"
 
 
 def _config(runs: List[Dict[str, Any]]) -> str:

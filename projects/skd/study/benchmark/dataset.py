@@ -16,6 +16,7 @@ from PIL import Image
 from ...data import register_coco
 from ...data.coco import check_one
 from ...data.fit import Model, check_fit
+from ...runtime.memory import peak_resident
 from ..common.bench_table import MB
 
 IMAGES, OBJECTS, CLASSES = 118_000, 860_000, 80
@@ -84,14 +85,4 @@ def measure(what: str, folder: str) -> Dict[str, float]:
     """One of :data:`MEASURES`, in a process of its own: seconds ``cpu``, MB ``peak``."""
     before = time.process_time()
     MEASURES[what](os.path.join(folder, "train.json"), os.path.join(folder, "images"))
-    return {"cpu": time.process_time() - before, "peak": _peak() / MB}
-
-
-def _peak() -> int:
-    """
-    Bytes at this process's worst moment. Of its own memory: ``ru_maxrss`` would start at that of
-    the process which started it.
-    """
-    with open("/proc/self/status") as f:
-        (line,) = [line for line in f if line.startswith("VmHWM:")]
-    return 1024 * int(line.split()[1])
+    return {"cpu": time.process_time() - before, "peak": peak_resident() / MB}

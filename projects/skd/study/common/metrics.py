@@ -124,6 +124,12 @@ def seconds_per_iteration(rows: List[Dict]) -> Optional[float]:
     return round(statistics.median(times), 4) if times else None
 
 
+def peak_memory_mb(rows: List[Dict]) -> Optional[int]:
+    """The last that a trainer wrote, see ``PeakMemory``; None if it wrote nothing."""
+    peaks = [row["peak_memory_mb"] for row in rows if "peak_memory_mb" in row]
+    return round(peaks[-1]) if peaks else None
+
+
 def read_ap(folder: str) -> Dict[str, float]:
     """The last evaluation of a run: AP of boxes and masks, 0 to 100, by task."""
     done = evaluations(read_metrics(folder))

@@ -12,7 +12,14 @@ from ...config.safe_yaml import read_yaml
 from ...engine.run import check_registered
 from ...modeling.model_zoo import find_config
 from ...runtime.downloads import is_url
-from ..common.metrics import distillation, evaluations, main_metrics, scores, seconds_per_iteration
+from ..common.metrics import (
+    distillation,
+    evaluations,
+    main_metrics,
+    peak_memory_mb,
+    scores,
+    seconds_per_iteration,
+)
 from ..common.paths import find_file
 from ..common.result_files import BASELINE, write_text
 from ..common.runs import ChildRun
@@ -82,6 +89,7 @@ class StudyRun(ChildRun):
         ]
         seen = {"ap": scores(rows[-1]), "metric": metric, "curve": curve}
         seen["seconds_per_iteration"] = seconds_per_iteration(written)
+        seen["peak_memory_mb"] = peak_memory_mb(written)
         terms = distillation(written)
         return {**seen, "distillation": terms} if terms else seen
 

@@ -1,0 +1,36 @@
+"""What is said of a training's memory."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from skd.runtime import memory
+from tests.helpers import DEVICES
+
+
+def written(device):
+    """In a training of 5 iterations, every 2: the values, by iteration."""
+    hook = memory.PeakMemory(torch.device(device), 2)
+    with EventStorage() as storage:
+        for i in range(5):
+            hook.trainer = SimpleNamespace(storage=storage, iter=i, max_iter=5)
+            storage.iter = i
+            hook.after_step()
+        history = storage.histories().get("peak_memory_mb")
+        return {} if history is None else {i: value for value, i in history.values()}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_most_up_to_now_in_mb(device):
+    if memory.peak_resident() is None:
+        pytest.skip("this system has no /proc")
+    held = torch.ones(2**24, device=device)  # 64 MB
+    values = written(device)
+    assert list(values) == [1, 3, 4] and 64 <= values[1] <= values[4] < 1e6 and held.any()
+
+
+def test_a_system_that_does_not_say(monkeypatch):
+    monkeypatch.setattr(memory, "peak_resident", lambda: None)
+    assert written("cpu") == {}
