@@ -102,7 +102,7 @@ class SKDTrainer(DefaultTrainer):
             self.register_hooks([self._early_stopping()])
 
     def _check_evaluators(self) -> None:
-        """Whether there is one for each test set, before training; a project's own says so itself."""
+        """Whether there is one for each test set; a project's own says so itself."""
         if _overridden(type(self)) & {"build_evaluator", "test"}:
             return
         for name in self.run.test_sets or () if self.run.form == YAML else ():
