@@ -9,7 +9,9 @@ any of it, with 0 if there are warnings at most.
 
 import sys
 
-from skd.data.check import check_coco
+from skd.data.check import examine
+from skd.data.coco import facts_of, what_reaches
+from skd.data.mend import finish
 from skd.study.common.command import command_parser, run_command
 
 
@@ -23,10 +25,14 @@ def argument_parser():
 
 def main() -> int:
     args = argument_parser().parse_args()
-    problems = check_coco(args.json_file, args.image_root, not args.no_images)
+    report = examine(args.json_file, args.image_root, not args.no_images)
+    problems = report.problems
     for problem in problems:
         print(f"{problem.level}: {problem}")
-    errors = sum(problem.level == "error" for problem in problems)
+    errors = len(report.errors)
+    if not errors:
+        finish(report.content, report.notes, with_masks=True)
+        print(what_reaches(facts_of(report.content, args.json_file)) + ".")
     print(f"{errors} errors, {len(problems) - errors} warnings")
     return 1 if errors else 0
 

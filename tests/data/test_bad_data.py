@@ -482,6 +482,12 @@ def test_the_tool_lists_everything_at_once(tmp_path, shapes):
     assert "error: annotation 2 of image 2 ('2.png'): there is no category 8" in printed
     assert "warning: annotation 1 of image 1 ('1.png'): bbox [5, 5, 0, 9] has no area" in printed
     assert "error: image 1 ('1.png'): cannot be read" in printed
+    for entry in content["annotations"]:
+        entry.update(bbox=[5, 5, 9, 9], category_id=3, iscrowd=entry["id"] % 2)
+    with open(json_file, "w") as f:
+        json.dump(content, f)
+    printed = run_script("tools/check_dataset.py", json_file, images, "--no-images", datasets=shapes)
+    assert "1 of 3 objects reach the model; crowds, 'ignore' and objects without" in printed
     printed = run_script("tools/check_dataset.py", "/no.json", images, datasets=shapes, ok=False)
     assert "/no.json: cannot be read as JSON" in printed
 

@@ -232,7 +232,7 @@ def _check_one(
     if problems:
         _warn_once(json_file, f"Dataset '{name}':\n{summary(problems, 8)}")
     copy = _write_copy(name, report.content) if report.notes else json_file
-    checked = _facts(report.content, json_file)._replace(json_file=copy, options=options)
+    checked = facts_of(report.content, json_file)._replace(json_file=copy, options=options)
     if keep:
         records.keep(name, report.content, image_root)
     return checked
@@ -322,7 +322,8 @@ def _write_copy(name: str, content: Dict[str, Any]) -> str:
     return path
 
 
-def _facts(content: Dict[str, Any], json_file: str) -> Checked:
+def facts_of(content: Dict[str, Any], json_file: str) -> Checked:
+    """Of a file that was checked and mended."""
     annotations = content.get("annotations", [])
     index = records.class_index(content)
     classes = np.array([index[a["category_id"]] for a in annotations], dtype=np.int64)
@@ -348,6 +349,17 @@ def _facts(content: Dict[str, Any], json_file: str) -> Checked:
         keypoints=tuple(sorted(set(points) - {0})),
         options={},
     )
+
+
+def what_reaches(checked: Checked) -> str:
+    """How many of the objects a training's loader keeps, by class, in words."""
+    usable, objects = sum(checked.usable), sum(checked.objects)
+    pairs = list(zip(checked.classes, checked.usable, checked.objects))
+    fewer = [pair for pair in pairs if pair[1] < pair[2]]
+    listed = ", ".join(f"{shown([c])} {n} of {m}" for c, n, m in (fewer or pairs)[:20])
+    more = ", ..." if len(fewer or pairs) > 20 else ""
+    why = "; crowds, 'ignore' and objects without area are left out" if fewer else ""
+    return f"{usable} of {objects} objects reach the model{why} ({listed}{more})"
 
 
 def _boxes_with_area(content: Dict[str, Any]) -> np.ndarray:

@@ -26,6 +26,7 @@ from .coco import (
     source_of,
     to_map,
     use,
+    what_reaches,
 )
 from .keypoints import (
     check_mirrored,
@@ -266,18 +267,12 @@ def _say_what_reaches(name: str, checked: Checked) -> None:
             "the model: Detectron2 leaves out crowds, objects marked 'ignore', boxes without "
             "area inside the image, and masks without area. There is nothing to train on."
         )
-    pairs = list(zip(checked.classes, checked.usable, checked.objects))
-    fewer = [pair for pair in pairs if pair[1] < pair[2]]
-    listed = ", ".join(f"{shown([c])} {n} of {m}" for c, n, m in (fewer or pairs)[:20])
-    more = ", ..." if len(fewer or pairs) > 20 else ""
-    why = "; crowds, 'ignore' and objects without area are left out" if fewer else ""
-    logger.info(f"Dataset '{name}': {usable} of {objects} objects reach the model{why} "
-                f"({listed}{more}).")  # fmt: skip
-    none = [c for c, n, _ in pairs if not n]
+    logger.info(f"Dataset '{name}': {what_reaches(checked)}.")
+    none = [c for c, n in zip(checked.classes, checked.usable) if not n]
     if none:
         logger.warning(
             f"Dataset '{name}' has no object that reaches the model of {len(none)} of "
-            f"{len(pairs)} classes: {shown(none)}."
+            f"{len(checked.classes)} classes: {shown(none)}."
         )
 
 
