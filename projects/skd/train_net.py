@@ -33,6 +33,7 @@ from .config.naming import written_as
 from .config.pipe import as_file
 from .data import check_datasets, coco, register_coco, register_shapes
 from .engine import SKDTrainer, beside_training, describe, launch, prepare_evaluation
+from .runtime.lost_output import outlive_terminal
 from .runtime.run_folder import open_folder
 from .runtime.user_errors import EARLY_ERRORS, UserError, exits_on
 
@@ -165,6 +166,7 @@ def main(args: argparse.Namespace) -> Dict[str, Any]:
 
 def main_of_command(args: argparse.Namespace) -> Dict[str, Any]:
     """:func:`main` of a command: an error of the user's ends it with its message and 2."""
+    outlive_terminal()
     with exits_on(*EARLY_ERRORS):
         work = prepare(args)
     with exits_on(UserError):

@@ -486,7 +486,9 @@ def test_the_tool_lists_everything_at_once(tmp_path, shapes):
         entry.update(bbox=[5, 5, 9, 9], category_id=3, iscrowd=entry["id"] % 2)
     with open(json_file, "w") as f:
         json.dump(content, f)
-    printed = run_script("tools/check_dataset.py", json_file, images, "--no-images", datasets=shapes)
+    printed = run_script(
+        "tools/check_dataset.py", json_file, images, "--no-images", datasets=shapes
+    )
     assert "1 of 3 objects reach the model; crowds, 'ignore' and objects without" in printed
     printed = run_script("tools/check_dataset.py", "/no.json", images, datasets=shapes, ok=False)
     assert "/no.json: cannot be read as JSON" in printed

@@ -153,7 +153,7 @@ def test_handlers_are_put_back(shapes, tmp_path):
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_handlers_are_put_back_where_another_hook_fails_at_the_end(shapes, tmp_path):
+def test_handlers_are_put_back_where_another_hook_fails_at_the_end(shapes, tmp_path, caplog):
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     cfg = tiny_config(SOLVER__MAX_ITER=1, TEST__EVAL_PERIOD=0)
     cfg.OUTPUT_DIR = str(tmp_path)
@@ -167,6 +167,7 @@ def test_handlers_are_put_back_where_another_hook_fails_at_the_end(shapes, tmp_p
         trainer.train()
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
+    assert "Exception after the training:" in caplog.text
 
 
 def test_a_warning_ahead_of_sigterm_is_no_first_of_two(monkeypatch):

@@ -205,7 +205,11 @@ class SKDTrainer(DefaultTrainer):
     def after_train(self) -> None:
         """The hooks', each also after one that failed: what was taken is given back."""
         self.storage.iter = self.iter
-        _end(self._hooks)
+        try:
+            _end(self._hooks)
+        except Exception:  # TrainerBase logs those of the training only
+            logger.exception("Exception after the training:")
+            raise
 
     def state_dict(self) -> Dict[str, Any]:
         if self.run.nested:
