@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 
 # before torch and the datasets' registration read them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -242,6 +243,47 @@ def environment(datasets):
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONWARNINGS": "ignore",
     }
+
+
+def process_config(cfg, folder, name="out", test=()):
+    """
+    Write the config for a training in a process of its own, on the built-in dataset.
+
+    Args:
+        name: of the run's folder, and of the file; both are put into ``folder``.
+        test: the test sets.
+
+    Returns:
+        The file's path.
+    """
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), test
+    cfg.OUTPUT_DIR = str(folder / name)
+    path = folder / f"{name}.yaml"
+    path.write_text(cfg.dump())
+    return path
+
+
+FORWARD = """
+from detectron2.utils import comm
+from skd import DistillRCNN
+
+forward, calls = DistillRCNN.forward, 0
+
+def patched_forward(self, inputs):
+    global calls
+    calls += 1
+{body}
+
+DistillRCNN.forward = patched_forward
+"""
+
+
+def patched_forward(folder, body):
+    """
+    :func:`patched` with another ``DistillRCNN.forward(self, inputs)``, whose body may use
+    ``forward``, the one there is, and ``calls``, which counts from 1.
+    """
+    return patched(folder, FORWARD.format(body=textwrap.indent(body, "    ")))
 
 
 def patched(folder, code):

@@ -14,7 +14,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from skd.engine import launch
 from skd.runtime.preemption import EXIT_REQUEUE, SIGNALS
-from tests.helpers import distilling, environment, patched, tiny_config
+from tests.helpers import distilling, environment, patched, process_config, tiny_config
 
 launch_module = sys.modules["skd.engine.launch"]  # the package's name is the function's
 
@@ -35,14 +35,11 @@ SKDTrainer.run_step = crashing
 
 def test_elastic_restart_resumes_from_the_last_checkpoint(teacher_files, shapes, tmp_path):
     cfg = distilling(tiny_config(SOLVER__MAX_ITER=5, SOLVER__CHECKPOINT_PERIOD=2), teacher_files)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-            patched(tmp_path, CRASH), "--config-file", tmp_path / "config.yaml",
+            patched(tmp_path, CRASH), "--config-file", process_config(cfg, tmp_path),
         ],
         env=environment(shapes),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
@@ -107,14 +104,11 @@ SKDTrainer.train = failing
 
 def test_a_rank_that_fails_ends_the_others(teacher_files, shapes, tmp_path):
     cfg = distilling(tiny_config(SOLVER__MAX_ITER=5), teacher_files)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-            patched(tmp_path, FAIL), "--config-file", tmp_path / "config.yaml",
+            patched(tmp_path, FAIL), "--config-file", process_config(cfg, tmp_path),
         ],
         env=environment(shapes),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,

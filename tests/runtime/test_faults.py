@@ -12,71 +12,47 @@ from detectron2.engine import HookBase
 
 from skd.engine import SKDTrainer
 from skd.runtime.record import file_sha256
-from tests.helpers import ROOT, distilling, patched, run_script, tiny_config
+from tests.helpers import (
+    ROOT,
+    distilling,
+    patched,
+    patched_forward,
+    process_config,
+    run_script,
+    tiny_config,
+)
 
 pytestmark = pytest.mark.slow
 
 
-def write_config(cfg, tmp_path):
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
-    return tmp_path / "config.yaml"
-
-
 DIE = """
-from skd import DistillRCNN
-from detectron2.utils import comm
-
-forward = DistillRCNN.forward
-calls = 0
-
-def dying(self, inputs):
-    global calls
-    calls += 1
-    if calls == 4 and comm.get_rank() == 1:
-        os.kill(os.getpid(), 9)
-    return forward(self, inputs)
-
-DistillRCNN.forward = dying
+if calls == 4 and comm.get_rank() == 1:
+    os.kill(os.getpid(), 9)
+return forward(self, inputs)
 """
 
 
 def test_a_dead_rank_is_named_and_nothing_hangs(teacher_files, shapes, tmp_path):
     cfg = distilling(tiny_config(SOLVER__MAX_ITER=99, SOLVER__CHECKPOINT_PERIOD=2), teacher_files)
-    config = write_config(cfg, tmp_path)
+    config = process_config(cfg, tmp_path)
     printed = run_script(
-        patched(tmp_path, DIE), "--config-file", config, "--num-gpus", 2, "--dist-url", "auto",
-        datasets=shapes, ok=False, timeout=150,
+        patched_forward(tmp_path, DIE), "--config-file", config,
+        "--num-gpus", 2, "--dist-url", "auto", datasets=shapes, ok=False, timeout=150,
     )  # fmt: skip
     assert "RuntimeError: Rank 1 of 2 died (SIGKILL)" in printed
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
 NAN = """
-import torch
-from skd import DistillRCNN
-from detectron2.utils import comm
-
-forward = DistillRCNN.forward
-calls = 0
-
-def failing(self, inputs):
-    global calls
-    calls += 1
-    if calls in (2, 4) and comm.get_rank() == comm.get_world_size() - 1:
-        with torch.no_grad():
-            adapter = self.distiller.levels["p4"].feature_adapter.bias
-            before = adapter.clone()
-            adapter.fill_(float("nan"))
-        try:
-            return forward(self, inputs)
-        finally:
-            with torch.no_grad():
-                adapter.copy_(before)
-    return forward(self, inputs)
-
-DistillRCNN.forward = failing
+if calls in (2, 4) and comm.get_rank() == comm.get_world_size() - 1:
+    adapter = self.distiller.levels["p4"].feature_adapter.bias.data
+    before = adapter.clone()
+    adapter.fill_(float("nan"))
+    try:
+        return forward(self, inputs)
+    finally:
+        adapter.copy_(before)
+return forward(self, inputs)
 """
 
 
@@ -91,7 +67,7 @@ def test_batches_that_are_not_finite_are_left_out(
     cfg.SOLVER.SKIP_NON_FINITE = 2
     flags = ["--num-gpus", processes, "--dist-url", "auto"]
     printed = run_script(
-        patched(tmp_path, NAN), "--config-file", write_config(cfg, tmp_path), *flags,
+        patched_forward(tmp_path, NAN), "--config-file", process_config(cfg, tmp_path), *flags,
         datasets=shapes,
     )  # fmt: skip
     assert "Batch skipped, 2 of at most 2" in printed
@@ -104,7 +80,7 @@ def test_more_of_them_than_allowed_stop_the_run(teacher_files, shapes, tmp_path)
     cfg = distilling(tiny_config(SOLVER__MAX_ITER=6, SOLVER__CHECKPOINT_PERIOD=1), teacher_files)
     cfg.SOLVER.SKIP_NON_FINITE = 1
     printed = run_script(
-        patched(tmp_path, NAN), "--config-file", write_config(cfg, tmp_path),
+        patched_forward(tmp_path, NAN), "--config-file", process_config(cfg, tmp_path),
         datasets=shapes, ok=False,
     )  # fmt: skip
     assert "Loss is not finite at iteration 3, images" in printed
@@ -158,7 +134,7 @@ def test_out_of_memory_says_how_large_the_batch_was_and_what_to_change(
         teacher_files,
     )
     printed = run_script(
-        patched(tmp_path, MEMORY), "--config-file", write_config(cfg, tmp_path),
+        patched(tmp_path, MEMORY), "--config-file", process_config(cfg, tmp_path),
         datasets=shapes, ok=False,
     )  # fmt: skip
     sizes = ", ".join(["1600x1600"] * 4)
@@ -204,7 +180,7 @@ def test_two_thousand_iterations_take_no_more_memory_than_a_few(teacher_files, s
 
 def test_every_run_leaves_a_record(teacher_files, shapes, tmp_path):
     cfg = distilling(tiny_config(SEED=7, SOLVER__MAX_ITER=1), teacher_files)
-    config = write_config(cfg, tmp_path)
+    config = process_config(cfg, tmp_path)
     for flags in ([], ["--resume", "SOLVER.MAX_ITER", 2]):
         run_script("train_net.py", "--config-file", config, *flags, datasets=shapes)
     run_script(

@@ -14,22 +14,24 @@ from skd.engine import SKDTrainer
 from skd.engine.launch import _passing_on
 from skd.runtime import preemption
 from skd.runtime.preemption import EXIT_REQUEUE
-from tests.helpers import ROOT, distilling, environment, patched, run_script, tiny_config
+from tests.helpers import (
+    ROOT,
+    distilling,
+    environment,
+    patched_forward,
+    process_config,
+    run_script,
+    tiny_config,
+)
 
 # Every image of an evaluation takes minutes: who waits for one is found out.
 SLOW_EVALUATION = """
-import time
-from skd import DistillRCNN
+if not self.training:
+    import time
 
-forward = DistillRCNN.forward
-
-def slow(self, inputs):
-    if not self.training:
-        open(os.environ["EVALUATING"] + str(os.getpid()), "w").close()
-        time.sleep(300)
-    return forward(self, inputs)
-
-DistillRCNN.forward = slow
+    open(os.environ["EVALUATING"] + str(os.getpid()), "w").close()
+    time.sleep(300)
+return forward(self, inputs)
 """
 
 pytestmark = pytest.mark.slow
@@ -84,10 +86,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     cfg = distilling(
         tiny_config(SOLVER__MAX_ITER=100000, DATALOADER__NUM_WORKERS=workers), teacher_files
     )
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
-    config = tmp_path / "config.yaml"
-    config.write_text(cfg.dump())
+    config = process_config(cfg, tmp_path)
     flags = ["--num-gpus", str(processes), "--dist-url", "auto"]
     metrics, log = tmp_path / "out" / "metrics.json", tmp_path / "stdout.txt"
     process = begin(os.path.join(ROOT, "train_net.py"), config, shapes, log, *flags)
@@ -113,12 +112,10 @@ def test_an_evaluation_is_not_waited_for(processes, teacher_files, shapes, tmp_p
         ),
         teacher_files,
     )  # fmt: skip
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ("skd_shapes_val",)
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
-    config, log = tmp_path / "config.yaml", tmp_path / "stdout.txt"
-    config.write_text(cfg.dump())
+    config = process_config(cfg, tmp_path, test=("skd_shapes_val",))
+    log = tmp_path / "stdout.txt"
     process = begin(
-        patched(tmp_path, SLOW_EVALUATION), config, shapes, log,
+        patched_forward(tmp_path, SLOW_EVALUATION), config, shapes, log,
         "--num-gpus", str(processes), "--dist-url", "auto", EVALUATING=str(tmp_path / "evaluating"),
     )  # fmt: skip
     wait_until(lambda: len(list(tmp_path.glob("evaluating*"))) == processes, process, log)

@@ -19,7 +19,8 @@ from tests.helpers import (
     differing,
     distilling,
     environment,
-    patched,
+    patched_forward,
+    process_config,
     run_script,
     tiny_config,
     train_until,
@@ -191,26 +192,27 @@ def test_a_resumed_run_gives_the_very_weights(seed, teacher_files, shapes, tmp_p
     assert same == (seed >= 0)
 
 
-def settled(cfg, tmp_path, name):
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
-    cfg.OUTPUT_DIR = str(tmp_path / name)
-    (tmp_path / f"{name}.yaml").write_text(cfg.dump())
-    return tmp_path / f"{name}.yaml"
-
-
 def test_two_processes_repeat_their_weights(teacher_files, shapes, tmp_path):
     results = []
     for name in ("a", "b"):
         cfg = distilling(
             tiny_config(SEED=4, SOLVER__MAX_ITER=3, SOLVER__IMS_PER_BATCH=4), teacher_files
         )
-        config = settled(cfg, tmp_path, name)
+        config = process_config(cfg, tmp_path, name)
         run_script(
             "train_net.py", "--config-file", config, "--num-gpus", 2, "--dist-url", "auto",
             datasets=shapes,
         )  # fmt: skip
         results.append(torch.load(tmp_path / name / "model_final.pth")["model"])
     assert not differing(*results)
+
+
+KILL = """
+losses = forward(self, inputs)
+if calls == 5:
+    os.kill(os.getpid(), 9)
+return losses
+"""
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
@@ -224,9 +226,9 @@ def test_kill_9_and_resume_give_the_very_weights(kind, teacher_files, shapes, tm
         kind, SEED=4, SOLVER__MAX_ITER=6, SOLVER__CHECKPOINT_PERIOD=2, DATALOADER__NUM_WORKERS=1
     )
     cfg = distilling(plain, teacher_files, balance=True)
-    killed = settled(cfg, tmp_path, "killed")
+    killed = process_config(cfg, tmp_path, "killed")
     done = subprocess.run(
-        [sys.executable, patched(tmp_path, KILL), "--config-file", killed],
+        [sys.executable, patched_forward(tmp_path, KILL), "--config-file", killed],
         env=environment(shapes), timeout=300,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -239,24 +241,6 @@ def test_kill_9_and_resume_give_the_very_weights(kind, teacher_files, shapes, tm
     assert not differing(train_until(cfg, tmp_path / "whole").model.state_dict(), resumed)
     rows = [json.loads(line) for line in open(tmp_path / "killed" / "metrics.json")]
     assert rows[-1]["iteration"] == 5
-
-
-KILL = """
-from skd import DistillRCNN
-
-forward = DistillRCNN.forward
-calls = 0
-
-def killed(self, inputs):
-    global calls
-    calls += 1
-    losses = forward(self, inputs)
-    if calls == 5:
-        os.kill(os.getpid(), 9)
-    return losses
-
-DistillRCNN.forward = killed
-"""
 
 
 def test_images_made_in_this_process_leave_gpus_their_seed(monkeypatch):

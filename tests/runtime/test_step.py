@@ -15,7 +15,15 @@ from skd import student_config
 from skd.engine import SKDTrainer
 from skd.runtime.checkpoint import CheckpointError
 from skd.runtime.step import build_trainer
-from tests.helpers import DEVICES, batch, distilling, patched, run_script, tiny_config
+from tests.helpers import (
+    DEVICES,
+    batch,
+    distilling,
+    patched,
+    process_config,
+    run_script,
+    tiny_config,
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -397,11 +405,8 @@ def test_a_forward_that_stops_before_a_synchronized_norm_is_an_error_and_hangs_n
         ),
         teacher_files,
     )
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
     printed = run_script(
-        patched(tmp_path, SYNCHRONIZED), "--config-file", tmp_path / "config.yaml",
+        patched(tmp_path, SYNCHRONIZED), "--config-file", process_config(cfg, tmp_path),
         "--num-gpus", 2, "--dist-url", "auto", datasets=shapes, ok=False, timeout=150,
     )  # fmt: skip
     assert "with synchronized norms (roi_heads.mask_head" in printed.replace("module.", "")
