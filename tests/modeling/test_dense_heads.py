@@ -7,9 +7,11 @@ import pytest
 import torch
 from detectron2.engine import launch
 from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from fvcore.nn import giou_loss
 
 from skd import DistillRCNN, FrozenTeacher, StructuredDistiller, TeacherHeads
 from skd.engine import wrap_data_parallel
@@ -73,6 +75,34 @@ def test_they_learn_from_another_and_agree_with_themselves(build):
     student = build(0)
     losses, _ = step(pair(student, copy.deepcopy(student), "DenseHead", "CrossHead"))
     assert all(x.abs() < 1e-4 for x in terms(losses, "dense", "cross"))
+
+
+@torch.no_grad()
+def predictions(detector):
+    """Logits (N, R, 6) and boxes (N, R, 4) by level, as Detectron2's own inference has them."""
+    maps = detector.backbone(detector.preprocess_image(batch()).tensor)
+    maps = [maps[name] for name in detector.head_in_features]
+    logits, deltas = detector.head(maps)[:2]
+    for x, d, anchors in zip(logits, deltas, detector.anchor_generator(maps)):
+        decode = detector.box2box_transform.apply_deltas
+        boxes = [decode(one, anchors.tensor) for one in permute_to_N_HWA_K(d, 4)]
+        yield permute_to_N_HWA_K(x, 6), torch.stack(boxes)
+
+
+@pytest.mark.parametrize("build", [retinanet, fcos])
+def test_the_terms_are_those_of_the_equations(build):
+    """Sums over all levels of QFL and of b (1 - GIoU), b the teacher's confidence, by B."""
+    student, teacher = build(0), build(1)
+    classes = boxes = total = 0
+    for (x, s_boxes), (y, t_boxes) in zip(predictions(student), predictions(teacher)):
+        p, q = x.sigmoid(), y.sigmoid()
+        classes += ((q - p).abs() * -(q * p.log() + (1 - q) * (1 - p).log())).sum()
+        confidence = q.amax(2)
+        boxes += (confidence * giou_loss(s_boxes, t_boxes)).sum()
+        total += confidence.sum()
+    losses, _ = step(pair(student, teacher, "DenseHead"))
+    expected = [float(classes / total), float(boxes / total)]
+    assert [x.item() for x in terms(losses, "dense")] == pytest.approx(expected, rel=1e-4)
 
 
 def test_classes_in_another_order_are_the_same_classes():
