@@ -25,6 +25,7 @@ from skd.data.check import check_coco, examine
 from skd.data.fit import Model, check_fit, lazy_model, yaml_model
 from skd.evaluation import build_evaluator
 from skd.modeling.model_zoo import find_config
+from skd.runtime.words import shown
 from tests.helpers import leave_together, tiny_config
 
 WIDTH, HEIGHT = 60, 40
@@ -862,6 +863,10 @@ def test_names_that_cannot_be_printed(add, tmp_path):
     with pytest.raises(ValueError, match="has half a letter .* in its name") as error:
         check_fit(["a"], [], BOXES)
     str(error.value).encode()  # or an error
+
+
+def test_names_that_would_move_the_cursor_are_escaped():
+    assert shown(["a\n\x1b[2Jb", "é 日", "\ud800"]) == "a\\n\\x1b[2Jb, é 日, \\ud800"
 
 
 def test_exif_that_the_annotations_follow(add, tmp_path):

@@ -39,6 +39,13 @@ def test_images_of_folders_in_an_order_of_their_own(folder):
     assert len(find_images([str(folder), str(folder / "b")], "KEY")) == 4
 
 
+def test_a_link_to_a_folder_above_repeats_no_image(folder):
+    (folder / "b" / "round").symlink_to(folder)
+    (folder / "other").mkdir()
+    (folder / "other" / "link").symlink_to(folder / "1.jpg")  # no image by its name
+    assert len(find_images([str(folder)], "KEY")) == 3
+
+
 def test_a_coco_file_needs_images_only(coco, folder):
     first, second = find_images(["nobody_labelled"], "KEY")
     assert first == {"file_name": f"{folder}/1.jpg", "image_id": 7, "width": 8, "height": 6}

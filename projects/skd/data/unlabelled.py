@@ -51,7 +51,13 @@ def _records(source: str, key: str) -> List[Record]:
 
 
 def _walk(folder: str) -> Iterator[str]:
+    seen = set()
     for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # a link to a folder above leads round and round
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(ENDINGS) and not name.startswith("."):
