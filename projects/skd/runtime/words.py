@@ -29,6 +29,6 @@ def word(name: str) -> str:
 
 
 def shown(names: Sequence[Any]) -> str:
-    """The first names, for a message; letters that a file may hold and no terminal shows, escaped."""
+    """The first names, for a message; what no terminal shows as a letter is escaped."""
     text = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
