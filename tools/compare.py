@@ -48,7 +48,9 @@ def argument_parser():
         "need; reported is everything that is finished (default: all)",
     )  # fmt: skip
     parser.add_argument("--report-only", action="store_true", help="run nothing, report what is")
-    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... for every run")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], help="KEY VALUE ..., or key=value, for every run"
+    )
     return parser
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence, Set, Tuple
+from typing import Any, Container, Dict, List, Sequence, Set, Tuple
 
 from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
 from ...config.methods import build_distiller
@@ -92,6 +92,23 @@ class StudyRun(ChildRun):
         seen["peak_memory_mb"] = peak_memory_mb(written)
         terms = distillation(written)
         return {**seen, "distillation": terms} if terms else seen
+
+
+def _of_part(part: str, opts: List[str], own: Container[str]) -> List[str]:
+    """
+    Options for a run of the "student" or the "teacher" by itself. They are written for the runs
+    that distil, where ``model`` of a LazyConfig has both in it; a YAML config's keys stay in place.
+
+    Args:
+        own: keys that are written for this run.
+    """
+    kept = []
+    for key, value in zip(opts[::2], opts[1::2]):
+        if key in own or not key.startswith("model."):
+            kept += [key, value]
+        elif key.startswith("model.student.") and part == "student":
+            kept += [f"model.{key[len('model.student.'):]}", value]
+    return kept
 
 
 @dataclass
@@ -240,10 +257,12 @@ class Study:
         iterations = int(entry.get("iterations", 0))
         config, given = find_file(entry["config"]), entry.get("weights")
         weights = ["MODEL.WEIGHTS", find_file(given)] if given else []
+        own = entry.get("opts") or {}
+        opts = _of_part("teacher", self._opts(own), own)
         folder = self._folder(TEACHERS, name)
         run = StudyRun(
             f"teacher {name}", config, folder, iterations,
-            [*self._opts(entry.get("opts") or {}), *weights], self.flags,
+            [*opts, *weights], self.flags,
             detector="teacher", method="teacher", teacher=name,
         )  # fmt: skip
         if iterations or os.path.exists(config):  # a zoo name is not evaluated
@@ -253,11 +272,11 @@ class Study:
     def _run(self, detector: str, method: str, teacher: str, seed: int) -> StudyRun:
         student = self._pick("detectors", detector)
         settings = self._pick("methods", method)
-        settings = {**student.get("opts", {}), **settings.get(detector, settings)}
-        opts = [*self._opts(settings), "SEED", str(seed)]
+        own = settings.get(detector, settings)
+        opts = [*self._opts({**student.get("opts", {}), **own}), "SEED", str(seed)]
         flags, after, label = list(self.flags), None, method
         if method == BASELINE:
-            teacher = ""
+            teacher, opts = "", _of_part("student", opts, own)
         else:
             self._pick("teachers", teacher)
             entry, source = self.spec["teachers"][teacher], self.teachers[teacher]

@@ -88,7 +88,7 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
     return {
         "iterations": args.iterations or 0,
         "seeds": args.seeds,
-        "opts": args.opts,
+        "opts": _pairs(args.opts),
         "teachers": {"teacher": {"config": args.teacher, "weights": args.teacher_weights or ""}},
         "detectors": detectors,
         "methods": {name: {"MODEL.DISTILLER.NAME": name} for name in names},
@@ -96,6 +96,15 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
             {"name": name, "detector": name, "methods": [BASELINE, *names]} for name in detectors
         ],
     }
+
+
+def _pairs(opts: List[str]) -> List[str]:
+    """KEY VALUE ..., also of what is written as key=value, as LazyConfigs have it."""
+    parts = []
+    for part in opts:
+        named = len(parts) % 2 == 0 and "=" in part  # in the place of a key, which has none
+        parts += part.split("=", 1) if named else [part]
+    return parts
 
 
 def _short_names(paths: List[str]) -> List[str]:
