@@ -77,7 +77,8 @@ def _write_report(args: argparse.Namespace, runs: List[ChildRun], table: str) ->
 {table}
 The two students are the same network with the same first weights, {args.iterations} iterations,
 and order of images (seed {args.seed}); the distilled one learned from the teacher's feature maps as
-well. One seed says little: `make study` compares several, and other methods.
+well. One seed says little, and on another machine, which rounds otherwise, so short a training ends
+elsewhere: `make study` compares several seeds, and other methods.
 
 ![Predictions of the teacher and of both students](predictions.png)
 
