@@ -73,6 +73,8 @@ def torch_file(**how):
         ("w.pth", b"\x1f\x8b\x08", "compressed by gzip"),
         ("w.pkl", torch_file(), "a file of torch.save; name it .pth"),
         ("w.pkl", torch_file(_use_new_zipfile_serialization=False), "a file of torch.save"),
+        ("w.pth", b"hello world", "no file of torch.save"),
+        ("w.safetensors", (80).to_bytes(8, "little") + b'{"w":{}}', "a file of safetensors"),
         ("w.pth", pickle.dumps({"model": {}}), "a pickle that .* name it .pkl"),
     ],
 )

@@ -22,6 +22,8 @@ def check_torch(head: bytes) -> None:
     _check_others(head)
     if head.startswith(b"\x80") and _TORCH not in head:
         raise ValueError("it is a pickle that torch.save has not written; name it .pkl")
+    if head and not head.startswith((b"PK\3\4", b"\x80")):  # a zip file, or a pickle
+        raise ValueError("it is no file of torch.save")
 
 
 def check_pickle(head: bytes) -> None:
@@ -32,6 +34,11 @@ def check_pickle(head: bytes) -> None:
 
 
 def _check_others(head: bytes) -> None:
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 2**32:
+        raise ValueError(
+            "it is a file of safetensors; torch.save({'model': safetensors.torch.load_file(FILE)}, "
+            "...) makes one of torch of it"
+        )
     start = head.lstrip().lower()
     for first, words in _OTHERS.items():
         if start.startswith(first):
