@@ -77,6 +77,8 @@ def test_giou_distance():
     loss = giou_distance(empty, torch.zeros(2, 4), torch.ones(2))
     loss.backward()
     assert loss.isfinite() and empty.grad.isfinite().all()
+    second[1] = 1.0  # a teacher's box without an area says nothing
+    assert giou_distance(first, second, weight).item() == pytest.approx(5 * (1 + 14 / 16))
 
 
 def test_they_are_least_where_the_two_agree():

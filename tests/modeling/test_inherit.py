@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_model
 
 from skd import student_config
-from skd.modeling.inherit import components
+from skd.modeling.inherit import components, inherit
 from tests.helpers import distilling, save_detector, tiny_config
 
 
@@ -79,6 +79,18 @@ def test_a_part_is_copied_whole_or_not_at_all(tmp_path, wide, caplog):
         build_model(inheriting(tiny_config("retinanet"), wide))
     assert "backbone.top_block.p6.weight is in the student only" in str(error.value)
     assert "no: the teacher has none" in str(error.value)
+
+
+def test_what_the_teacher_has_more_of_is_another_part(caplog):
+    student, teacher = (build_model(student_config(tiny_config())) for _ in range(2))
+    before = {k: v.clone() for k, v in components(student)["backbone"].items()}
+    parts = components(teacher)
+    parts["backbone"]["backbone.fpn_output7.weight"] = torch.ones(1)
+    with caplog.at_level(logging.INFO, "skd.modeling.inherit"):
+        inherit(student, parts)
+    assert "no: backbone.fpn_output7.weight is in the teacher only" in caplog.text
+    after = components(student)["backbone"]
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_what_is_inherited_trains_and_the_teacher_does_not(wide):

@@ -21,6 +21,7 @@ from ..engine.run import Run, check_device, check_registered
 from ..engine.weights import RunCheckpointer
 from ..modeling.load import DISTILLER_PREFIX
 from .common.command import set_up
+from .common.methods import methods_named
 from .common.paths import find_file
 from .common.tables import print_table
 
@@ -50,11 +51,7 @@ def calibrate(args: argparse.Namespace) -> None:
     """
     setup_logger(name="skd")
     set_up(args)
-    known = sorted(name for name, _ in DISTILLER_REGISTRY)
-    methods = known if args.methods == ["all"] else args.methods
-    unknown = [name for name in methods if name not in known]
-    if unknown:
-        raise ValueError(f"--methods has {', '.join(unknown)}; known are {', '.join(known)}.")
+    methods = methods_named(args.methods)
     for path in (args.config_file, args.teacher):
         allow(find_file(path))  # Python or not: the user has named it
     rows, inputs = [], None

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 from xml.etree import ElementTree
 
 from .common.result_files import write_text
+from .common.runs import stop_on_sigterm
 
 # Parts of tools/benchmark.py, and seconds for each. What matters most comes first: the last ones
 # wait for time that the others leave.
@@ -47,8 +48,7 @@ def gpu_day(args: argparse.Namespace, root: str) -> int:
     """
     if not args.dry_run:
         _check_gpu()
-    # as Ctrl-C does: through the `finally` below, or the part at work would go on by itself
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_sigterm()
     os.makedirs(args.output, exist_ok=True)
     names = args.only or [*list(BENCH)[:2], TESTS, *list(BENCH)[2:]]
     parts = [_part(name, args, root) for name in names]

@@ -8,10 +8,10 @@ from typing import Any, Dict, List
 
 from ...config import is_lazy_file, read_config
 from ...config.lazy import allow
-from ...distillers import DISTILLER_REGISTRY
 from ...runtime.lock import acquire
 from ..common.command import set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads
+from ..common.methods import methods_named
 from ..common.paths import find_file
 from ..common.result_files import BASELINE, write_text
 from ..common.runs import run_all
@@ -77,8 +77,7 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
     """A study from the flags."""
     if not (args.config_file and args.teacher):
         raise ValueError("Give a study file, or --config-file and --teacher.")
-    known = sorted(name for name, _ in DISTILLER_REGISTRY)
-    names = [n for n in (known if args.methods == ["all"] else args.methods) if n != BASELINE]
+    names = methods_named([name for name in args.methods if name != BASELINE])
     paths = [find_file(path) for path in args.config_file]
     for path in (*paths, find_file(args.teacher)):
         allow(path)  # Python or not: the user has named it
