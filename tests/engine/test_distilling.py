@@ -1,5 +1,7 @@
 """A Trainer of another project's, made to distil by one line: it sees its own config."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -93,13 +95,28 @@ def test_keys_of_the_run_are_refused(key):
         distilling(Branching, "teacher.yaml", opts=["MODEL.DISTILLER.NAME", "PKD", key, 1])
 
 
+@pytest.mark.parametrize(
+    "arguments,error,words",
+    [
+        ((object(), "t.yaml"), TypeError, "takes a Trainer's class, not a object"),
+        ((Branching, None), TypeError, "The teacher is a NoneType; it must be a config file"),
+        ((Branching, "t.yaml", "", {"A": 1}), ValueError, "opts is {'A': 1}; it must be a list of"),
+        ((Branching, "t.yaml", "", ["MODEL.DISTILLER.NAME"]), ValueError, "must be a list of KEY"),
+    ],
+)
+def test_arguments_of_another_kind_are_told_at_once(arguments, error, words):
+    with pytest.raises(error, match=words):
+        distilling(*arguments)
+
+
 def test_a_build_model_of_objects(plain, teacher_files):
     class OfObjects(Branching):
         def build_model(self, cfg):
             self.built = True
             return build_model(cfg)
 
-    trainer = distilling(OfObjects, *teacher_files)(plain)
+    config, weights = map(Path, teacher_files)
+    trainer = distilling(OfObjects, config, weights)(plain)
     assert trainer.built and isinstance(trainer.model, DistillRCNN)
 
 

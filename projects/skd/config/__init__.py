@@ -92,14 +92,22 @@ def distill(cfg: Config, teacher: Any, weights: str = "", projects: Sequence[str
             "A model that is built distils as skd.DistillRCNN(student=model, teacher=..., "
             "distiller=skd.StructuredDistiller())."
         )
-    if isinstance(teacher, nn.Module):
-        teacher = keep(teacher)
-    if not isinstance(teacher, (str, os.PathLike)):
+    check_kind_of_teacher(teacher)
+    name = keep(teacher) if isinstance(teacher, nn.Module) else os.fspath(teacher)
+    projects = [projects] if isinstance(projects, str) else projects
+    form_of(cfg).distill(cfg, name, os.fspath(weights or ""), projects)
+
+
+def check_kind_of_teacher(teacher: Any) -> None:
+    """
+    Raises:
+        TypeError: neither a file or a name, nor built.
+    """
+    if not isinstance(teacher, (str, os.PathLike, nn.Module)):
         raise TypeError(
             f"The teacher is a {type(teacher).__name__}; it must be a config file, a name in "
             "Detectron2's model zoo, a detector that is built, or a skd.FrozenTeacher."
         )
-    form_of(cfg).distill(cfg, os.fspath(teacher), os.fspath(weights or ""), projects)
 
 
 def student_config(cfg: Config) -> Config:

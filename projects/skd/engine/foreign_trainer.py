@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from typing import Any, Sequence, Type, Union
 
 import torch
@@ -10,7 +11,14 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 from torch import nn
 
-from ..config import add_skd_config, distill, form_of, is_distilling, run_settings
+from ..config import (
+    add_skd_config,
+    check_kind_of_teacher,
+    distill,
+    form_of,
+    is_distilling,
+    run_settings,
+)
 from ..config.keys import DISTILS, NODES, own_nodes
 from ..config.naming import YAML, written_as
 from ..modeling.meta_arch import DistillRCNN
@@ -18,7 +26,7 @@ from ..modeling.parts import distilling_parts
 from .trainer import SKDTrainer
 
 logger = logging.getLogger(__name__)
-Teacher = Union[str, nn.Module]
+Teacher = Union[str, os.PathLike, nn.Module]
 
 
 def distilling(
@@ -46,8 +54,10 @@ def distilling(
         projects: see ``MODEL.TEACHER.PROJECTS``.
 
     Raises:
-        ValueError: ``opts`` has a key of the run, which is the Trainer's own; when the Trainer is
-            made: it builds its model in another way, or its config distils already.
+        TypeError: ``trainer`` is not a class, or ``teacher`` not a teacher.
+        ValueError: ``opts`` are no pairs, or have a key of the run, which is the Trainer's own;
+            when the Trainer is made: it builds its model in another way, or its config distils
+            already.
 
     Examples:
     ::
@@ -55,7 +65,15 @@ def distilling(
         trainer = Trainer(cfg)  # the project's own config
     """
 
+    if not inspect.isclass(trainer):
+        raise TypeError(
+            f"skd.distilling() takes a Trainer's class, not a {type(trainer).__name__}: "
+            "Trainer = skd.distilling(Trainer, teacher=...), then Trainer(cfg)."
+        )
+    check_kind_of_teacher(teacher)
     _check_keys(opts)
+    if not isinstance(teacher, nn.Module):
+        teacher = os.fspath(teacher)
 
     class Distilling(trainer):
         _skd_built = 0  # models, by all trainers of the class: some build before they are an object
@@ -89,6 +107,8 @@ def distilling(
 
 def _check_keys(opts: Sequence[Any]) -> None:
     """Of the model only: what a run does is the Trainer's affair, which does not see them."""
+    if not isinstance(opts, (list, tuple)) or len(opts) % 2:
+        raise ValueError(f"opts is {opts!r:.200}; it must be a list of KEY, VALUE, ...")
     ours, of_runs = tuple(f"MODEL.{n}." for n in NODES), {s.yaml for s in run_settings.settings()}
     idle = [str(key) for key in opts[::2] if not str(key).startswith(ours) or key in of_runs]
     if idle:
