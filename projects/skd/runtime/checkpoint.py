@@ -202,7 +202,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if incompatible is not None:
             self._log_incompatible_keys(incompatible)
         for key, obj in self.checkpointables.items():
-            obj.load_state_dict(data.pop(key))
+            _take_up(path, key, obj, data.pop(key))
         return data
 
     def _check_fits(self, path: str, data: Dict[str, Any]) -> None:
@@ -292,6 +292,16 @@ def new_run_from(path: str) -> str:
         f"start a new run from its weights: {word('weights')} {path}, another "
         f"{word('output_dir')}, no --resume"
     )
+
+
+def _take_up(path: str, key: str, part: Any, state: Any) -> None:
+    try:
+        part.load_state_dict(state)
+    except (AttributeError, LookupError, TypeError) as error:  # of a file that somebody has edited
+        raise CheckpointError(
+            f"'{path}' has a state of {key} that is none ({type(error).__name__}: {error}); "
+            f"{new_run_from(path)}."
+        ) from error
 
 
 def _check_catalog(path: str) -> None:
