@@ -148,10 +148,13 @@ def test_weights_alone_are_nothing_to_resume_from(tmp_path):
 @pytest.mark.parametrize("state", [{}, [1], 3])
 def test_a_state_that_is_none_is_told(state, tmp_path):
     class Part:
+        def state_dict(self):
+            return {"iteration": self.iteration}
+
         def load_state_dict(self, state):
             self.iteration = state["iteration"] + 0
 
     reader = SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path), trainer=Part())
-    data = {"model": reader.model.state_dict(), "trainer": state}
+    data = {"model": dict(reader.model.state_dict()), "trainer": state}
     with pytest.raises(CheckpointError, match="'x.pth' has a state of trainer that is none"):
         reader.resume_from("x.pth", data)
