@@ -4,7 +4,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 
 from skd.engine import SKDTrainer
-from skd.evaluation import build_evaluator
+from skd.evaluation import build_evaluator, check_evaluator
+from skd.evaluation.build import _PACKAGES
 from tests.helpers import tiny_config
 
 
@@ -91,3 +92,12 @@ def test_a_test_set_that_nothing_evaluates_is_told_before_training(metadata, sha
             return None
 
     Mine(cfg)
+
+
+def test_a_package_that_an_evaluator_misses_is_told_before_training(metadata, monkeypatch):
+    name = metadata("cityscapes_instance").name
+    monkeypatch.setitem(_PACKAGES, "cityscapes_instance", "os")
+    check_evaluator(name)
+    monkeypatch.setitem(_PACKAGES, "cityscapes_instance", "no_such_package")
+    with pytest.raises(ImportError, match=f"'{name}' .* by the package 'no_such_package', which"):
+        check_evaluator(name)

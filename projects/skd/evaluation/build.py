@@ -1,5 +1,6 @@
 """The evaluator that belongs to a dataset, and where its results go."""
 
+import importlib.util
 import os
 from typing import Any, Dict, Optional, Sequence
 
@@ -44,12 +45,31 @@ _EVALUATORS = {
     "cityscapes_sem_seg": [lambda name, out, *_: CityscapesSemSegEvaluator(name)],
 }
 
+# what Detectron2's evaluators import once the predictions are there
+_PACKAGES = {
+    "coco_panoptic_seg": "panopticapi",
+    "lvis": "lvis",
+    "cityscapes_instance": "cityscapesscripts",
+    "cityscapes_sem_seg": "cityscapesscripts",
+}
+
 
 def check_evaluator(dataset_name: str) -> None:
     """
     Raises:
         NotImplementedError: a dataset of a type without an evaluator, or that says none.
+        ImportError: the evaluator needs a package, which it would miss only when all is done.
     """
+    kind = _kind(dataset_name)
+    package = _PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"Dataset '{dataset_name}' is evaluated as {kind}, by the package '{package}', which "
+            "is not installed."
+        )
+
+
+def _kind(dataset_name: str) -> str:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _EVALUATORS:
         raise NotImplementedError(
@@ -57,6 +77,7 @@ def check_evaluator(dataset_name: str) -> None:
             f"{kind!r}; it must be one of {', '.join(_EVALUATORS)}. Or give the Trainer a "
             "build_evaluator of your own."
         )
+    return kind
 
 
 def build_evaluator(
@@ -79,8 +100,7 @@ def build_evaluator(
     Raises:
         NotImplementedError: a type without an evaluator.
     """
-    check_evaluator(dataset_name)
-    kind = MetadataCatalog.get(dataset_name).evaluator_type
+    kind = _kind(dataset_name)
     folder = folder or os.path.join(output_dir, "inference")
     given = dataset_name, folder, keypoint_sigmas, ignore_value
     evaluators = [build(*given) for build in _EVALUATORS[kind]]
