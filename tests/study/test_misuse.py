@@ -185,7 +185,7 @@ def test_numbers_of_arguments(text):
         positive("0")
 
 
-@pytest.mark.parametrize("error", [UnsafeConfigError("it runs code"), FolderInUseError("it is busy")])
+@pytest.mark.parametrize("error", [UnsafeConfigError("runs code"), FolderInUseError("is busy")])
 def test_refusals_are_one_line(error, capsys):
     def main():
         raise error
