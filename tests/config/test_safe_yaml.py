@@ -464,6 +464,6 @@ def test_a_saved_lazy_config_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "a b", "/etc/x"])
-def test_a_data_sets_name_is_no_path(name, tmp_path):
+def test_a_dataset_s_name_is_no_path(name, tmp_path):
     with pytest.raises(ValueError, match="a name may have letters, digits"):
         register_coco(name, "x.json", str(tmp_path))

@@ -78,7 +78,7 @@ def test_the_shifted_domain_has_other_colors():
     assert blue_minus_red("skd_shapes_shifted") > 30
 
 
-def test_registered_like_any_data_set(shapes):
+def test_registered_like_any_dataset(shapes):
     register_shapes()
     for split in SPLITS:
         assert split in DatasetCatalog.list()

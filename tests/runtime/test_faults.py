@@ -56,12 +56,12 @@ return forward(self, inputs)
 """
 
 
-@pytest.mark.parametrize("processes,parts", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("processes,accumulate", [(1, 2), (2, 1)])
 def test_batches_that_are_not_finite_are_left_out(
-    processes, parts, teacher_files, shapes, tmp_path
+    processes, accumulate, teacher_files, shapes, tmp_path
 ):
     cfg = distilling(
-        tiny_config(SOLVER__MAX_ITER=6, SOLVER__IMS_PER_BATCH=4, SOLVER__ACCUMULATE=parts),
+        tiny_config(SOLVER__MAX_ITER=6, SOLVER__IMS_PER_BATCH=4, SOLVER__ACCUMULATE=accumulate),
         teacher_files,
     )
     cfg.SOLVER.SKIP_NON_FINITE = 2

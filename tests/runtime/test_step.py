@@ -45,9 +45,9 @@ def distilling_model(teacher_files):
     return build_model(cfg)
 
 
-def gradients(model, parts):
+def gradients(model, accumulate):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    trainer = build_trainer(model, iter([batch(n=4)] * 2), optimizer, accumulate=parts)
+    trainer = build_trainer(model, iter([batch(n=4)] * 2), optimizer, accumulate=accumulate)
     with EventStorage() as storage:
         for _ in range(2):  # the second step starts from zero again
             trainer.run_step()
@@ -55,10 +55,10 @@ def gradients(model, parts):
     return losses, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_the_same_gradients_and_losses(teacher_files, parts):
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_the_same_gradients_and_losses(teacher_files, accumulate):
     expected_losses, expected = gradients(distilling_model(teacher_files), 1)
-    losses, ours = gradients(distilling_model(teacher_files), parts)
+    losses, ours = gradients(distilling_model(teacher_files), accumulate)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     assert ours.keys() == expected.keys() and any("non_local" in n for n in ours)
     for name, value in expected.items():
@@ -95,7 +95,7 @@ def test_values_out_of_range_are_named_before_anything_is_built(key, value, expe
         SKDTrainer(cfg)
 
 
-def test_an_unknown_data_set_is_named(shapes):
+def test_an_unknown_dataset_is_named(shapes):
     cfg = tiny_config(DATASETS__TRAIN=("mine_trian",))
     with pytest.raises(ValueError, match="'mine_trian', which nobody has registered"):
         SKDTrainer(cfg)
