@@ -151,6 +151,11 @@ def test_patience_ends_the_training_as_its_last_iteration_does(shapes, tmp_path)
     assert [row["segm/AP"] for row in rows][-1] == 25.0
 
 
+def test_an_equal_result_is_no_better_one(shapes, tmp_path, monkeypatch):
+    monkeypatch.setitem(RESULTS, 3, RESULTS[2])
+    assert waiting(tmp_path)[0].iter == 3
+
+
 def test_a_resume_after_an_early_end_waits_as_long_as_it_is_told(shapes, tmp_path, caplog):
     waiting(tmp_path)
     trainer, results = waiting(tmp_path, resume=True)
