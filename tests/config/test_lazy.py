@@ -1,11 +1,12 @@
-"""A LazyConfig's student, as a file of its own."""
+"""A LazyConfig's verbs, which are YAML's, and its student as a file of its own."""
 
+import inspect
 import os
 
 import pytest
 from detectron2.config import LazyConfig
 
-from skd.config import lazy
+from skd.config import lazy, yaml
 
 OWN = """
 import torch
@@ -27,3 +28,18 @@ def test_a_student_that_no_file_can_hold_is_not_written(made_by, kept, tmp_path,
     lazy.save_trained_student(cfg, "w.pth", str(out / "student.yaml"))
     assert os.listdir(out) == kept
     assert ("your own .py file and train.init_checkpoint=w.pth" in caplog.text) == (not kept)
+
+
+def verbs(form):
+    """What a module offers, by name."""
+    functions = inspect.getmembers(form, inspect.isfunction)
+    return {n for n, f in functions if f.__module__ == form.__name__ and n[0] != "_"}
+
+
+def test_both_forms_have_the_same_verbs():
+    """form_of(cfg).VERB is for either form; what one has besides is for who knows the form."""
+    assert verbs(yaml) - verbs(lazy) == {"merge_file", "is_distilling_class"}
+    assert verbs(lazy) - verbs(yaml) == {"allow", "check_allowed", "override_values", "made_by"}
+    for name in verbs(yaml) & verbs(lazy):
+        given = [list(inspect.signature(getattr(x, name)).parameters) for x in (yaml, lazy)]
+        assert given[0][: len(given[1])] == given[1], name
