@@ -56,46 +56,85 @@ def run(balance, distiller, maps, teacher, boxes, iteration=None):
     return balance(detector_loss(maps), maps, terms, seen, distiller.proportions), seen
 
 
-def shares_of(terms, maps):
-    own = gradients(detector_loss(maps), maps).norm()
-    return {
-        name: (gradients(sum(levels.values()), maps).norm() / own).item()
-        for name, levels in terms.items()
-    }
+def shares_of(term, maps):
+    """Of the detector's gradient, at each level where the term has a gradient."""
+    sides = sum(term.values()), detector_loss(maps)
+    lengths = [[gradients(side, {k: x}).norm() for k, x in maps.items()] for side in sides]
+    return [(a / b).item() for a, b in zip(*lengths) if a > 0]
+
+
+def check_shares(terms, maps, expected, rel=1e-4):
+    for name, levels in terms.items():
+        share = expected[name] if isinstance(expected, dict) else expected
+        found = shares_of(levels, maps)
+        assert found == pytest.approx([share] * len(found), rel=rel), name
+        assert bool(found) == bool(share), name
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_gets_its_share(name):
+def test_every_method_gets_its_share_at_each_level(name):
+    maps, teacher, boxes = inputs()
+    balance = GradientBalance(share=0.6, per_level=True)
+    terms, _ = run(balance, make(name), maps, teacher, boxes)
+    # ReviewKD's loss at a level reaches the maps of coarser ones too
+    check_shares(terms, maps, 0.6 / len(terms), rel=0.2 if name == "ReviewKD" else 1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gets_its_share_of_all_levels_together(name):
     maps, teacher, boxes = inputs()
     terms, _ = run(GradientBalance(share=0.6), make(name), maps, teacher, boxes)
-    shares = shares_of(terms, maps)
-    assert shares == pytest.approx({k: 0.6 / len(shares) for k in shares}, rel=1e-4)
+    own = gradients(detector_loss(maps), maps).norm()
+    for levels in terms.values():
+        found = gradients(sum(levels.values()), maps).norm() / own
+        assert found.item() == pytest.approx(0.6 / len(terms), rel=1e-4)
+
+
+def test_a_level_that_the_detector_hardly_uses_is_hardly_pulled():
+    maps, teacher, boxes = inputs()
+    balance, method = GradientBalance(share=0.6, per_level=True), make("PKD")
+    detector = maps["p2"].square().mean() + 1e-6 * maps["p3"].mean() + 0 * maps["p4"].sum()
+    terms = balance(detector, maps, method(balance.begin(maps), teacher), maps)
+    pulls = [gradients(sum(terms["loss_distill_pkd"].values()), {k: maps[k]}) for k in maps]
+    own = [gradients(detector, {k: maps[k]}) for k in maps]
+    for pull, gradient in zip(pulls, own):
+        assert pull.norm().item() == pytest.approx(0.6 * gradient.norm().item(), rel=1e-4)
+    scalars = balance.scalars()
+    assert scalars["share_pkd"].item() == pytest.approx(0.6, rel=1e-4)
+
+
+def test_a_loss_of_all_levels_has_one_weight():
+    maps, _, _ = inputs()
+    balance = GradientBalance(share=0.6, per_level=True)
+    total = sum(x.square().sum() for x in maps.values())
+    seen = balance.begin(maps)
+    terms = balance(detector_loss(maps), maps, {"loss_distill_x": {"all": total}}, seen)
+    pull, own = gradients(terms["loss_distill_x"]["all"], maps), gradients(
+        detector_loss(maps), maps
+    )
+    assert pull.norm().item() == pytest.approx(0.6 * own.norm().item(), rel=1e-4)
+    assert balance.scalars()["share_x"].item() == pytest.approx(0.6, rel=1e-4)
 
 
 def test_every_term_of_a_combination_gets_its_share():
     maps, teacher, boxes = inputs()
     method = CombinedDistiller({n: (make(n), w) for n, w in (("FGD", 1.0), ("PKD", 2.0))})
-    terms, _ = run(GradientBalance(share=0.6), method, maps, teacher, boxes)
+    balance = GradientBalance(share=0.6, per_level=True)
+    terms, _ = run(balance, method, maps, teacher, boxes)
     assert len(terms) == 5
-    assert shares_of(terms, maps) == pytest.approx(
-        {k: 0.2 if "pkd" in k else 0.1 for k in terms}, rel=1e-4
-    )
+    check_shares(terms, maps, {k: 0.2 if "pkd" in k else 0.1 for k in terms})
 
 
 def test_shares_are_proportions_of_the_terms():
     maps, teacher, boxes = inputs()
     balance = GradientBalance(
-        share=3.0, shares=[("structured_at", 0.5), ("loss_distill_structured_nl", 0)]
+        share=3.0,
+        per_level=True,
+        shares=[("structured_at", 0.5), ("loss_distill_structured_nl", 0)],
     )
     terms, _ = run(balance, make("StructuredDistiller"), maps, teacher, boxes)
-    assert shares_of(terms, maps) == pytest.approx(
-        {
-            "loss_distill_structured_am": 2.0,
-            "loss_distill_structured_at": 1.0,
-            "loss_distill_structured_nl": 0.0,
-        },
-        rel=1e-4,
-    )
+    expected = {"am": 2.0, "at": 1.0, "nl": 0.0}
+    check_shares(terms, maps, {f"loss_distill_structured_{k}": v for k, v in expected.items()})
 
 
 @pytest.mark.parametrize("size", [96, 256])
@@ -105,8 +144,8 @@ def test_shares_depend_on_no_scale(size, n, factor):
     """Neither on image size, nor batch, nor the weights the terms come with."""
     maps, teacher, boxes = inputs(n, size)
     method = CombinedDistiller({"StructuredDistiller": (make("StructuredDistiller"), factor)})
-    terms, _ = run(GradientBalance(share=0.3), method, maps, teacher, boxes)
-    assert shares_of(terms, maps) == pytest.approx({k: 0.1 for k in terms}, rel=1e-3)
+    terms, _ = run(GradientBalance(share=0.3, per_level=True), method, maps, teacher, boxes)
+    check_shares(terms, maps, 0.1, rel=1e-3)
 
 
 def test_norms_are_measured_at_first_and_then_in_every_period():
@@ -162,9 +201,8 @@ def test_the_measurement_leaves_the_gradients_of_the_step_alone():
     deep = {**maps, "p4": nn.functional.max_pool2d(maps["p3"], 2)}
     balance = GradientBalance(share=1.0)
     terms, _ = run(balance, make("StructuredDistiller"), deep, teacher, None)
-    weights = balance.weights()
-    expected = make("StructuredDistiller")(deep, teacher)
-    unmeasured = sum(weights[k[13:]] * sum(levels.values()) for k, levels in expected.items())
+    expected = balance.weigh(make("StructuredDistiller")(deep, teacher))
+    unmeasured = sum(sum(levels.values()) for levels in expected.values())
     measured = sum(sum(levels.values()) for levels in terms.values())
     torch.testing.assert_close(
         gradients(measured, maps), gradients(unmeasured, maps), rtol=1e-6, atol=1e-12
@@ -226,6 +264,20 @@ def test_a_checkpoint_brings_the_norms_back():
     }
     again.balance.begin(maps)
     assert again.balance._iteration == 3
+
+
+def test_norms_of_all_levels_together_are_measured_anew():
+    """They are what checkpoints had before the norms were of each level."""
+    maps, teacher, boxes = inputs()
+    method = make("PKD")
+    method.balance = GradientBalance()
+    run(method.balance, method, maps, teacher, boxes)
+    old = {k: v.norm() if "norm_" in k else v for k, v in method.state_dict().items()}
+    again = make("PKD")
+    again.balance = GradientBalance()
+    assert not again.load_state_dict(old).unexpected_keys and not again.balance.norms()
+    run(again.balance, again, maps, teacher, boxes)
+    assert again.balance.norms().keys() == method.balance.norms().keys()
 
 
 @pytest.mark.parametrize(

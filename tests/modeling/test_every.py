@@ -99,7 +99,7 @@ def test_all_parts_of_a_batch_do_the_same(build):
 
 def test_the_balance_measures_in_steps_that_distil():
     balance = GradientBalance(burn_in=2, period=4, warmup=7)
-    balance.register_buffer("norm_detector", torch.ones(()))
+    balance.register_buffer("norm_detector", torch.ones(1))
     due = []
     for iteration in range(0, 60, 3):
         balance.begin({}, iteration, every=3)

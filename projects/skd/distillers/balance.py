@@ -8,15 +8,19 @@ detector's own gradient at the same maps:
 
     w_t = m(i) * s_t * |d L_detector / d A| / |d L_t / d A|
 
-for the maps A of all levels together, shares s_t whose sum is ``share``, and a schedule m(i). The
-same idea balances EnCodec's discriminators (A. Defossez et al., arXiv 2210.13438, section 3.4) and,
-with learned weights, GradNorm's tasks (Z. Chen et al., ICML 2018).
+for the maps A of all levels together, shares s_t whose sum is ``share``, and a schedule m(i). A
+detector's gradient is not spread over the levels as a distiller's is: where objects are small it is
+at P2 nearly alone, and the coarser levels are pulled many times harder than the detector does. With
+``per_level`` the norms are those at A_l, and each level's loss gets a weight w_t,l of its own.
+
+The same idea balances EnCodec's discriminators (A. Defossez et al., arXiv 2210.13438, section 3.4)
+and, with learned weights, GradNorm's tasks (Z. Chen et al., ICML 2018).
 """
 
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from torch import distributed as dist
@@ -50,6 +54,8 @@ class BalanceSettings(Settings):
     enabled: Optional[bool] = flag(None)
     # Of all terms together, in norms of the detector's gradient.
     share: float = number(3.0)
+    # Hold it at each level, for terms that have a loss for each; else of all levels together.
+    per_level: bool = flag(False)
     # Proportions of the terms: list of [term, number], e.g. [["structured_at", 0.1]]; 1 for those
     # not named. 0: the term's layers learn, without the student.
     shares: Shares = proportions(())
@@ -110,6 +116,8 @@ class GradientBalance(nn.Module):
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale", torch.tensor(FP16_SCALE))
         self._iteration: Optional[int] = None  # the same on the host, where nobody waits for it
+        self._levels: List[str] = []  # names of the maps, in the order of the norms
+        self._by_levels: Set[str] = set()  # terms that have a loss for each level
         self._every = 1
         self.cosines: Dict[str, torch.Tensor] = {}  # of the last measurement, by term
 
@@ -141,6 +149,7 @@ class GradientBalance(nn.Module):
 
     def shown(self, maps: Maps) -> Maps:
         """Maps as the distiller gets to see them in the present iteration; see :meth:`begin`."""
+        self._levels = list(maps) or self._levels
         if self._iteration >= self.settings.warmup:
             return maps
         return {name: x.detach().requires_grad_() for name, x in maps.items()}
@@ -175,11 +184,24 @@ class GradientBalance(nn.Module):
 
     def weigh(self, terms: Terms) -> Terms:
         """Other values of the terms, by the weights of the present iteration."""
-        weights = self.weights()
-        return {
-            name: {k: weights[_short(name)] * v for k, v in levels.items()}
-            for name, levels in terms.items()
-        }
+        return {name: self._weigh(_short(name), losses) for name, losses in terms.items()}
+
+    def _weigh(self, term: str, losses: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        if set(losses) <= set(self._levels):
+            self._by_levels.add(term)
+        if not self._is_weighed_by_level(term):
+            weight = self.weights()[term]
+            return {key: weight * loss for key, loss in losses.items()}
+        weights = dict(zip(self._levels, self._by_level(term, self._iteration)))
+        return {level: weights[level] * loss for level, loss in losses.items()}
+
+    def _is_weighed_by_level(self, term: str) -> bool:
+        return self.settings.per_level and term in self._by_levels
+
+    def _by_level(self, term: str, iteration: int) -> torch.Tensor:
+        """w_t,l, (L,)."""
+        norms = self._norms()
+        return self._weight(term, norms[DETECTOR], norms[term], iteration)
 
     def due(self) -> bool:
         """Whether the norms are measured in this iteration. The same in all processes."""
@@ -194,10 +216,11 @@ class GradientBalance(nn.Module):
         Take part in the other processes' measurement without a value, in an iteration that failed
         here: they would wait, and none of them uses what they measured.
         """
-        if self.due() and self.norms():
-            nothing = torch.full((2 * len(self.norms()) - 1,), math.nan, dtype=torch.float64)
+        norms = self._norms()
+        if self.due() and norms:
+            nothing = torch.full((2 * len(norms) - 1, *norms[DETECTOR].shape), math.nan).double()
             lost = _mean_over_processes(nothing.to(self.scale.device))
-            self._smooth(dict(zip(self.norms(), lost)))
+            self._smooth(dict(zip(norms, lost)))
 
     def multiplier(self, iteration: int) -> float:
         """m(i): 1, or what ramp and decay make of it. The warm-up needs no zero: see begin."""
@@ -216,7 +239,7 @@ class GradientBalance(nn.Module):
 
     def shares(self) -> Dict[str, float]:
         """s_t by term."""
-        terms = [name for name in self.norms() if name != DETECTOR]
+        terms = [name for name in self._norms() if name != DETECTOR]
         unknown = sorted(set(self.proportions) - set(terms))
         if unknown:
             raise ValueError(
@@ -242,21 +265,44 @@ class GradientBalance(nn.Module):
         return found
 
     def weights(self, iteration: Optional[int] = None) -> Dict[str, torch.Tensor]:
-        """w_t by term, by default of the present iteration; 0 for one without a gradient."""
+        """
+        w_t by term, by default of the present iteration; 0 for one without a gradient. Of a term
+        weighted level by level, what makes its gradient as long as these weights do.
+        """
+        iteration = self._iteration if iteration is None else iteration
         norms = self.norms()
-        m = self.multiplier(self._iteration if iteration is None else iteration)
-        weights = {
-            name: torch.where(norms[name] > 0, m * s * norms[DETECTOR] / norms[name], 0.0).float()
-            for name, s in self.shares().items()
-        }
-        return {name: w.clamp(max=self.limits.get(name, math.inf)) for name, w in weights.items()}
+        weights = {}
+        for term in (name for name in norms if name != DETECTOR):
+            if self._is_weighed_by_level(term):
+                weights[term] = self._length(term, iteration) / norms[term].clamp_min(1e-30)
+            else:
+                weights[term] = self._weight(term, norms[DETECTOR], norms[term], iteration)
+        return weights
+
+    def _length(self, term: str, iteration: int) -> torch.Tensor:
+        """Of a term's gradient, weighted level by level."""
+        return torch.linalg.vector_norm(self._by_level(term, iteration) * self._norms()[term])
+
+    def _weight(
+        self, term: str, detector: torch.Tensor, norm: torch.Tensor, iteration: int
+    ) -> torch.Tensor:
+        share = self.multiplier(iteration) * self.shares()[term]
+        weight = torch.where(norm > 0, share * detector / norm, 0.0).float()
+        return weight.clamp(max=self.limits.get(term, math.inf))
 
     def limit(self, terms: Iterable[str], most: float) -> None:
         """Let these terms weigh no more than ``most``, whatever share they then have."""
         self.limits.update({_short(name): most for name in terms})
 
     def norms(self) -> Dict[str, torch.Tensor]:
-        """Smoothed norms of the gradients, of the detector's losses and of each unweighted term."""
+        """
+        Smoothed norms of the gradients, of the detector's losses and of each unweighted term: of
+        all levels together.
+        """
+        return {name: torch.linalg.vector_norm(x) for name, x in self._norms().items()}
+
+    def _norms(self) -> Dict[str, torch.Tensor]:
+        """The same by level, (L,)."""
         return {name[5:]: x for name, x in self._buffers.items() if name.startswith("norm_")}
 
     def measure(
@@ -275,11 +321,12 @@ class GradientBalance(nn.Module):
             dots.append(_dot(gradients, own))
             del gradients  # one set of maps less in memory when the next is made
         values = _mean_over_processes(torch.stack(squares + dots))
-        lengths, dots = values[: len(squares)].sqrt(), values[len(squares) :]
+        squares, dots = values[: len(squares)], values[len(squares) :].sum(1)
+        lengths = squares.sum(1).sqrt()
         lengths_of_both = lengths[0] * lengths[1:]
         cosines = torch.where(lengths_of_both > 0, dots / lengths_of_both, 0.0)
         self.cosines = dict(zip(totals, cosines.float()))
-        self._smooth(dict(zip([DETECTOR, *totals], lengths)))
+        self._smooth(dict(zip([DETECTOR, *totals], squares.sqrt())))
 
     def _gradients(self, loss: torch.Tensor, maps: List[torch.Tensor]) -> List[torch.Tensor]:
         """d loss / d map in fp32; zeros where there is none, as for a student that is frozen."""
@@ -315,9 +362,11 @@ class GradientBalance(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # which terms there are is known from the first iteration on; a checkpoint knows it before
-        for key, value in state_dict.items():
-            name = key[len(prefix) :]
-            if key.startswith(prefix + "norm_") and name not in self._buffers:
+        for key in [k for k in state_dict if k.startswith(prefix + "norm_")]:
+            value, name = state_dict[key], key[len(prefix) :]
+            if value.dim() == 0:  # before version 0.4, of all levels together: measured anew
+                state_dict.pop(key)
+            elif name not in self._buffers:
                 self.register_buffer(name, torch.zeros_like(value, device=self.scale.device))
         self._iteration = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -336,9 +385,10 @@ def _short(term: str) -> str:
 
 
 def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:
+    """By level, (L,)."""
     # rows first, the rest in fp64: one fp32 sum over millions of products loses digits
     rows = [torch.linalg.vecdot(x, y).double().sum() for x, y in zip(a, b)]
-    return torch.stack(rows).sum()
+    return torch.stack(rows)
 
 
 def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -15,12 +15,7 @@ def loss_rows(args: Namespace) -> List[Dict[str, Any]]:
     case = plain_case(args)
     counts = case.check(case.literal)
     pairs = alternate((case.fused, case.literal), args.repeats, args.device)
-    # their number does not depend on the size, as long as an image is a chunk
-    few = Loss(args.device, args.images, (64, 64)).launches()
-    return [
-        row("loss_time", pairs, 0.5, unit="s", bytes=case.map_bytes(), **counts),
-        row("loss_launches", [few], 1.0, unit=""),
-    ]
+    return [row("loss_time", pairs, 0.5, unit="s", bytes=case.map_bytes(), **counts)]
 
 
 def memory(args: Namespace, which: str) -> List[float]:
