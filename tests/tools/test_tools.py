@@ -91,7 +91,13 @@ def test_benchmark_writes_its_rows(tmp_path):
         assert [r["name"] for r in rows[-2:]] == ["peer_time", "peer_memory"]
         rows = rows[:-2]
     assert machine["name"] == "machine" and machine["gemm_gflops"] > 0
-    names = ["loss_time", "loss_memory", "full_resolution_keys_memory", "step_mask_rcnn"]
+    names = [
+        "loss_time",
+        "loss_launches",
+        "loss_memory",
+        "full_resolution_keys_memory",
+        "step_mask_rcnn",
+    ]
     assert [r["name"] for r in rows] == [*names, "step_over_same_teacher", "eval_overhead"]
     for r in rows:
         assert {"name", "measured", "reference", "ratio", "min", "max", "target"} <= set(r)

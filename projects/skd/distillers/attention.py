@@ -47,11 +47,11 @@ def attention_mask(
     Returns:
         (N, K), without gradient.
     """
-    student, teacher = student.detach() / temperature, teacher.detach() / temperature
+    both = torch.stack([student.detach(), teacher.detach()]) / temperature
     if fusion == "softmax_of_sum":
-        mask = F.softmax(student + teacher, dim=1)
+        mask = F.softmax(both.sum(0), dim=1)
     else:
-        mask = (F.softmax(student, dim=1) + F.softmax(teacher, dim=1)) / 2
+        mask = F.softmax(both, dim=2).mean(0)
     return mask * mask.shape[1]
 
 
@@ -75,31 +75,40 @@ def difference_norm(difference: torch.Tensor, reduction: str, stride: int = 0) -
     return norms.mean() * _mean_scale(stride, difference.shape[-2:])
 
 
-def reduce_squares(
-    squares: torch.Tensor, reduction: str, stride: int, size: Sequence[int], weight: float
-) -> Tuple[torch.Tensor, torch.Tensor]:
+def reduce_norms(
+    norms: Sequence[torch.Tensor],
+    sizes: Sequence[Sequence[int]],
+    *,
+    reduction: str,
+    strides: Sequence[int],
+    weight: float,
+) -> Tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """
-    :func:`difference_norm` times a weight, from squared norms, and its derivative.
+    :func:`difference_norm` times a weight of several differences at once, from the norms of their
+    images, and what leads to its gradient.
 
     Args:
-        squares: (N,).
-        reduction, stride: as there.
-        size: H and W.
+        norms: of each difference, (N,).
+        sizes: H and W of each; not looked at where its stride is 0.
+        reduction, strides: as there.
         weight: of the loss.
 
     Returns:
-        The weighted norm, and for each image twice its derivative with respect to the squared norm,
-        (N,): gradients of squared norms are halved here.
+        The weighted norms, (len(norms),), and for each difference the factors (N,) that make of its
+        images their gradients.
     """
+    scales = [weight] * len(norms)
+    if reduction == "mean":
+        scales = [weight * _mean_scale(*of_level) for of_level in zip(strides, sizes)]
+    scaled = torch.stack(torch._foreach_mul(norms, scales))
+    images = scaled.shape[1]
     if reduction == "sum":
-        norms = squares.sum().sqrt()
-        value, scale = weight * norms, weight
+        values = lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     else:
-        norms = squares.sqrt()
-        scale = weight * _mean_scale(stride, size)
-        value, scale = norms.mean() * scale, scale / len(squares)
-    factor = torch.where(norms > 0, scale / norms, 0.0)
-    return value, factor.expand_as(squares)
+        values, lengths = scaled.mean(1, keepdim=True), images * scaled
+    inverse = torch.where(lengths > 0, lengths.reciprocal(), 0.0).expand(-1, images)
+    factors = torch._foreach_mul(inverse.unbind(), [scale**2 for scale in scales])
+    return values.squeeze(1), factors
 
 
 def _mean_scale(stride: int, size: Sequence[int]) -> float:

@@ -7,7 +7,9 @@ from detectron2.layers import ShapeSpec
 from skd.distillers import StructuredDistiller
 from skd.distillers.attention import difference_norm
 from skd.distillers.structured import fused_residual
+from skd.distillers.structured import level as losses
 from skd.distillers.structured.fused_attention import Attention
+from skd.study.benchmark.cases import Loss
 
 
 def level(c_s=6, c_t=6, stride=4, **changes):
@@ -27,6 +29,11 @@ def maps(c_s=6, c_t=6, n=3, h=7, w=11, scale=1.0):
         scale * torch.randn(n, c, h, w, generator=g, dtype=torch.float64) for c in (c_s, c_t)
     )
     return student.requires_grad_(), teacher
+
+
+def of_one(term, net):
+    """A term at one level, as a function of both maps."""
+    return lambda student, teacher: getattr(losses, term)([net], [student], [teacher])[0].joined()
 
 
 def plain_non_local(level, student, teacher):
@@ -75,7 +82,7 @@ def test_non_local_equals_plain_autograd(reduction, norm, training, c_s, c_t, n)
         if "running" in name:
             buffer.uniform_(0.5, 2.0)
     inputs = maps(c_s, c_t, n)
-    actual = results(net, net.non_local, *inputs)
+    actual = results(net, of_one("non_local", net), *inputs)
     expected = results(net, lambda *x: plain_non_local(net, *x), *inputs)
     for found, wanted in zip(actual[1:], expected[1:]):
         assert found.keys() == wanted.keys()
@@ -88,7 +95,7 @@ def test_non_local_equals_plain_autograd(reduction, norm, training, c_s, c_t, n)
 def test_masked_feature_equals_plain_autograd(reduction):
     net = level(4, 7, reduction=reduction)
     inputs = maps(4, 7)
-    actual = results(net, net.masked_feature, *inputs)
+    actual = results(net, of_one("masked_feature", net), *inputs)
     expected = results(net, lambda *x: plain_masked_feature(net, *x), *inputs)
     torch.testing.assert_close(actual[:2], expected[:2], rtol=1e-8, atol=1e-12)
 
@@ -187,7 +194,7 @@ def test_maps_without_variance_have_finite_losses_and_gradients():
     net = level(c_s=64, c_t=64).float()
     for _ in range(20):
         student, teacher = (torch.randn(1, 64, 1, 1).expand(1, 64, 3, 2) for _ in range(2))
-        loss = net.non_local(student.requires_grad_(), teacher)
+        loss = of_one("non_local", net)(student.requires_grad_(), teacher)
         loss.backward()
         for x in (loss, *(p.grad for p in net.parameters() if p.grad is not None)):
             assert x.isfinite().all()
@@ -202,4 +209,10 @@ def test_sums_of_many_squares_keep_their_digits():
     kept = fused_residual.residual(
         [(torch.eye(64), x.flatten(2))], zero, torch.zeros_like(x).flatten(2)
     )
-    assert kept.squares.sum().sqrt().item() == pytest.approx(expected, rel=1e-6)
+    assert kept.norms.norm().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_starts_few_kernels():
+    """A GPU is faster than its host can start them: their number is what a step takes."""
+    fused, literal = Loss("cpu", size=(64, 64), channels=16).launches()
+    assert fused <= 650 and fused < literal

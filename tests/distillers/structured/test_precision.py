@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skd.distillers.structured.precision import like_convolutions, products_like_convolutions
+from skd.distillers.structured.precision import products_like_convolutions
 
-from .test_fused import level, plain_masked_feature, plain_non_local
+from .test_fused import level, of_one, plain_masked_feature, plain_non_local
 
 aten = torch.ops.aten
 # which arguments of a product a GPU rounds: not what is added to it
@@ -70,7 +70,7 @@ def test_the_error_of_tf32_is_bounded(term):
     for parameter in net.parameters():  # of the size that training has
         parameter.data.div_(parameter[0].numel() ** 0.5 * 0.5)
     student, teacher = (torch.randn(2, 64, 24, 32).double() for _ in range(2))
-    function = getattr(net, term)
+    function = of_one(term, net)
     plain = {"non_local": plain_non_local, "masked_feature": plain_masked_feature}[term]
     expected = results(net, function, student, teacher)
     net.float()
@@ -98,9 +98,9 @@ def test_the_error_on_a_gpu_is_bounded(term, tf32, monkeypatch):
     for parameter in net.parameters():
         parameter.data.div_(parameter[0].numel() ** 0.5 * 0.5)
     student, teacher = (torch.randn(2, 64, 24, 32).double() for _ in range(2))
-    expected = results(net, getattr(net, term), student, teacher)
+    expected = results(net, of_one(term, net), student, teacher)
     net.float().cuda()
-    value, grads = results(net, getattr(net, term), student.float().cuda(), teacher.float().cuda())
+    value, grads = results(net, of_one(term, net), student.float().cuda(), teacher.float().cuda())
     found = errors((value, {n: g.cpu() for n, g in grads.items()}), expected)
     bounds = (1e-4, 1e-2, 3e-2) if tf32 else (1e-5, 1e-4, 1e-3)
     assert all(error < bound for error, bound in zip(found, bounds)), found
@@ -137,18 +137,3 @@ def test_products_follow_the_switch_of_convolutions(restored, convolutions, prod
     assert switches() == before
     with products_like_convolutions(torch.device("cpu")):
         assert switches() == before
-
-
-def test_the_switch_is_set_within_a_function_only(restored):
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-    @like_convolutions
-    def forward(ctx, student, *args):
-        return torch.backends.cuda.matmul.allow_tf32, args
-
-    class Map:
-        device = torch.device("cuda")
-
-    assert forward(None, Map, 1, 2) == (True, (1, 2))
-    assert not torch.backends.cuda.matmul.allow_tf32

@@ -1,15 +1,15 @@
 """SKD as a distiller: which preset, and a :class:`StructuredLevel` for each pair of maps."""
 
 from dataclasses import asdict, replace
+from typing import Dict
 
-import torch
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from ..base import Boxes, LevelwiseDistiller, Shapes, Terms, is_two_stage
+from ..base import Boxes, LevelwiseDistiller, Maps, Shapes, Terms, is_two_stage, no_autocast
 from ..registry import DISTILLER_REGISTRY
 from ..words import word
-from .level import StructuredLevel
+from .level import StructuredLevel, losses
 from .settings import PRESETS, StructuredSettings
 
 
@@ -53,10 +53,18 @@ class StructuredDistiller(LevelwiseDistiller):
             )
         return StructuredLevel(student, teacher, self.settings)
 
-    def level_loss(
-        self, level: str, student: torch.Tensor, teacher: torch.Tensor, boxes: Boxes
-    ) -> Terms:
-        return self.levels[level](student, teacher)
+    def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
+        names, terms = list(self.levels), {}
+        with no_autocast(student):
+            of_levels = losses(
+                list(self.levels.values()),
+                [student[name] for name in names],
+                [teacher[name] for name in names],
+            )
+        for name, of_level in zip(names, of_levels):
+            for term, loss in of_level.items():
+                terms.setdefault(term, {})[name] = loss
+        return terms
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in asdict(self.settings).items())

@@ -3,12 +3,18 @@ Attention transfer's attention and the masked feature loss, without a map kept f
 ``fused_residual.py``.
 """
 
+from typing import List, Sequence
+
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ..attention import channel_attention, reduce_squares, spatial_attention
-from .fused_residual import residual, saved_gradients, unshared
-from .precision import like_convolutions
+from ..attention import channel_attention, spatial_attention
+from ..base import at_least_fp32
+from .fused_residual import Known, Norm, asked_for, residual
+from .precision import products_like_convolutions
+
+Maps = Sequence[torch.Tensor]
 
 
 class Attention(torch.autograd.Function):
@@ -21,54 +27,72 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, same, pool):
         """(N, C, H, W), the same again, and a name in ``POOLS`` -> (N, H, W) and (N, C)."""
-        ctx.shape = x.shape
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         ctx.save_for_backward(x if pool == "abs" else None)
-        return spatial_attention(x, pool), channel_attention(same, pool)
+        x = at_least_fp32(x)
+        return spatial_attention(x, pool), channel_attention(x, pool)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_space, d_channels):
         (x,) = ctx.saved_tensors
         _, c, h, w = ctx.shape
-        d_space, d_channels = (d_space / c)[:, None], (d_channels / (h * w))[:, :, None, None]
+        d_space = (d_space / c)[:, None].to(ctx.dtype)
+        d_channels = (d_channels / (h * w))[:, :, None, None].to(ctx.dtype)
         if x is not None:
             return (d_space + d_channels).mul_(x.sign()), None, None
         return d_space.expand(ctx.shape), d_channels.expand(ctx.shape), None
 
 
-class MaskedFeatureNorm(torch.autograd.Function):
-    """Norm of ``root * (A_T - W A_S - b)``, root^2 = M_s M_c: L_AM."""
+def masked_feature_norms(
+    students: Maps, teachers: Maps, convs: Sequence[nn.Conv2d], roots: Maps, norm: Norm
+) -> List[Known]:
+    """
+    Norms of ``root * (A_T - W A_S - b)``, root^2 = M_s M_c: L_AM of several levels.
 
-    @staticmethod
-    @like_convolutions
-    def forward(ctx, student, teacher, weight, bias, root, reduction, stride, loss_weight):
-        """
-        Args:
-            student, teacher: (N, C_s, H, W) and (N, C_t, H, W); no gradient to the teacher.
-            weight, bias: of the 1x1 convolution, (C_t, C_s, 1, 1) and (C_t,).
-            root: square root of the mask, (N, 1 or C_t, H, W).
-            reduction, stride: see ``difference_norm``.
-            loss_weight: the norm is multiplied with.
-        """
-        wanted, ctx.is_leaf = any(ctx.needs_input_grad), student.is_leaf
-        x = student.flatten(2)
-        result = residual(
-            [(weight.flatten(1), x)], bias, teacher.flatten(2), root.flatten(2),
-            [x] if wanted else None,
-        )  # fmt: skip
-        value, factor = reduce_squares(
-            result.squares, reduction, stride, student.shape[-2:], loss_weight
-        )
+    Args:
+        students, teachers: (N, C_s, H, W) and (N, C_t, H, W); no gradient to the teachers'.
+        convs: 1x1, from C_s to C_t.
+        roots: square root of the masks, (N, 1 or C_t, H, W).
+        norm: with a stride for each level.
+    """
+    wanted = asked_for(*students, *(p for conv in convs for p in conv.parameters()))
+    with torch.no_grad(), products_like_convolutions(students[0].device):
+        found = []
+        for conv, *maps in zip(convs, students, teachers, roots):
+            x, t, root = (y.flatten(2) for y in maps)
+            term = (conv.weight.flatten(1), x)
+            found.append(residual([term], conv.bias, t, root, [x] if wanted else None))
+        values, factors = norm([r.norms for r in found], [x.shape[-2:] for x in students])
+        known = []
+        for value, r, f, x, conv in zip(values.unbind(), found, factors, students, convs):
+            gradients = None
+            if wanted:
+                d_weight, d_bias = (d.flatten(1).t().mv(f) for d in (r.products[0], r.bias))
+                gradients = [r.map.mul_(f[:, None, None]), d_weight, d_bias]
+            known.append(Known(value, [x, conv.weight, conv.bias], gradients))
+        return known
+
+
+def difference_norms(differences: Sequence[Sequence[torch.Tensor]], norm: Norm) -> List[Known]:
+    """
+    Norms of differences, summed.
+
+    Args:
+        differences: at each level several, (N, ...), with H and W as last dimensions or without
+            positions.
+        norm: with a stride for each of all; 0 for what has no positions.
+    """
+    every = [d for of_level in differences for d in of_level]
+    wanted = asked_for(*every)
+    with torch.no_grad():
+        # norms of rows first: one fp32 sum over millions of squares loses digits
+        rows = [torch.linalg.vector_norm(d, dim=-1) for d in every]
+        norms = [r if r.dim() == 1 else torch.linalg.vector_norm(r.flatten(1), dim=1) for r in rows]
+        values, factors = norm(norms, [d.shape[-2:] for d in every])
+        values = values.view(len(differences), -1).sum(1)
+        gradients = [None] * len(differences)
         if wanted:
-            ctx.save_for_backward(
-                unshared(result.map.mul_(factor[:, None, None]), student),
-                (result.products[0] * factor[:, None, None]).sum(0).view_as(weight),
-                (result.bias * factor[:, None]).sum(0),
-            )
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        d_student, d_weight, d_bias = saved_gradients(grad, ctx)
-        return d_student, None, d_weight, d_bias, None, None, None, None
+            of_all = iter(d * f.view(-1, *[1] * (d.dim() - 1)) for d, f in zip(every, factors))
+            gradients = [[next(of_all) for _ in of_level] for of_level in differences]
+    return [Known(*known) for known in zip(values.unbind(), differences, gradients)]

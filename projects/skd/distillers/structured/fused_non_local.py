@@ -9,250 +9,427 @@ once some small tensors are known, the :class:`Moments`, a block is linear in it
 
 so that L_NL is the norm of a residual. In order:
 
-1. :class:`_FusedBlock` reads each map once, chunk by chunk, for its moments: pooled keys, mean,
-   and the covariance of theta, from which the statistics of batch norm follow. Saved: where the
+1. :class:`_FusedBlocks` reads each map once, chunk by chunk, for its moments: the mean, what theta
+   has in common with the map, and the relation of the pooled keys. Saved: the keys, where the
    maxima of the pools were, and theta without its mean, (N, k, P); k is half of C or less.
 2. :func:`mixing` makes V and c, with autograd, from detached leaves: all of this is small.
 3. :func:`residual` reads the maps once more for the loss and the gradients of V, c and the maps.
-4. :meth:`_FusedBlock.backward`: autograd leads the gradients of V and c to moments and
+4. :meth:`_FusedBlocks.backward`: autograd leads the gradients of V and c to moments and
    parameters; those of the moments are led to the maps by hand, chunk by chunk. Recomputed: none
    of the large products of step 1.
+
+What is small is done for all blocks of the same width at once, B of them, student's and teacher's
+at several levels: a GPU needs as long for one as for all, and its host too.
 
 The student's gradient comes from 3 (direct) and 4 (through the moments); it is complete before
 backward begins, and is what is saved.
 """
 
-from typing import Iterator, NamedTuple, Optional, Tuple
+import itertools
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
-from ..attention import reduce_squares
-from .fused_residual import chunks, residual, saved_gradients, unshared
-from .non_local import Block, pooling_window, relation
-from .precision import like_convolutions
+from ..base import at_least_fp32
+from .fused_residual import Known, Norm, add_product, add_sum, asked_for, chunks, residual
+from .non_local import NonLocalBlock, pooling_window
+from .precision import products_like_convolutions
+
+Maps = Sequence[torch.Tensor]
 
 
 class Moments(NamedTuple):
     """
-    All that a block's output depends on besides its parameters and the map itself.
+    All that the output of blocks depends on besides their parameters and the maps themselves.
 
-    keys: phi and g after pooling, (N, 2 k, n).
-    mean: of the map, (N, C).
-    cov: covariance of theta, (N, k, k); None where batch norm takes no statistics.
+    relation: ``g phi^T / n`` of phi and g at n keys, (B, N, k, k).
+    mean: of the map, (B, N, C).
+    cov: covariance of theta, (B, N, k, k); None where batch norm takes no statistics.
     """
 
-    keys: torch.Tensor
+    relation: torch.Tensor
     mean: torch.Tensor
     cov: Optional[torch.Tensor]
 
 
-def mixing(
-    moments: Moments, block: Block, norm: Optional[nn.BatchNorm2d], positions: int
-) -> Tuple[torch.Tensor, torch.Tensor]:
+class Parameters(NamedTuple):
     """
-    The block as a matrix: ``r = x + V theta + c``. The statistics of batch norm follow from the
+    Of B blocks, as far as what is small needs them. Where widths differ, k is the largest: the
+    others' matrices are filled up with zeros, which stay zeros.
+    """
+
+    theta: torch.Tensor  # (B, k, C)
+    theta_bias: torch.Tensor  # (B, k)
+    out: torch.Tensor  # transposed, (B, k, C)
+    out_bias: torch.Tensor  # (B, C)
+    gamma: Optional[torch.Tensor] = None  # of batch norm, (B, C)
+    beta: Optional[torch.Tensor] = None
+
+    @classmethod
+    def stacked(cls, blocks: Sequence[NonLocalBlock]) -> "Parameters":
+        """Without their graph."""
+        norms = [block.norm for block in blocks]
+        fields = [
+            _filled_up([block.theta.weight.flatten(1) for block in blocks]),
+            _filled_up([block.theta.bias for block in blocks]),
+            _filled_up([block.out.weight.flatten(1).t() for block in blocks]),
+            torch.stack([block.out.bias for block in blocks]),
+        ]
+        if norms[0] is not None:
+            fields += [torch.stack(t) for t in zip(*((n.weight, n.bias) for n in norms))]
+        return cls(*(field.detach() for field in fields))
+
+
+def _filled_up(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stacked, with zeros after the shorter ones."""
+    longest = max(len(t) for t in tensors)
+    shortest = min(len(t) for t in tensors)
+    zeros = tensors[0].new_zeros(longest - shortest, *tensors[0].shape[1:])
+    parts = [part for t in tensors for part in (t, zeros[: longest - len(t)])]
+    return torch.cat(parts).unflatten(0, (len(tensors), -1))
+
+
+class Statistics(NamedTuple):
+    """Of batch norm, (B, C) each."""
+
+    mean: torch.Tensor
+    var: torch.Tensor
+
+    def track(self, norms: Sequence[nn.BatchNorm2d], counts: Sequence[int]) -> None:
+        """Running statistics, as batch norm itself keeps them. ``counts``: of values."""
+        momentum = norms[0].momentum
+        unbiased = torch._foreach_mul(self.var.unbind(), [n / max(n - 1, 1) for n in counts])
+        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        torch._foreach_lerp_([norm.running_mean for norm in norms], self.mean.unbind(), momentum)
+        torch._foreach_lerp_([norm.running_var for norm in norms], unbiased, momentum)
+
+
+def mixing(
+    moments: Moments, block: Parameters, norms: Sequence[Optional[nn.BatchNorm2d]]
+) -> Tuple[torch.Tensor, torch.Tensor, Optional[Statistics]]:
+    """
+    The blocks as matrices: ``r = x + V theta + c``. The statistics of batch norm follow from the
     mean and the covariance of theta, so neither y nor W y is made.
 
     Args:
-        moments, block, norm: of the block.
-        positions: P.
+        moments, block, norms: of the blocks.
 
     Returns:
-        V (N, C, k) and c (N, C).
+        V (B, N, C, k), c (B, 1, C), and what batch norm has found.
     """
-    v = block.out @ relation(*moments.keys.chunk(2, dim=1))
+    v = block.out.mT[:, None] @ moments.relation
+    norm = norms[0]
     if norm is None:
-        return v, block.out_bias.expand_as(moments.mean)
+        return v, block.out_bias[:, None], None
     if not norm.training:
-        scale = block.gamma * torch.rsqrt(norm.running_var + norm.eps)
-        constant = (block.out_bias - norm.running_mean) * scale + block.beta
-        return v * scale[:, None], constant.expand_as(moments.mean)
-    # variances of large maps overflow: take them of V divided by a power of two, which is exact
-    largest = v.detach().abs().amax().clamp_min(1.0)
-    unit = largest / torch.frexp(largest).mantissa
-    w = v / unit
-    k = v.shape[2]
-    mean_theta = moments.mean @ block.project[:k].t() + block.project_bias[:k]
-    means = (w @ mean_theta[:, :, None]).squeeze(2)  # of each image's W y
+        mean, var = (
+            torch.stack([getattr(n, f"running_{s}") for n in norms]) for s in ("mean", "var")
+        )
+        scale = block.gamma * torch.rsqrt(var + norm.eps)
+        constant = (block.out_bias - mean) * scale + block.beta
+        return v * scale[:, None, :, None], constant[:, None], None
+    # variances of large maps overflow: take them of V times a power of two, which is exact
+    largest = torch.linalg.vector_norm(v.detach(), torch.inf, dim=(1, 2, 3)).clamp_min_(1.0)
+    unit = (torch.frexp(largest).mantissa / largest)[:, None]
+    w = v * unit[..., None, None]
+    mean_theta = torch.baddbmm(block.theta_bias[:, None], moments.mean, block.theta.mT)
+    means = (w @ mean_theta[..., None]).squeeze(3)  # of each image's W y, without its bias
+    mean = means.mean(1)
+    within = ((w @ moments.cov) * w).sum(3)
     # of positions that are all alike, rounding may leave less than nothing
-    within = ((w @ moments.cov) * w).sum(2).clamp_min(0)
-    var = within.mean(0) + means.var(0, unbiased=False)
-    mean = means.mean(0) * unit + block.out_bias
-    scale = block.gamma * torch.rsqrt(var + norm.eps / unit**2) / unit
-    _track(norm, mean.detach(), var.detach() * unit**2, len(v) * positions)
-    constant = (block.out_bias - mean) * scale + block.beta
-    return v * scale[:, None], constant.expand_as(moments.mean)
+    var = (within + (means - mean[:, None]).square()).mean(1).clamp_min(0)
+    scale = block.gamma * torch.rsqrt(torch.addcmul(var, unit, unit, value=norm.eps))
+    # the bias is a part of the mean, and goes with it
+    constant = torch.addcmul(block.beta, mean, scale, value=-1)
+    found = Statistics(mean.detach() / unit + block.out_bias.detach(), var.detach() / unit**2)
+    return w * scale[:, None, :, None], constant[:, None], found
 
 
-def _track(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
-    """Running statistics, as batch norm itself keeps them."""
-    with torch.no_grad():
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-        unbiased = var * (count / max(count - 1, 1))
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+def alike(block: NonLocalBlock, x: torch.Tensor) -> Tuple:
+    """What has to be equal for blocks to be computed at once."""
+    norm = block.norm
+    kind = None if norm is None else (norm.training, norm.eps, norm.momentum)
+    return x.shape[:2], kind
 
 
-class NonLocalNorm(torch.autograd.Function):
+def non_local_norms(
+    students: Maps,
+    teachers: Maps,
+    convs: Sequence[nn.Conv2d],
+    blocks: Tuple[Sequence[NonLocalBlock], Sequence[NonLocalBlock]],
+    norm: Norm,
+) -> List[Known]:
     """
-    Norm of ``conv(r_S) - r_T`` for the outputs r of two non-local blocks: L_NL.
+    Norms of ``conv(r_S) - r_T`` for the outputs r of two non-local blocks: L_NL of several levels.
 
-    With the convolution ``A x + a`` and the student's block as a matrix, ``conv(r_S)`` is
-    ``W_S x + const`` with ``W_S = A (1 + V Theta)``: one product with the map instead of three.
+    With the convolution ``A x + a`` and the student's block as ``(1 + M) x + m``, ``conv(r_S)`` is
+    ``A (1 + M) x + A m + a``: one product with the map instead of three.
+
+    Args:
+        students, teachers: (N, C_s, H, W) and (N, C_t, H, W); no gradient to the teachers'.
+        convs: 1x1, from C_s to C_t.
+        blocks: the students', which are :func:`alike`, and the teachers', which are.
+        norm: with a stride for each level.
+    """
+    inputs = [
+        [x, conv.weight, conv.bias, *s.parameters(), *t.parameters()]
+        for x, conv, s, t in zip(students, convs, *blocks)
+    ]
+    wanted = asked_for(*itertools.chain(*inputs))
+    with torch.no_grad(), products_like_convolutions(students[0].device):
+        values, gradients = _non_local_norms(students, teachers, convs, blocks, norm, wanted)
+    return [Known(*known) for known in zip(values.unbind(), inputs, gradients)]
+
+
+def _non_local_norms(students, teachers, convs, blocks, norm, wanted):
+    levels = len(convs)
+    sides = list(zip(blocks, (students, teachers)))
+    if alike(blocks[0][0], students[0]) == alike(blocks[1][0], teachers[0]):
+        sides = [([*blocks[0], *blocks[1]], [*students, *teachers])]
+    stacks = [_FusedBlocks(*side, wanted) for side in sides]
+    # students come first, teachers last
+    (m_s, k_s, _), (m_t, k_t, v_t) = (
+        [t.detach()[part] for t in stacks[i].output]
+        for i, part in ((0, slice(levels)), (-1, slice(-levels, None)))
+    )
+    a = torch.stack([conv.weight.flatten(1) for conv in convs])
+    a_bias = torch.stack([conv.bias for conv in convs])[:, None]
+    w_s = a[:, None] + a[:, None] @ m_s
+    # The teacher's side stays a product of width k, V (Theta t - Theta mean) + M mean: the bracket
+    # is there already from the moments, and M t would be a product of width C.
+    mean_t = stacks[-1].moments.mean.detach()[-levels:]
+    constant = torch.baddbmm(a_bias, k_s, a.mT) - k_t - (m_t @ mean_t[..., None]).squeeze(3)
+    minus_v, found = -v_t, []
+    for i in range(levels):
+        x, t = students[i].flatten(2), teachers[i].flatten(2)
+        centered = stacks[-1].maps[i - levels].centered
+        terms = [(w_s[i], x), (minus_v[i, :, :, : centered.shape[1]], centered)]
+        found.append(residual(terms, constant[i], t, None, [x, t] if wanted else None))
+    values, factors = norm([r.norms for r in found], [x.shape[-2:] for x in students])
+    if not wanted:
+        return values, [None] * levels
+    factor = torch.stack(factors)[..., None]
+    d_constant = torch.stack([r.bias for r in found]) * factor
+    d_w_s, d_w_t = (
+        torch.stack([r.products[i] for r in found]) * sign[..., None]
+        for i, sign in enumerate((factor, -factor))
+    )
+    d_a = (d_w_s + d_w_s @ m_s.mT).sum(1).baddbmm_(d_constant.mT, k_s)
+    d_m = [a.mT[:, None] @ d_w_s, d_w_t]
+    d_k = [d_constant @ a, -d_constant]
+    if len(stacks) == 1:
+        d_m, d_k = [torch.cat(d_m)], [torch.cat(d_k)]
+    d_maps = [r.map.mul_(f[:, None, None]) for r, f in zip(found, factors)]
+    of_blocks = []
+    for stack, *gradients in zip(stacks, d_m, d_k, (d_maps, [])):
+        of_blocks += stack.backward(*gradients)
+    d_bias = d_constant.sum(1)
+    return values, [
+        [d_maps[i], d_a[i], d_bias[i], *of_blocks[i], *of_blocks[i + levels]] for i in range(levels)
+    ]
+
+
+class _FusedBlocks:
+    """
+    Non-local blocks on their maps, B of them: what is small, for all at once, left to autograd.
+
+    Attributes:
+        maps: what is large.
+        moments: of the maps.
+        output: M, m and V of ``r = (1 + M) x + m``: (B, N, C, C), (B, N, C) and (B, N, C, k).
     """
 
-    @staticmethod
-    @like_convolutions
-    def forward(
-        ctx, student, teacher, weight, bias, settings, reduction, stride, loss_weight, *parameters
-    ):
-        """
-        Args:
-            student, teacher: (N, C_s, H, W) and (N, C_t, H, W); no gradient to the teacher.
-            weight, bias: of the 1x1 convolution, (C_t, C_s, 1, 1) and (C_t,).
-            settings: (norm, key_stride) of the student's block, then of the teacher's.
-            reduction, stride: see ``difference_norm``.
-            loss_weight: the norm is multiplied with.
-            parameters: the fields of the student's :class:`Block`, then of the teacher's.
-        """
-        wanted, ctx.is_leaf = any(ctx.needs_input_grad), student.is_leaf
-        size = student.shape[-2:]
-        x, t = student.flatten(2), teacher.flatten(2)
-        half = len(Block._fields)
-        student_block = _FusedBlock(x, Block(*parameters[:half]), *settings[0], size, wanted)
-        teacher_block = _FusedBlock(t, Block(*parameters[half:]), *settings[1], size, wanted)
+    def __init__(self, blocks: Sequence[NonLocalBlock], maps: Maps, wanted: bool):
+        self.parameters = parameters = Parameters.stacked(blocks)
+        self.maps = [_BlockMap(x, b.theta.out_channels, b.key_stride) for x, b in zip(maps, blocks)]
+        norms, theta, n = [b.norm for b in blocks], parameters.theta, len(maps[0])
+        takes_statistics = norms[0] is not None and norms[0].training
+        relation, self.cross = (
+            theta.new_zeros(len(blocks), n, theta.shape[1], size) for size in theta.shape[1:]
+        )
+        mean = theta.new_empty(len(blocks), n, theta.shape[2])
+        for x, out in zip(maps, mean):
+            torch.mean(x.flatten(2), 2, dtype=mean.dtype, out=out)
+        minus_mean = -(mean @ theta.mT)[..., None]  # of theta without its bias
+        inner, inner_bias = (
+            torch.cat(t).split([2 * x.k for x in self.maps])
+            for t in zip(*((conv.weight, conv.bias) for b in blocks for conv in (b.phi, b.g)))
+        )
+        for i, x in enumerate(self.maps):
+            cross = self.cross[i, :, : x.k] if takes_statistics else None
+            own = theta[i, : x.k], inner[i].flatten(1), inner_bias[i]
+            x.read(*own, minus_mean[i, :, : x.k], relation[i, :, : x.k, : x.k], cross)
+        cov = self.cross @ theta.mT[:, None] if takes_statistics else None
+        self.moments = Moments(relation, mean, cov)
+        self.leaves = [
+            t.requires_grad_(wanted) for t in (*self.moments, *parameters) if t is not None
+        ]
         with torch.set_grad_enabled(wanted):
-            a, a_bias = _detached_leaf(weight.flatten(1), wanted), _detached_leaf(bias, wanted)
-            v, theta, b, c = student_block.output()
-            w_s, constant_s = a + (a @ v) @ theta, a_bias + (c + v @ b) @ a.t()
-            v, theta, b, c = teacher_block.output()
-            w_t, constant_t = v @ theta, c + v @ b
-        # The teacher's side stays two products of width k, V (Theta t - Theta mean) + w_t mean:
-        # the bracket is there already from the moments, and w_t would be a product of width C.
-        mean = (w_t.detach() @ teacher_block.moments.mean.detach()[:, :, None]).squeeze(2)
-        result = residual(
-            [(w_s.detach(), x), (-v.detach(), teacher_block.centered)],
-            (constant_s - constant_t).detach() - mean, t, None, [x, t] if wanted else None,
-        )  # fmt: skip
-        value, factor = reduce_squares(result.squares, reduction, stride, size, loss_weight)
-        if not wanted:
-            return value
-        d_w_s, d_w_t = (m.mul_(factor[:, None, None]) for m in result.products)
-        d_constant = result.bias.mul_(factor[:, None])
-        d_block_t, _ = teacher_block.backward([w_t, constant_t], [-d_w_t, -d_constant])
-        d_student = result.map.mul_(factor[:, None, None])
-        d_block_s, (d_weight, d_bias) = student_block.backward(
-            [w_s, constant_s], [d_w_s, d_constant], (a, a_bias), d_student
-        )
-        ctx.save_for_backward(
-            unshared(d_student, student), d_weight.view_as(weight), d_bias, *d_block_s, *d_block_t
-        )
-        return value
+            v, constant, found = mixing(self.moments, parameters, norms)
+            # not a product: that could round to TF32, which stands for no convolution here
+            constant = constant + (v * parameters.theta_bias[:, None, None]).sum(3)
+            self.output = v @ theta[:, None], constant, v
+        if found is not None:
+            found.track(norms, [x[:, 0].numel() for x in maps])
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        d_student, d_weight, d_bias, *rest = saved_gradients(grad, ctx)
-        return (d_student, None, d_weight, d_bias, None, None, None, None, *rest)
-
-
-def _detached_leaf(t: Optional[torch.Tensor], wanted: bool) -> Optional[torch.Tensor]:
-    """Where the small graph within ``forward`` begins."""
-    return None if t is None else t.detach().requires_grad_(wanted)
-
-
-class _FusedBlock:
-    """
-    The student's or the teacher's non-local block on its map. What is large is computed here, and
-    its gradient too, chunk by chunk; what lies between is small and left to autograd.
-    """
-
-    def __init__(self, x, block, norm, key_stride, size, wanted):
-        self.x, self.norm = x, norm
-        n, _, positions = x.shape
-        k = self.k = block.out.shape[1]
-        self.block = Block(*(_detached_leaf(p, wanted) for p in block))
-        mean = x.mean(2)
-        mean_theta = (mean @ block.project[:k].t())[:, :, None]
-        height, width = size
-        window = pooling_window(key_stride, height, width)
-        self.row, self.row_keys = window[0] * width, width // window[1]  # of windows
-        keys = x.new_empty(n, 2 * k, height // window[0] * self.row_keys)
-        self.chosen = torch.empty_like(keys, dtype=torch.int64)  # within their chunk
-        self.centered = x.new_empty(n, k, positions)  # Theta x - Theta mean
-        takes_statistics = norm is not None and norm.training
-        self.cross = x.new_zeros(n, k, x.shape[1]) if takes_statistics else None
-        for rows, columns, of_keys in self._chunks():
-            chunk = x[rows, :, columns]
-            # theta, phi and g in one product, which reads the map once
-            q = block.project.expand(len(chunk), -1, -1) @ chunk
-            theta = self.centered[rows, :, columns]
-            torch.sub(q[:, :k], mean_theta[rows], out=theta)
-            if takes_statistics:
-                # cov = theta theta^T / P = (theta x^T / P) Theta^T, and the bracket is what the
-                # gradient of Theta needs
-                self.cross[rows].baddbmm_(theta, chunk.transpose(1, 2), alpha=1 / positions)
-            for image, *found in zip(
-                q[:, k:], keys[rows, :, of_keys], self.chosen[rows, :, of_keys]
-            ):
-                pooled = F.max_pool2d(image.unflatten(1, (-1, width)), window, return_indices=True)
-                for into, values in zip(found, pooled):
-                    into.copy_(values.flatten(1))
-        keys += block.project_bias[k:, None]  # after pooling: a constant moves no maximum
-        cov = self.cross @ block.project[:k].t() if takes_statistics else None
-        self.moments = Moments(*(_detached_leaf(m, wanted) for m in (keys, mean, cov)))
-
-    def _chunks(self) -> Iterator[Tuple[slice, slice, slice]]:
-        """Images, positions, and the keys found there. No window is cut."""
-        for rows, columns in chunks(self.x, self.row):
-            first, last = columns.start // self.row, columns.stop // self.row
-            yield rows, columns, slice(first * self.row_keys, last * self.row_keys)
-
-    def output(self) -> Tuple[torch.Tensor, ...]:
-        """V, Theta, b and c of ``r = x + V (Theta x + b) + c``."""
-        v, constant = mixing(self.moments, self.block, self.norm, self.x.shape[2])
-        return v, self.block.project[: self.k], self.block.project_bias[: self.k], constant
-
-    def backward(self, outputs, d_outputs, more=(), d_map=None):
+    def backward(
+        self, d_matrix: torch.Tensor, d_constant: torch.Tensor, d_maps: Maps
+    ) -> List[List[torch.Tensor]]:
         """
         Args:
-            outputs, d_outputs: what was made of :meth:`output`, and its gradients.
-            more: further leaves of it.
-            d_map: gradient of the block's map, (N, C, P), that what goes through the moments is
-                accumulated into; None if it is not wanted.
+            d_matrix, d_constant: gradients of M and m.
+            d_maps: of the first so many maps, (N, C, P): what goes through the moments is added.
 
         Returns:
-            Gradients of the block's parameters, and of ``more``.
+            The gradients of each block's parameters, in their order.
         """
-        leaves = [*self.moments, *self.block, *more]
-        present = [leaf for leaf in leaves if leaf is not None]
-        found = iter(torch.autograd.grad(outputs, present, d_outputs, allow_unused=True))
-        gradients = [None if leaf is None else next(found) for leaf in leaves]
-        d_keys, d_mean, d_cov, d_project, d_project_bias, *rest = gradients
+        d_moments, d_parameters = self._lead_back(d_matrix, d_constant)
+        to_maps = [None] * len(d_maps)
+        if d_moments.cov is not None:  # theta theta^T / P, of theta without its mean
+            d_cov = d_moments.cov + d_moments.cov.mT
+            d_parameters.theta.add_((d_cov @ self.cross).sum(1))
+            students = slice(len(d_maps))
+            to_maps = self.parameters.theta[students].detach().mT[:, None] @ d_cov[students]
+        widths = [2 * x.k for x in self.maps]
+        d_inner, d_inner_bias = (
+            d_constant.new_empty(d_constant.shape[1], sum(widths), *size)
+            for size in (d_constant.shape[2:], ())
+        )
+        for i, (x, *inner) in enumerate(
+            zip(self.maps, d_inner.split(widths, 1), d_inner_bias.split(widths, 1))
+        ):
+            of_map = (d_maps[i], d_moments.mean[i], to_maps[i]) if i < len(d_maps) else ()
+            x.backward(d_moments.relation[i, :, : x.k, : x.k], *inner, *of_map)
+        d_inner, d_inner_bias = (d.sum(0).split(widths) for d in (d_inner, d_inner_bias))
+        return [
+            self._of_block(i, d_parameters, d_inner[i], d_inner_bias[i])
+            for i in range(len(self.maps))
+        ]
+
+    def _of_block(
+        self, i: int, d_parameters: Parameters, d_inner: torch.Tensor, d_inner_bias: torch.Tensor
+    ) -> List[torch.Tensor]:
+        """The gradients of one block's parameters, in their order."""
+        k = self.maps[i].k
+        d = Parameters(*(None if x is None else x[i] for x in d_parameters))
+        inner = [t for pair in zip(d_inner.split(k), d_inner_bias.split(k)) for t in pair]
+        norm = [] if d.gamma is None else [d.gamma, d.beta]
+        return [
+            d.theta[:k],
+            d.theta_bias[:k],
+            *inner,
+            d.out[:k].t().contiguous(),
+            d.out_bias,
+            *norm,
+        ]
+
+    def _lead_back(self, *d_output: torch.Tensor) -> Tuple[Moments, Parameters]:
+        found = torch.autograd.grad(self.output[:2], self.leaves, d_output, allow_unused=True)
+        found = [torch.zeros_like(x) if d is None else d for x, d in zip(self.leaves, found)]
+        of_leaf = dict(zip(map(id, self.leaves), found))
+        return tuple(
+            type(kind)(*(of_leaf.get(id(x)) for x in kind))
+            for kind in (self.moments, self.parameters)
+        )
+
+
+class _BlockMap:
+    """
+    What is large of a non-local block, chunk by chunk.
+
+    Attributes:
+        centered: Theta x - Theta mean, (N, k, P).
+    """
+
+    def __init__(self, x: torch.Tensor, k: int, key_stride: int):
+        """``x``: (N, C, H, W)."""
+        self.k = k
+        self.width, self.window = x.shape[3], pooling_window(key_stride, *x.shape[2:])
+        self.count = x.shape[2] // self.window[0] * (x.shape[3] // self.window[1])  # of keys
+        self.x = x.flatten(2)
+        self.keys: List[Tuple[torch.Tensor, torch.Tensor]] = []  # and which positions they were
+
+    def _chunks(self) -> Iterator[Tuple[slice, slice, bool]]:
+        """Images and positions, and whether they are the images' first. No window is cut."""
+        images, columns = chunks(self.x, self.window[0] * self.width)
+        for rows, positions in itertools.product(images, columns):
+            yield rows, positions, positions.start == 0
+
+    def read(
+        self,
+        theta: torch.Tensor,
+        inner: torch.Tensor,
+        inner_bias: torch.Tensor,
+        minus_mean: torch.Tensor,
+        relation: torch.Tensor,
+        cross: Optional[torch.Tensor],
+    ) -> None:
+        """
+        Args:
+            theta: Theta.
+            inner, inner_bias: phi and g as one, (2 k, C) and (2 k,).
+            minus_mean: - Theta mean, (N, k, 1).
+            relation: is filled, (N, k, k).
+            cross: is filled with ``theta x^T / P``, where theta has no mean, (N, k, C). With it
+                ``cov = theta theta^T / P = cross Theta^T``.
+        """
         n, _, positions = self.x.shape
-        k, project = self.k, self.block.project.detach()
-        d_project_bias[k:] += d_keys.sum((0, 2))
-        back = project[k:].t().expand(n, -1, -1)
-        if d_cov is not None:  # cov = theta theta^T / P, of theta without its mean
-            d_theta = d_cov + d_cov.transpose(1, 2)
-            d_project[:k] += (d_theta @ self.cross).sum(0)
-            back = torch.cat([project[:k].t() @ d_theta / positions, back], dim=2)
-        for rows, columns, of_keys in self._chunks():
-            chunk = self.x[rows, :, columns]
-            # of phi and g before pooling: zero but for the positions that were the maxima
-            d_inner = chunk.new_zeros(len(chunk), 2 * k, chunk.shape[2])
-            d_inner.scatter_(2, self.chosen[rows, :, of_keys], d_keys[rows, :, of_keys])
-            d_project[k:] += torch.bmm(d_inner, chunk.transpose(1, 2)).sum(0)
+        self.inner, self.centered = inner, theta.new_empty(n, self.k, positions)
+        for rows, columns, first in self._chunks():
+            chunk, centered = (
+                at_least_fp32(self.x[rows, :, columns]),
+                self.centered[rows, :, columns],
+            )
+            matrices = theta.expand(len(chunk), -1, -1), inner.expand(len(chunk), -1, -1)
+            torch.baddbmm(minus_mean[rows], matrices[0], chunk, out=centered)
+            if cross is not None:
+                add_product(cross[rows], centered, chunk, first=first, factor=1 / positions)
+            found = (matrices[1] @ chunk).unflatten(2, (-1, self.width))
+            keys, chosen = F.max_pool2d(found, self.window, return_indices=True)
+            # the bias after pooling: a constant moves no maximum
+            keys = keys.flatten(2).add_(inner_bias[:, None])
+            phi, g = keys.chunk(2, dim=1)
+            add_product(relation[rows], g, phi, first=first, factor=1 / self.count)
+            self.keys.append((keys, chosen.flatten(2)))
+
+    def backward(
+        self,
+        d_relation: torch.Tensor,
+        d_inner: torch.Tensor,
+        d_inner_bias: torch.Tensor,
+        d_map: Optional[torch.Tensor] = None,
+        d_mean: Optional[torch.Tensor] = None,
+        to_map: Optional[torch.Tensor] = None,
+    ) -> None:
+        """
+        Args:
+            d_relation: (N, k, k).
+            d_inner: is filled, (N, 2 k, C).
+            d_inner_bias: is filled, (N, 2 k).
+            d_map: gradient of the map, (N, C, P), that what goes through the moments is added to;
+                None if it is not wanted.
+            d_mean: (N, C).
+            to_map: what makes of P times theta its gradient's part of the map's, (N, C, k).
+        """
+        share = 1 / self.x.shape[2]
+        if d_map is not None:
+            d_map.add_(d_mean[:, :, None], alpha=share)
+        for (rows, columns, first), (keys, chosen) in zip(self._chunks(), self.keys):
+            chunk, d_keys = at_least_fp32(self.x[rows, :, columns]), torch.empty_like(keys)
+            (phi, g), (d_phi, d_g) = keys.chunk(2, dim=1), d_keys.chunk(2, dim=1)
+            add_product(d_phi, d_relation[rows].mT, g.mT, first=True, factor=1 / self.count)
+            add_product(d_g, d_relation[rows], phi.mT, first=True, factor=1 / self.count)
+            add_sum(d_inner_bias[rows], d_keys, first=first)
+            # before pooling: zero but for the positions that were the maxima
+            d_found = chunk.new_zeros(*keys.shape[:2], chunk.shape[2]).scatter_(2, chosen, d_keys)
+            add_product(d_inner[rows], d_found, chunk, first=first)
             if d_map is None:
                 continue
             into = d_map[rows, :, columns]
-            if d_mean is not None:
-                into += (d_mean[rows] / positions)[:, :, None]
-            if d_cov is not None:  # theta joins them, so that the map is written once
-                d_inner = torch.cat([self.centered[rows, :, columns], d_inner], dim=1)
-            into.baddbmm_(back[rows], d_inner)
-        fields = len(Block._fields) - 2
-        return [d_project, d_project_bias, *rest[:fields]], rest[fields:]
+            into.baddbmm_(self.inner.t().expand(len(chunk), -1, -1), d_found)
+            if to_map is not None:
+                into.baddbmm_(
+                    to_map[rows, :, : self.k], self.centered[rows, :, columns], alpha=share
+                )

@@ -4,16 +4,23 @@ The three losses of SKD at one level, an equation a function.
 A_S and A_T are the maps of student and teacher, (N, C_s, H, W) and (N, C_t, H, W).
 """
 
+from functools import partial
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
 import torch
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from ..attention import attention_mask, channel_attention, difference_norm, spatial_attention
-from ..base import Terms
-from .fused_attention import Attention, MaskedFeatureNorm
-from .fused_non_local import NonLocalNorm
+from ..attention import attention_mask, channel_attention, reduce_norms, spatial_attention
+from ..base import Terms, at_least_fp32
+from .fused_attention import Attention, difference_norms, masked_feature_norms
+from .fused_non_local import alike, non_local_norms
+from .fused_residual import Known, Norm
 from .non_local import NonLocalBlock
 from .settings import StructuredSettings
+
+Levels = Sequence["StructuredLevel"]
+Maps = Sequence[torch.Tensor]
 
 
 class StructuredLevel(nn.Module):
@@ -64,31 +71,20 @@ class StructuredLevel(nn.Module):
         Returns:
             Weighted scalars.
         """
-        losses = {}
-        # Autograd goes through these from the last to the first. The first one's gradient is made
-        # of expanded vectors: as the last to come, it is added to a map that is there already.
-        if self.settings.weight_at:
-            losses["loss_distill_structured_at"] = self.attention_transfer(student, teacher)
-        if self.settings.weight_nl:
-            losses["loss_distill_structured_nl"] = self.non_local(student, teacher)
-        if self.settings.weight_am:
-            losses["loss_distill_structured_am"] = self.masked_feature(student, teacher)
-        return dict(sorted(losses.items()))
+        return losses([self], [student], [teacher])[0]
 
-    def masked_feature(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """alpha L_AM, L_AM = sqrt(sum (A_T - conv(A_S))^2 M_s M_c)."""
-        conv = self.feature_adapter
-        with torch.no_grad():
-            mask = self.spatial_mask(student, teacher)
-            if self.settings.channel_mask:
-                # channels can be compared only one by one: of a student with another number of
-                # them, the attention of its adapted map is taken
-                same = student.shape[1] == teacher.shape[1]
-                mask = mask * self.channel_mask(student if same else conv(student), teacher)
-        return MaskedFeatureNorm.apply(
-            student, teacher, conv.weight, conv.bias, mask.sqrt(), self.settings.reduction,
-            self.stride, self.settings.weight_am,
-        )  # fmt: skip
+    @torch.no_grad()
+    def mask(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """M_s M_c of the feature loss, (N, 1 or C_t, H, W)."""
+        student, teacher = at_least_fp32(student), at_least_fp32(teacher)
+        mask = self.spatial_mask(student, teacher)
+        if not self.settings.channel_mask:
+            return mask
+        # channels can be compared only one by one: of a student with another number of them, the
+        # attention of its adapted map is taken
+        same = student.shape[1] == teacher.shape[1]
+        student = student if same else self.feature_adapter(student)
+        return mask * self.channel_mask(student, teacher)
 
     def spatial_mask(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """M_s, (N, 1, H, W)."""
@@ -100,34 +96,100 @@ class StructuredLevel(nn.Module):
         mask = self._mask(channel_attention(student), channel_attention(teacher))
         return mask[:, :, None, None]
 
+    def non_local_kind(self, student: torch.Tensor, teacher: torch.Tensor) -> Optional[Tuple]:
+        """
+        Levels for which it is equal have their non-local losses computed at once. None where the
+        fused form cannot.
+        """
+        blocks = (self.student_non_local, self.teacher_non_local)
+        if not all(block.is_fused() for block in blocks):
+            return None
+        return tuple(alike(*pair) for pair in zip(blocks, (student, teacher)))
+
     def _mask(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         settings = self.settings
         return attention_mask(student, teacher, settings.temperature, settings.mask_fusion)
 
-    def attention_transfer(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """beta L_AT, L_AT = |g_c(A_T) - lin(g_c(A_S))| + |g_s(A_T) - conv(g_s(A_S))|."""
-        pool, reduction = self.settings.pool, self.settings.reduction
-        space, channels = Attention.apply(student, student, pool)
-        channels = self.channel_adapter(channels)
-        space = self.spatial_adapter(space.unsqueeze(1)).squeeze(1)
-        return self.settings.weight_at * (
-            difference_norm(channel_attention(teacher, pool) - channels, reduction)
-            + difference_norm(spatial_attention(teacher, pool) - space, reduction, self.stride)
-        )
 
-    def non_local(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """
-        gamma L_NL, L_NL = |conv(r_S) - r_T|. The teacher's block learns too, and its output is not
-        detached: the teacher's features within it hold it in place.
-        """
-        conv, blocks = self.non_local_adapter, (self.student_non_local, self.teacher_non_local)
-        reduction, weight = self.settings.reduction, self.settings.weight_nl
-        fused = [block.fused() for block in blocks]
-        if None in fused:
-            difference = conv(blocks[0](student)) - blocks[1](teacher)
-            return weight * difference_norm(difference, reduction, self.stride)
-        settings = [(block.norm, block.key_stride) for block in blocks]
-        return NonLocalNorm.apply(
-            student, teacher, conv.weight, conv.bias, settings, reduction, self.stride, weight,
-            *fused[0], *fused[1],
-        )  # fmt: skip
+def losses(levels: Levels, students: Maps, teachers: Maps) -> List[Terms]:
+    """
+    The weighted terms of several levels. What is small of all is computed at once: a GPU, and its
+    host, need as long for one.
+
+    Args:
+        levels: with equal settings.
+        students, teachers: A_S and A_T of each. They may be in half precision.
+    """
+    settings = levels[0].settings
+    terms: Dict[str, List[Known]] = {}
+    # Autograd goes through these from the last to the first. The first one's gradient is made of
+    # expanded vectors: as the last to come, it is added to a map that is there already.
+    if settings.weight_at:
+        terms["loss_distill_structured_at"] = attention_transfer(levels, students, teachers)
+    if settings.weight_nl:
+        terms["loss_distill_structured_nl"] = non_local(levels, students, teachers)
+    if settings.weight_am:
+        terms["loss_distill_structured_am"] = masked_feature(levels, students, teachers)
+    found = [{name: terms[name][i].joined() for name in terms} for i in range(len(levels))]
+    return [dict(sorted(of_level.items())) for of_level in found]
+
+
+def masked_feature(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+    """alpha L_AM, L_AM = sqrt(sum (A_T - conv(A_S))^2 M_s M_c)."""
+    roots = [x.mask(*maps).sqrt() for x, *maps in zip(levels, students, teachers)]
+    convs, strides = [x.feature_adapter for x in levels], [x.stride for x in levels]
+    norm = _norm(levels, levels[0].settings.weight_am, strides)
+    return masked_feature_norms(students, teachers, convs, roots, norm)
+
+
+def attention_transfer(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+    """beta L_AT, L_AT = |g_c(A_T) - lin(g_c(A_S))| + |g_s(A_T) - conv(g_s(A_S))|."""
+    pool = levels[0].settings.pool
+    space, channels = zip(*(Attention.apply(x, x, pool) for x in students))
+    space = [x.spatial_adapter(s.unsqueeze(1)).squeeze(1) for x, s in zip(levels, space)]
+    channels = [x.channel_adapter(c) for x, c in zip(levels, channels)]
+    with torch.no_grad():
+        of_teacher = [Attention.apply(x, x, pool) for x in teachers]
+    differences = [(s - t_s, c - t_c) for s, c, (t_s, t_c) in zip(space, channels, of_teacher)]
+    strides = [stride for x in levels for stride in (x.stride, 0)]
+    return difference_norms(differences, _norm(levels, levels[0].settings.weight_at, strides))
+
+
+def non_local(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+    """
+    gamma L_NL, L_NL = |conv(r_S) - r_T|. The teacher's block learns too, and its output is not
+    detached: the teacher's features within it hold it in place.
+    """
+    alike: Dict[Any, List[int]] = {}
+    for i, x in enumerate(levels):
+        alike.setdefault(x.non_local_kind(students[i], teachers[i]), []).append(i)
+    found = {}
+    for kind, members in alike.items():
+        inputs = [[x[i] for i in members] for x in (levels, students, teachers)]
+        of_kind = plain_non_local(*inputs) if kind is None else fused_non_local(*inputs)
+        found.update(zip(members, of_kind))
+    return [found[i] for i in range(len(levels))]
+
+
+def fused_non_local(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+    """Of blocks that are alike."""
+    norm = _norm(levels, levels[0].settings.weight_nl, [x.stride for x in levels])
+    blocks = zip(*((x.student_non_local, x.teacher_non_local) for x in levels))
+    convs = [x.non_local_adapter for x in levels]
+    return non_local_norms(students, teachers, convs, tuple(blocks), norm)
+
+
+def plain_non_local(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+    """Of blocks that the fused form cannot do."""
+    differences = [
+        [x.non_local_adapter(x.student_non_local(s)) - x.teacher_non_local(t)]
+        for x, *maps in zip(levels, students, teachers)
+        for s, t in [map(at_least_fp32, maps)]
+    ]
+    norm = _norm(levels, levels[0].settings.weight_nl, [x.stride for x in levels])
+    return difference_norms(differences, norm)
+
+
+def _norm(levels: Levels, weight: float, strides: Sequence[int]) -> Norm:
+    reduction = levels[0].settings.reduction
+    return partial(reduce_norms, reduction=reduction, strides=strides, weight=weight)

@@ -1,7 +1,7 @@
 """The non-local block: relations between the positions of a feature map."""
 
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import Tuple
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +10,6 @@ from torch import nn
 
 AFFINITIES = ("dot_product", "embedded_gaussian")
 NORMS = ("BN", "SyncBN", "naiveSyncBN", "GN", "")
-
-
-class Block(NamedTuple):
-    """Parameters of a :class:`NonLocalBlock` with dot-product affinity, for the fused loss."""
-
-    project: torch.Tensor  # theta, phi and g as one, (3 k, C)
-    project_bias: torch.Tensor  # (3 k,)
-    out: torch.Tensor  # (C, k)
-    out_bias: torch.Tensor  # (C,)
-    gamma: Optional[torch.Tensor]  # of batch norm, (C,)
-    beta: Optional[torch.Tensor]
 
 
 class NonLocalBlock(nn.Module):
@@ -83,23 +72,13 @@ class NonLocalBlock(nn.Module):
         y = self.out(y.unflatten(2, x.shape[-2:]))
         return x + (y if self.norm is None else self.norm(y))
 
-    def fused(self) -> Optional[Block]:
-        """The parameters for :class:`NonLocalNorm`; None for what it cannot do."""
-        if self.affinity != "dot_product" or not isinstance(
-            self.norm, (nn.BatchNorm2d, type(None))
-        ):
-            return None
-        if isinstance(self.norm, (nn.SyncBatchNorm, NaiveSyncBatchNorm)):
-            return None  # statistics over all processes
-        inner = (self.theta, self.phi, self.g)
-        return Block(
-            torch.cat([conv.weight for conv in inner]).flatten(1),
-            torch.cat([conv.bias for conv in inner]),
-            self.out.weight.flatten(1),
-            self.out.bias,
-            None if self.norm is None else self.norm.weight,
-            None if self.norm is None else self.norm.bias,
-        )
+    def is_fused(self) -> bool:
+        """Whether the fused loss can do what this block does."""
+        norm = self.norm
+        # the others' statistics are over all processes
+        others = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+        fused = norm is None or (isinstance(norm, nn.BatchNorm2d) and not isinstance(norm, others))
+        return self.affinity == "dot_product" and fused
 
 
 def relation(phi: torch.Tensor, g: torch.Tensor) -> torch.Tensor:

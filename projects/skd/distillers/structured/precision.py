@@ -1,31 +1,18 @@
 """TF32 on GPUs: the fused losses' matrix products follow the switch of convolutions."""
 
-import functools
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Iterator
 
 import torch
 
 
-def like_convolutions(forward: Callable) -> Callable:
-    """
-    Decorates an autograd function's ``forward(ctx, student, ...)``, whose matrix products stand
-    for 1x1 convolutions: they round their inputs to TF32 where convolutions do
-    (``torch.backends.cudnn.allow_tf32``, True by default), not where other products do
-    (``torch.backends.cuda.matmul``, False by default). Sums are in fp32 either way.
-    """
-
-    @functools.wraps(forward)
-    def wrapped(ctx, student, *args):
-        with products_like_convolutions(student.device):
-            return forward(ctx, student, *args)
-
-    return wrapped
-
-
 @contextmanager
 def products_like_convolutions(device: torch.device) -> Iterator[None]:
-    """Set the switch of matrix products to that of convolutions, and back at the end."""
+    """
+    Within, matrix products, which stand for 1x1 convolutions, round their inputs to TF32 where
+    convolutions do (``torch.backends.cudnn.allow_tf32``, True by default), not where other products
+    do (``torch.backends.cuda.matmul``, False by default). Sums are in fp32 either way.
+    """
     matmul = torch.backends.cuda.matmul
     if device.type != "cuda" or _tf32_convolutions() == _tf32_products():
         yield

@@ -3,6 +3,7 @@
 import itertools
 import math
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from unittest import mock
 
 import torch
 from detectron2 import model_zoo
@@ -15,9 +16,10 @@ from torch import nn
 
 from ...config import distill, read_config, student_config
 from ...distillers import StructuredDistiller
+from ...distillers.structured import fused_residual
 from ...modeling.teacher import build_teacher
 from . import literal
-from .measure import flops, no_tf32
+from .measure import flops, launches, no_tf32
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_{}_FPN_{}x.yaml"
 LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
@@ -100,6 +102,12 @@ class Loss:
             error = (grads[name] - value).norm() / norm
             assert error < 1e-2, f"gradient of {name} differs by {error:.1e} of its norm"
         return counts
+
+    def launches(self) -> Tuple[int, int]:
+        """Of :meth:`fused` and :meth:`literal`, with chunks as on a GPU also on a CPU."""
+        on_gpu = fused_residual.CHUNK_ELEMENTS["cuda"]
+        with mock.patch.dict(fused_residual.CHUNK_ELEMENTS, cpu=on_gpu):
+            return launches(self.fused), launches(self.literal)
 
     def map_bytes(self) -> int:
         """Both networks' maps read once, and the gradient written: the least there is to move."""

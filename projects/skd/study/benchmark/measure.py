@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 Function = Callable[[], Any]
@@ -123,6 +124,29 @@ def flops(function: Function) -> Tuple[int, Any]:
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         result = function()
     return counter.get_total_flops(), result
+
+
+class _Launches(TorchDispatchMode):
+    """Counts operations that do something on the device: views and allocations do not."""
+
+    ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
+    VIEWS = ("detach", "_unsafe_view", "squeeze_", "unsqueeze_")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.count += not (func.is_view or name in self.ALLOCATIONS + self.VIEWS)
+        return func(*args, **(kwargs or {}))
+
+
+def launches(function: Function) -> int:
+    """Operations that a call dispatches, backward included; on a GPU each is a kernel or a few."""
+    with _Launches() as mode:
+        function()
+    return mode.count
 
 
 def machine(device: str) -> Dict[str, Any]:
