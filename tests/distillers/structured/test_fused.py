@@ -212,6 +212,40 @@ def test_sums_of_many_squares_keep_their_digits():
     assert kept.norms.norm().item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("norm", ["BN", "", "GN"])
+def test_levels_together_are_what_each_is_alone(norm):
+    """Of other channels and widths, whose small matrices are filled up with zeros."""
+    shapes = {"p2": (6, 6, 3), "p3": (6, 6, 5), "p4": (4, 7, 2), "p5": (4, 7, 3)}
+    strides = {name: 4 * 2**i for i, name in enumerate(shapes)}
+    widths = {strides[name]: width for name, (*_, width) in shapes.items()}
+    torch.manual_seed(0)
+    distiller = StructuredDistiller(
+        preset="two_stage", non_local_width=widths, non_local_norm=norm, reduction="mean"
+    )
+    distiller.bind(
+        {
+            n: [ShapeSpec(channels=c, stride=strides[n]) for c in cs]
+            for n, (*cs, _) in shapes.items()
+        }
+    )
+    for parameter in distiller.double().parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    pairs = {n: maps(*cs, h=9 - i, w=7 + i) for i, (n, (*cs, _)) in enumerate(shapes.items())}
+    student, teacher = ({n: pair[i] for n, pair in pairs.items()} for i in (0, 1))
+    leaves = [*student.values(), *distiller.parameters()]
+    buffers = {n: b.clone() for n, b in distiller.named_buffers()}
+    terms = distiller(student, teacher)
+    together = torch.autograd.grad(sum(x for t in terms.values() for x in t.values()), leaves)
+    tracked = {n: b.clone() for n, b in distiller.named_buffers()}
+    distiller.load_state_dict(buffers, strict=False)
+    alone = {n: layers(*pairs[n]) for n, layers in distiller.levels.items()}
+    for term, levels in terms.items():
+        torch.testing.assert_close(levels, {n: alone[n][term] for n in levels})
+    expected = torch.autograd.grad(sum(x for t in alone.values() for x in t.values()), leaves)
+    torch.testing.assert_close(together, expected)
+    torch.testing.assert_close(tracked, dict(distiller.named_buffers()))
+
+
 def test_a_step_starts_few_kernels():
     """A GPU is faster than its host can start them: their number is what a step takes."""
     fused, literal = Loss("cpu", size=(64, 64), channels=16).launches()
