@@ -186,9 +186,15 @@ class _Join(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        d_map, *rest = ctx.saved_tensors
-        # The gradient is 1 as a rule, and a CPU is then spared a map; a GPU would have to wait to
-        # see it, and a leaf would keep the saved one.
-        if ctx.is_leaf or grad.device.type != "cpu" or grad != 1:
-            d_map = d_map * grad
-        return (None, None, d_map, *(torch._foreach_mul(rest, grad) if rest else []))
+        return None, None, *saved_gradients(grad, ctx)
+
+
+def saved_gradients(grad: torch.Tensor, ctx) -> List[torch.Tensor]:
+    """
+    The saved gradients, the map's first, times that of the loss. That is 1 as a rule, and a CPU is
+    then spared a map; a GPU would have to wait to see it, and a leaf would keep the saved one.
+    """
+    d_map, *rest = ctx.saved_tensors
+    if ctx.is_leaf or grad.device.type != "cpu" or grad != 1:
+        d_map = d_map * grad
+    return [d_map, *(torch._foreach_mul(rest, grad) if rest else [])]
