@@ -12,7 +12,7 @@ has its own time, and one that fails does not stop the others. Writes OUTPUT/gpu
 import os
 import sys
 
-from skd.study.common.command import command_parser, positive, run_command
+from skd.study.common.command import command_parser, run_command
 from skd.study.gpu_day import BENCH, TESTS, gpu_day
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def argument_parser():
     parser = command_parser(__doc__)
     parser.add_argument("--output", default=os.path.join("output", "gpu_day"), help="folder")
-    parser.add_argument("--minutes", type=positive, default=9, help="for all parts together")
+    parser.add_argument("--minutes", type=float, default=9, help="for all parts together")
     parser.add_argument(
         "--only", nargs="+", choices=(TESTS, *BENCH), default=[], metavar="PART",
         help=f"of {', '.join((TESTS, *BENCH))} (default: all)",
