@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from skd.engine import wrap_data_parallel
-from tests.helpers import batch, distilling, tiny_config
+from tests.helpers import batch, distilling, leave_together, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +61,7 @@ def worker(teacher_files, norm, out):
     if comm.is_main_process():
         mean = {k: torch.stack([x[k] for x in everyone]).mean(0) for k in losses}
         torch.save((mean, grads), out)
+    leave_together()
 
 
 @pytest.mark.parametrize("processes,norm", [(2, "GN"), (2, ""), (2, "naiveSyncBN"), (4, "")])

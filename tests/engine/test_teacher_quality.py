@@ -16,8 +16,8 @@ from skd.engine.run import check
 from skd.engine.teacher_quality import TeacherQuality
 from skd.evaluation import Quality, unseen_classes
 from skd.modeling.teacher import FrozenTeacher
-from tests.engine.test_training import train, weights
-from tests.helpers import distilling, lazy_config, tiny_config
+from tests.engine.test_training import weights
+from tests.helpers import distilling, lazy_config, tiny_config, train_until
 
 
 def test_teacher_and_student_are_compared_and_the_training_is_the_same(
@@ -27,7 +27,7 @@ def test_teacher_and_student_are_compared_and_the_training_is_the_same(
     with caplog.at_level(logging.INFO):
         for images in (0, 3):
             cfg = distilling(tiny_config(**changes), teacher_files, MODEL__TEACHER__EVALUATE=images)
-            train(cfg, tmp_path / str(images))
+            train_until(cfg, tmp_path / str(images))
             said = [r.getMessage() for r in caplog.records if r.name.startswith("skd")]
             said = [message for message in said if "AP50" in message]
             assert bool(said) == bool(images)

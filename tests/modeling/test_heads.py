@@ -25,6 +25,7 @@ from tests.helpers import (
     differing,
     distilling,
     lazy_config,
+    leave_together,
     save_detector,
     tiny_config,
     train_until,
@@ -271,6 +272,7 @@ def worker(teacher_files, out):
     for iteration in range(2):
         losses, grads = step(model, inputs, iteration)
     torch.save((losses, grads), f"{out}/{comm.get_rank()}")
+    leave_together()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import nn
 from skd.engine import wrap_data_parallel
 from skd.modeling.unlabelled import TERM
 from skd.runtime.unlabelled import MARK, is_unlabelled
-from tests.helpers import DEVICES, batch, distilling, tiny_config
+from tests.helpers import DEVICES, batch, distilling, leave_together, tiny_config
 from tests.runtime.test_reproducible import take
 from tests.runtime.test_unlabelled import OTHERS, joined
 
@@ -161,6 +161,7 @@ def worker(teacher_files, out):
     for iteration in range(2):
         losses, grads, _ = step(model, inputs, iteration)
     torch.save((losses, grads, images_of_steps()), f"{out}/{rank}")
+    leave_together()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 
 from skd.runtime import plain_numbers
 from skd.runtime.plain_numbers import PlainNumbers, read_numbers
-from tests.helpers import differing, distilling, tiny_config, train_until
+from tests.helpers import differing, distilling, leave_together, tiny_config, train_until
 
 
 class Trainer:
@@ -52,6 +52,7 @@ def process(out):
     again = Counting()
     PlainNumbers(again, 2).load_state_dict(state)
     torch.save(again.mean, f"{out}/{rank}")
+    leave_together()
 
 
 def test_each_process_has_its_own(tmp_path):

@@ -13,6 +13,7 @@ from iopath.common.file_io import PathHandler
 
 from skd.runtime import whole_files
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
+from tests.helpers import leave_together
 
 
 def checkpointer(folder):
@@ -107,6 +108,7 @@ def rank(folder, out):
         reader.has_checkpoint = lambda: False
     data = reader.resume_or_load("", resume=True)
     torch.save((data["iteration"], reader.model.weight.item()), f"{out}/{comm.get_rank()}")
+    leave_together()
 
 
 def test_process_0_chooses_and_all_follow(tmp_path):

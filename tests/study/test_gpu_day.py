@@ -55,7 +55,7 @@ def test_a_dry_run_measures_on_the_cpu(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     day = json.loads((tmp_path / "gpu.json").read_text())
-    assert [r["name"] for r in day["rows"]] == ["loss_time", "machine"]
+    assert [r["name"] for r in day["rows"]] == ["loss_time", "loss_launches", "machine"]
     os.makedirs(tmp_path / "docs" / "results")
     os.rename(tmp_path / "gpu.json", tmp_path / "docs" / "results" / "gpu.json")
     made = fill("<!-- gpu: made by make results -->\n<!-- end -->", str(tmp_path))
