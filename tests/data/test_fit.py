@@ -163,6 +163,13 @@ def test_what_is_mended_is_told_once(add, tmp_path, caplog):
     assert logged(caplog, logging.WARNING).count("is read from a mended copy") == 1
 
 
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_a_test_set_that_is_trained_on_is_told(eval_only, add, tmp_path, caplog):
+    add("a", content_of(tmp_path))
+    check_fit(["a"], ["a"], MASKS, eval_only)
+    assert ("'a' is also trained on" in logged(caplog, logging.WARNING)) != eval_only
+
+
 # ------------------------------------------------------------------------------------- classes
 
 

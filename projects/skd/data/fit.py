@@ -146,7 +146,19 @@ def _check(train, test, model: Model, eval_only: bool) -> List[Tuple[str, Checke
     if model.keypoints[1]:
         points = {name: _keypoint_names(name, dict(found)) for name in [*train, *test]}
         compare_keypoints(points, strict=not eval_only)
+    if not eval_only:
+        _warn_of_shared_files(train, test)
     return found
+
+
+def _warn_of_shared_files(train: Sequence[str], test: Sequence[str]) -> None:
+    sources = {n: source_of(n) for n in (*train, *test) if is_registered_by_user(n)}
+    trained = {sources[n] for n in train if n in sources}
+    for name in dict.fromkeys(n for n in test if sources.get(n) in trained):
+        logger.warning(
+            f"The test set '{name}' is also trained on, from the file {sources[name]}: its AP "
+            "tells how well these images are remembered, not how well others are understood."
+        )
 
 
 def _keypoint_names(name: str, found: Dict[str, Checked]) -> Sequence[str]:

@@ -44,6 +44,8 @@ def read_coco(json_file: str, notes: Notes) -> Tuple[Any, List[Problem]]:
         with PathManager.open(json_file, "rb") as f:
             data = f.read()
         content = _parse(data)
+    except FileNotFoundError:
+        return None, [Problem("error", json_file, "there is no such file")]
     except (OSError, ValueError, RecursionError) as error:
         return None, [Problem("error", json_file, f"cannot be read as JSON: {error}")]
     if json.detect_encoding(data[:4]) != "utf-8":
