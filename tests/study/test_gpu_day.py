@@ -28,7 +28,7 @@ def test_no_part_stops_the_others_and_each_has_its_time(tmp_path):
     child = f"import time; time.sleep(3); open({str(alive)!r}, 'w')"
     hanging = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     parts = [
-        python("fails", "print('why'); raise SystemExit(3)"),
+        python("fails", f"print('why', {os.path.join(ROOT, 'x')!r}); raise SystemExit(3)"),
         python("hangs", hanging, seconds=1.5),
         python("tests", f"open({str(xml)!r}, 'w').write({JUNIT!r})", file=xml),
         python("late", "", seconds=9),
@@ -36,7 +36,8 @@ def test_no_part_stops_the_others_and_each_has_its_time(tmp_path):
     day = run_parts(parts[:3], 60, str(tmp_path / "gpu.json"), ROOT)
     assert day == json.loads((tmp_path / "gpu.json").read_text())
     assert [p["status"] for p in day["parts"]] == ["ended with 3", "stopped after 2 s", "done"]
-    assert day["parts"][0]["output"] == ["why\n"]
+    assert day["parts"][0]["output"] == ["why x\n"]  # no path of this machine
+    assert ROOT not in day["parts"][0]["command"][1]
     assert [t["outcome"] for t in day["tests"]] == ["passed", "failed", "skipped"]
     late = run_parts(parts[3:], 0, str(tmp_path / "gpu.json"), ROOT)
     assert late["parts"][3]["status"] == "no time left"

@@ -130,10 +130,13 @@ def _run(part: Part, limit: float, log: str, root: str) -> Dict[str, Any]:
     if limit > 0:
         status = _status(part.command, limit, log, root)
     seconds = time.monotonic() - start
-    result = {"name": part.name, "status": status, "seconds": seconds, "command": part.command[1:]}
+    # results are made to be shared: without this machine's paths
+    here = f"{root}{os.sep}"
+    command = [argument.replace(here, "") for argument in part.command[1:]]
+    result = {"name": part.name, "status": status, "seconds": seconds, "command": command}
     if status not in ("done", "no time left"):
         with open(log, errors="replace") as f:
-            result["output"] = f.readlines()[-30:]
+            result["output"] = [line.replace(here, "") for line in f.readlines()[-30:]]
     return result
 
 
