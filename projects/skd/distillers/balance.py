@@ -184,13 +184,20 @@ class GradientBalance(nn.Module):
 
     def weigh(self, terms: Terms) -> Terms:
         """Other values of the terms, by the weights of the present iteration."""
-        return {name: self._weigh(_short(name), losses) for name, losses in terms.items()}
+        of_levels = set(self._levels)
+        self._by_levels |= {
+            _short(name) for name, losses in terms.items() if losses.keys() <= of_levels
+        }
+        weights = self.weights()
+        return {
+            name: self._weigh(_short(name), losses, weights[_short(name)])
+            for name, losses in terms.items()
+        }
 
-    def _weigh(self, term: str, losses: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-        if set(losses) <= set(self._levels):
-            self._by_levels.add(term)
+    def _weigh(
+        self, term: str, losses: Dict[str, torch.Tensor], weight: torch.Tensor
+    ) -> Dict[str, torch.Tensor]:
         if not self._is_weighed_by_level(term):
-            weight = self.weights()[term]
             return {key: weight * loss for key, loss in losses.items()}
         weights = dict(zip(self._levels, self._by_level(term, self._iteration)))
         return {level: weights[level] * loss for level, loss in losses.items()}
@@ -209,7 +216,7 @@ class GradientBalance(nn.Module):
         # at the end of the warm-up the distiller's maps are others
         after_warmup = math.ceil(self.settings.warmup / self._every)
         begun = any(0 <= i - start < self.settings.burn_in for start in (0, after_warmup))
-        return begun or i % self.settings.period == 0 or not self.norms()
+        return begun or i % self.settings.period == 0 or not self._norms()
 
     def abstain(self) -> None:
         """
@@ -364,7 +371,7 @@ class GradientBalance(nn.Module):
         # which terms there are is known from the first iteration on; a checkpoint knows it before
         for key in [k for k in state_dict if k.startswith(prefix + "norm_")]:
             value, name = state_dict[key], key[len(prefix) :]
-            if value.dim() == 0:  # before version 0.4, of all levels together: measured anew
+            if value.dim() == 0:  # of all levels together, as older checkpoints have: measured anew
                 state_dict.pop(key)
             elif name not in self._buffers:
                 self.register_buffer(name, torch.zeros_like(value, device=self.scale.device))

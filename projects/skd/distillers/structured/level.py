@@ -1,5 +1,5 @@
 """
-The three losses of SKD at one level, an equation a function.
+The three losses of SKD, an equation a function: the layers of one level, the losses of several.
 
 A_S and A_T are the maps of student and teacher, (N, C_s, H, W) and (N, C_t, H, W).
 """
