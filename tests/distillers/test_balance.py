@@ -266,15 +266,37 @@ def test_a_checkpoint_brings_the_norms_back():
     assert again.balance._iteration == 3
 
 
+def test_an_older_checkpoints_norms_of_all_levels_together_are_taken_up():
+    maps, teacher, boxes = inputs()
+    method, again = make("PKD"), make("PKD")
+    method.balance, again.balance = GradientBalance(), GradientBalance()
+    run(method.balance, method, maps, teacher, boxes)
+    old = {k: v.reshape(()) if "norm_" in k else v for k, v in method.state_dict().items()}
+    assert not again.load_state_dict(old).unexpected_keys
+    assert again.balance.norms() == method.balance.norms()
+
+
+def test_running_means_are_of_the_total_where_the_share_is():
+    """Not of each level: a mean of lengths is not the length of means."""
+    maps, teacher, boxes = inputs()
+    balance, method = GradientBalance(momentum=0.5), make("PKD")
+    lengths = []
+    for factor in (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])):
+        detector = factor[0] * maps["p2"].sum() + factor[1] * maps["p3"].sum()
+        balance(detector, maps, method(balance.begin(maps), teacher), maps)
+        lengths.append(gradients(detector, maps).norm().item())
+    assert balance.norms()[DETECTOR].item() == pytest.approx(sum(lengths) / 2, rel=1e-6)
+
+
 def test_norms_of_all_levels_together_are_measured_anew():
     """They are what checkpoints had before the norms were of each level."""
     maps, teacher, boxes = inputs()
     method = make("PKD")
-    method.balance = GradientBalance()
+    method.balance = GradientBalance(per_level=True)
     run(method.balance, method, maps, teacher, boxes)
     old = {k: v.norm() if "norm_" in k else v for k, v in method.state_dict().items()}
     again = make("PKD")
-    again.balance = GradientBalance()
+    again.balance = GradientBalance(per_level=True)
     assert not again.load_state_dict(old).unexpected_keys and not again.balance.norms()
     run(again.balance, again, maps, teacher, boxes)
     assert again.balance.norms().keys() == method.balance.norms().keys()

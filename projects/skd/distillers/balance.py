@@ -208,7 +208,8 @@ class GradientBalance(nn.Module):
     def _by_level(self, term: str, iteration: int) -> torch.Tensor:
         """w_t,l, (L,)."""
         norms = self._norms()
-        return self._weight(term, norms[DETECTOR], norms[term], iteration)
+        weights = self._weight(term, norms[DETECTOR], norms[term], iteration)
+        return weights.expand(len(self._levels) or len(weights))  # (1,) before a first measurement
 
     def due(self) -> bool:
         """Whether the norms are measured in this iteration. The same in all processes."""
@@ -309,7 +310,7 @@ class GradientBalance(nn.Module):
         return {name: torch.linalg.vector_norm(x) for name, x in self._norms().items()}
 
     def _norms(self) -> Dict[str, torch.Tensor]:
-        """The same by level, (L,)."""
+        """The same by level, (L,); without ``per_level`` of all together, (1,)."""
         return {name[5:]: x for name, x in self._buffers.items() if name.startswith("norm_")}
 
     def measure(
@@ -327,7 +328,10 @@ class GradientBalance(nn.Module):
             squares.append(_dot(gradients, gradients))
             dots.append(_dot(gradients, own))
             del gradients  # one set of maps less in memory when the next is made
-        values = _mean_over_processes(torch.stack(squares + dots))
+        of_levels = torch.stack(squares + dots)
+        if not self.settings.per_level:
+            of_levels = of_levels.sum(1, keepdim=True)
+        values = _mean_over_processes(of_levels)
         squares, dots = values[: len(squares)], values[len(squares) :].sum(1)
         lengths = squares.sum(1).sqrt()
         lengths_of_both = lengths[0] * lengths[1:]
@@ -359,10 +363,10 @@ class GradientBalance(nn.Module):
         finite = torch.stack(list(norms.values())).isfinite().all()
         self.scale.copy_(torch.where(finite, self.scale, self.scale / 2).clamp_min(1))
         for name, value in norms.items():
-            if f"norm_{name}" not in self._buffers:
+            norm = self._buffers.get(f"norm_{name}")
+            if norm is None or norm.shape != value.shape:  # of a run with another PER_LEVEL
                 self.register_buffer(f"norm_{name}", torch.where(finite, value, 0.0))
                 continue
-            norm = self._buffers[f"norm_{name}"]
             # the first finite value replaces a zero
             smoothed = torch.where(norm > 0, norm.lerp(value, 1 - self.settings.momentum), value)
             norm.copy_(torch.where(finite, smoothed, norm))
@@ -371,8 +375,10 @@ class GradientBalance(nn.Module):
         # which terms there are is known from the first iteration on; a checkpoint knows it before
         for key in [k for k in state_dict if k.startswith(prefix + "norm_")]:
             value, name = state_dict[key], key[len(prefix) :]
-            if value.dim() == 0:  # of all levels together, as older checkpoints have: measured anew
-                state_dict.pop(key)
+            if value.dim() == 0 and not self.settings.per_level:  # as older checkpoints have it
+                value = state_dict[key] = value.reshape(1)
+            if (value.dim() == 0) or (len(value) > 1 and not self.settings.per_level):
+                state_dict.pop(key)  # of other levels than are wanted: measured anew
             elif name not in self._buffers:
                 self.register_buffer(name, torch.zeros_like(value, device=self.scale.device))
         self._iteration = None
