@@ -129,6 +129,10 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.TEACHER.COMPILE = False
     # Run it on a CUDA stream of its own, beside the student's forward.
     cfg.MODEL.TEACHER.SIDE_STREAM = False
+    # Show it each image at half the width and height, for a quarter of its forward; the student's
+    # stay as they are. Its maps' strides count twice then: the student's p3 learns from its p2, and
+    # the student's p2 from no map. Not together with DISTILLER.HEADS.
+    cfg.MODEL.TEACHER.HALF_SIZE = False
     # Distil from an untrained teacher. Teaches nothing: for tests and dry runs only.
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = False
 

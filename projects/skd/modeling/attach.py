@@ -1,16 +1,18 @@
 """Let a student distil: what it needs, what is checked, what is made."""
 
 import inspect
+import logging
 from math import inf
-from typing import Any, List, Optional, Sequence, Type, Union
+from typing import Any, Dict, List, Optional, Sequence, Type, Union
 
 import torch
+from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ..config.naming import called, present_form
 from ..distillers import Distiller, GradientBalance
 from ..distillers.settings import is_number, is_whole
-from .features import pair_levels
+from .features import LevelPair, pair_levels
 from .heads import TeacherHeads
 from .inherit import inherit as inherit_from
 from .partial_forward import check_module, given_shapes, output_shapes
@@ -18,6 +20,7 @@ from .state import DistillState
 from .student_class import PARTS, STATE, distils, set_parts
 from .teacher import FrozenTeacher
 
+logger = logging.getLogger(__name__)
 AUTO = "auto"
 
 
@@ -87,7 +90,7 @@ def attach(
     if student_shapes:
         check_module(student, features, features_key)
     student_shapes = student_shapes or output_shapes(student, features, features_key)
-    pairs = pair_levels(student_shapes, teacher.output_shape(), levels)
+    pairs = _pair(student_shapes, teacher, levels)
     if heads is not None:
         heads.fit(student, teacher, pairs)
     if inherit:
@@ -99,6 +102,26 @@ def attach(
     state = DistillState(input_format, features, every, pairs, present_form())
     state.unlabelled_weight, state.heads = unlabelled_weight, heads
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
+
+
+def _pair(
+    student: Dict[str, ShapeSpec], teacher: FrozenTeacher, levels: Sequence[str]
+) -> Dict[str, LevelPair]:
+    """Pairs of maps; the log says which of the student's have no partner."""
+    try:
+        pairs = pair_levels(student, teacher.output_shape(), levels)
+    except ValueError as error:
+        if not getattr(teacher, "half_size", False):
+            raise
+        key = called("MODEL.TEACHER.HALF_SIZE")
+        raise ValueError(f"{error}\n{key} is True, which doubles the teacher's strides.") from None
+    alone = [f"'{n}' (stride {s.stride})" for n, s in student.items() if n not in pairs]
+    if alone and not levels:
+        logger.info(
+            f"Not distilled: the student's {', '.join(alone)}, as no map of the teacher has the "
+            "stride."
+        )
+    return pairs
 
 
 def _check_kinds(student: Any, teacher: Any, distiller: Any) -> None:

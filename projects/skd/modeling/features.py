@@ -320,7 +320,7 @@ def check_input(x: torch.Tensor, images: Sequence[Size], detector: nn.Module, wh
     sides = tuple(x.shape[-2:])
     if all(a <= b for a, b in zip(sides, padded)) or len(x) != len(images):
         return
-    if max(sides) <= _square(detector) or not _padding_varies(x, images):
+    if max(sides) <= square_side(detector) or not _padding_varies(x, images):
         return
     raise ValueError(
         f"The {whose} took images of {sides} pixels for a batch whose largest is {largest}, and "
@@ -331,7 +331,8 @@ def check_input(x: torch.Tensor, images: Sequence[Size], detector: nn.Module, wh
     )
 
 
-def _square(detector: nn.Module) -> int:
+def square_side(detector: nn.Module) -> int:
+    """Pixels of the squares that a detector pads its images to; 0 where it does not."""
     constraints = (getattr(m, "padding_constraints", None) for m in detector.modules())
     return max((c.get("square_size", 0) for c in constraints if isinstance(c, dict)), default=0)
 

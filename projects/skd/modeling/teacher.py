@@ -15,12 +15,13 @@ from ..config.built import find_built
 from ..config.naming import called
 from ..config.projects import check_function_allowed, load_function
 from .build_detector import detector_args
-from .features import Maps, Tapped
+from .features import Maps, Tapped, square_side
+from .heads import check_full_size
 from .inherit import State, components
 from .load import load_in_full
 from .partial_forward import given_shapes
 from .teacher_runner import Overrides, make_runner
-from .teacher_speed import PRECISIONS, fold_batch_norm
+from .teacher_speed import PRECISIONS, fold_batch_norm, halve, of_halved
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class FrozenTeacher(nn.Module):
         channels_last: bool = True,
         compile: bool = False,
         side_stream: bool = False,
+        half_size: bool = False,
         config: Optional[Dict[str, Any]] = None,
         heads: bool = False,
         classes: Sequence[str] = (),
@@ -68,10 +70,11 @@ class FrozenTeacher(nn.Module):
                 model and Detectron2's standard inputs that returns an ImageList or (N, C, H, W), or
                 its name, "MODULE:FUNCTION".
             random_weights: keep the model untrained; ``weights`` must be empty.
-            precision, fold_bn, channels_last, compile, side_stream: see ``MODEL.TEACHER``.
+            precision, fold_bn, channels_last, compile, side_stream, half_size: see
+                ``MODEL.TEACHER``.
             config: what ``model`` was made from, for the record of a run.
             heads: keep the heads too, for :class:`TeacherHeads`, as ``whole``; they do not run
-                here.
+                here. Not with ``half_size``.
             classes: names of what the heads tell apart, in their order; empty if unknown.
 
         Raises:
@@ -80,6 +83,7 @@ class FrozenTeacher(nn.Module):
         """
         super().__init__()
         _check(precision, weights, random_weights)
+        check_full_size(heads and half_size)
         if random_weights:
             logger.warning(
                 f"THE TEACHER IS UNTRAINED ({called('MODEL.TEACHER.RANDOM_WEIGHTS')}): "
@@ -95,7 +99,7 @@ class FrozenTeacher(nn.Module):
             )
         self.weights, self.config = weights, config
         self.features = features
-        self.side_stream = side_stream
+        self.side_stream, self.half_size = side_stream, half_size
         self._components = _on_host(components(model))
         overrides = _overrides(feature_shapes, preprocess)
         model.eval()
@@ -112,6 +116,8 @@ class FrozenTeacher(nn.Module):
         if channels_last:
             runner.running.to(memory_format=torch.channels_last)
         runner.check()
+        if half_size:
+            _warn_of_square(self.detector)
         self._shared = False
         self._stream: Optional["torch.cuda.Stream"] = None
 
@@ -125,8 +131,7 @@ class FrozenTeacher(nn.Module):
             from_yaml=True,
             extra_projects=teacher.PROJECTS,
             random_weights=teacher.RANDOM_WEIGHTS,
-            heads=bool(cfg.MODEL.DISTILLER.HEADS.NAMES),
-            **_running_args(teacher),
+            **_running_args(cfg),
         )
 
     @classmethod
@@ -138,8 +143,7 @@ class FrozenTeacher(nn.Module):
             {"projects": teacher.PROJECTS, "random_weights": teacher.RANDOM_WEIGHTS},
             weights=teacher.WEIGHTS,
             opts=teacher.OPTS,
-            heads=bool(cfg.MODEL.DISTILLER.HEADS.NAMES),
-            **_running_args(teacher),
+            **_running_args(cfg),
         )
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
@@ -195,7 +199,9 @@ class FrozenTeacher(nn.Module):
         return self._components
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        return self._runner.shapes
+        """By level name; strides are in pixels of the images that :meth:`forward` is given."""
+        shapes = self._runner.shapes
+        return {n: of_halved(s) for n, s in shapes.items()} if self.half_size else shapes
 
     def forward(self, batched_inputs: List[Dict[str, Any]], image_format: str) -> Maps:
         """
@@ -221,7 +227,7 @@ class FrozenTeacher(nn.Module):
 
         Returns:
             A function that waits for the feature maps and returns them, with the size of the
-            padded images.
+            padded images, in pixels of ``batched_inputs``.
         """
         images = [x["image"] for x in batched_inputs]
         if image_format != self.input_format:
@@ -261,7 +267,12 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def _tap(self, images: List[torch.Tensor]) -> Tapped:
-        return self._runner(images)
+        if not self.half_size:
+            return self._runner(images)
+        device = self._runner.device  # where halving costs nothing
+        tapped = self._runner([halve(x.to(device, non_blocking=True)) for x in images])
+        size = tapped.input_size
+        return tapped._replace(input_size=size and (2 * size[0], 2 * size[1]))
 
 
 def _overrides(
@@ -273,9 +284,22 @@ def _overrides(
     return Overrides(given_shapes(shapes, called("MODEL.TEACHER.FEATURE_SHAPES")), preprocess)
 
 
-def _running_args(teacher: CfgNode) -> Dict[str, Any]:
+def _warn_of_square(detector: nn.Module) -> None:
+    side = square_side(detector)
+    if side:
+        logger.warning(
+            f"{called('MODEL.TEACHER.HALF_SIZE')} is True, and the teacher pads its images to "
+            f"squares of {side} pixels, however small they are: nothing is saved. Make its square "
+            f"half as large (backbone.square_pad, in {called('MODEL.TEACHER.OPTS')})."
+        )
+
+
+def _running_args(cfg: CfgNode) -> Dict[str, Any]:
+    teacher, heads = cfg.MODEL.TEACHER, bool(cfg.MODEL.DISTILLER.HEADS.NAMES)
     check_function_allowed(teacher.PREPROCESS, "MODEL.TEACHER.PREPROCESS")
+    check_full_size(heads and teacher.HALF_SIZE)  # before anything is built
     return {
+        "heads": heads,
         "features": teacher.FEATURES,
         "feature_shapes": teacher.FEATURE_SHAPES,
         "preprocess": teacher.PREPROCESS,
@@ -284,6 +308,7 @@ def _running_args(teacher: CfgNode) -> Dict[str, Any]:
         "channels_last": teacher.CHANNELS_LAST,
         "compile": teacher.COMPILE,
         "side_stream": teacher.SIDE_STREAM,
+        "half_size": teacher.HALF_SIZE,
     }
 
 
@@ -320,9 +345,10 @@ def build_teacher(
     Args:
         config_file, projects, weights: see ``MODEL.TEACHER``.
         kwargs: ``opts``, ``features``, ``feature_shapes``, ``preprocess``, ``random_weights``,
-            ``precision``, ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``, as the
-            config keys; ``heads``, as for :class:`FrozenTeacher`.
+            ``precision``, ``fold_bn``, ``channels_last``, ``compile``, ``side_stream``,
+            ``half_size``, as the config keys; ``heads``, as for :class:`FrozenTeacher`.
     """
+    check_full_size(kwargs.get("heads", False) and kwargs.get("half_size", False))
     config_file, kwargs["weights"] = os.fspath(config_file), os.fspath(weights or "")
     built = find_built(config_file)
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
@@ -346,7 +372,8 @@ def of_built(
         ValueError: a setting that comes too late.
     """
     frozen = isinstance(built, FrozenTeacher)
-    idle = {**idle, "opts": kwargs.pop("opts", ()), **({"weights": weights} if frozen else {})}
+    late = {"weights": weights, "half_size": kwargs.get("half_size")} if frozen else {}
+    idle = {**idle, "opts": kwargs.pop("opts", ()), **late}
     for name, value in idle.items():
         if value:
             raise ValueError(

@@ -245,8 +245,8 @@ class BackboneRunner:
         largest = max(max(x.shape[-2:]) for x in images)
         if 0 < square < largest:
             raise ValueError(
-                f"An image has a side of {largest} pixels after resizing, and the teacher pads "
-                f"its images to squares of {square}. Make the student's training images no larger "
+                f"The teacher gets an image with a side of {largest} pixels, and pads its images "
+                f"to squares of {square}. Make the student's training images no larger "
                 f"than that ({called('INPUT.MAX_SIZE_TRAIN')}), or the teacher's square larger "
                 f"(backbone.square_pad)."
             )

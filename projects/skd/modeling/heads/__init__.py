@@ -6,7 +6,7 @@ from .cross import CrossHead
 from .dense import DenseHead
 from .mask import MaskHead
 from .rpn import RPNHead
-from .teacher_heads import TeacherHeads, build_heads
+from .teacher_heads import TeacherHeads, build_heads, check_full_size
 
 __all__ = [
     "BoxHead",
@@ -18,4 +18,5 @@ __all__ = [
     "RPNHead",
     "TeacherHeads",
     "build_heads",
+    "check_full_size",
 ]

@@ -63,6 +63,7 @@ class TeacherHeads:
         Raises:
             ValueError: heads that cannot be compared, or classes whose names are not known.
         """
+        check_full_size(getattr(teacher, "half_size", False))
         if teacher.whole is None:
             raise ValueError(
                 "The teacher was built without its heads: build_teacher(..., heads=True)."
@@ -134,6 +135,21 @@ class TeacherHeads:
                 own.update({k: calls[name] for k, name in kind.watched_often.items()})
                 found.update(kind.terms(student, teacher.whole, own, maps))
         return found
+
+
+def check_full_size(half_size: bool) -> None:
+    """
+    Args:
+        half_size: whether a teacher sees its images at half their size; heads are learned from it.
+
+    Raises:
+        ValueError: it does. The student's anchors and boxes would be others in its pixels.
+    """
+    if half_size:
+        raise ValueError(
+            f"{called('MODEL.TEACHER.HALF_SIZE')} is True, and the teacher's heads are learned "
+            f"from ({_key('names')}), which look at boxes in pixels of whole images: leave one out."
+        )
 
 
 def _key(name: str) -> str:

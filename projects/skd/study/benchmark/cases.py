@@ -138,7 +138,11 @@ def inputs(images: int, size: Tuple[int, int]) -> List[Dict[str, Any]]:
 
 
 def mask_rcnn(
-    device: str, precision: str = "fp32", every: int = 1, side_stream: bool = False
+    device: str,
+    precision: str = "fp32",
+    every: int = 1,
+    side_stream: bool = False,
+    half_size: bool = False,
 ) -> Tuple[nn.Module, nn.Module]:
     """
     Mask R-CNN R50 <- R101 of the zoo, and the baseline: R50 by itself, with the same weights.
@@ -150,6 +154,7 @@ def mask_rcnn(
     cfg.MODEL.TEACHER.RANDOM_WEIGHTS = True
     cfg.MODEL.TEACHER.PRECISION = precision
     cfg.MODEL.TEACHER.SIDE_STREAM = side_stream
+    cfg.MODEL.TEACHER.HALF_SIZE = half_size
     cfg.MODEL.DISTILLER.EVERY = every
     # as after the first iterations: from then on BALANCE measures gradients in every 20th only
     cfg.MODEL.DISTILLER.BALANCE.BURN_IN = 1

@@ -13,7 +13,14 @@ from .loader import loader_rows, startup_rows
 from .loss import growth_rows, loss_rows, memory_rows, peer_rows
 from .measure import machine, use_all_cores
 from .scaling import scaling_rows
-from .step import balance_rows, eval_rows, every_rows, side_stream_rows, step_rows
+from .step import (
+    balance_rows,
+    eval_rows,
+    every_rows,
+    half_size_rows,
+    side_stream_rows,
+    step_rows,
+)
 from .teacher import compile_rows, teacher_rows
 
 PARTS = {
@@ -23,6 +30,7 @@ PARTS = {
     "growth": growth_rows,
     "step": step_rows,
     "every": every_rows,
+    "half_size": half_size_rows,
     "balance": balance_rows,
     "side_stream": side_stream_rows,
     "eval": eval_rows,

@@ -52,18 +52,24 @@ def _small(size: Sequence[int]) -> Tuple[int, ...]:
 
 
 def every_rows(args: Namespace) -> List[Dict[str, Any]]:
-    """Four steps with MODEL.DISTILLER.EVERY k, against four of the student's."""
+    """Steps with MODEL.DISTILLER.EVERY k."""
+    return [_four_steps(args, f"step_every_{k}", every=k) for k in (1, 2, 4)]
+
+
+def half_size_rows(args: Namespace) -> List[Dict[str, Any]]:
+    """Steps with MODEL.TEACHER.HALF_SIZE."""
+    return [_four_steps(args, "step_half_size", half_size=True)]
+
+
+def _four_steps(args: Namespace, name: str, **options: Any) -> Dict[str, Any]:
+    """A row: four steps of a model with these options, against four of the student's."""
     gpu = args.device == "cuda"
     size = args.size if gpu or args.full else _small(args.size)
     batch = inputs(args.images if gpu else 1, size)
-    rows = []
-    for k in (1, 2, 4):
-        models = mask_rcnn(args.device, "fp16" if gpu else "fp32", every=k)
-        sides = [_four(training_step(model, batch, gpu)) for model in models]
-        alternate(sides, 1, args.device)  # the first iteration measures gradients for BALANCE
-        pairs = alternate(sides, args.repeats, args.device)
-        rows.append(row(f"step_every_{k}", pairs, unit="s"))
-    return rows
+    models = mask_rcnn(args.device, "fp16" if gpu else "fp32", **options)
+    sides = [_four(training_step(model, batch, gpu)) for model in models]
+    alternate(sides, 1, args.device)  # the first iteration measures gradients for BALANCE
+    return row(name, alternate(sides, args.repeats, args.device), unit="s")
 
 
 def _four(step: Function) -> Function:
