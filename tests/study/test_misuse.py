@@ -24,7 +24,8 @@ from skd.runtime.whole_files import write_whole
 from skd.study.common.command import positive, run_command, whole
 from skd.study.common.runs import ChildRun, lazy_options
 from skd.study.compare import run as module
-from skd.study.compare.design import Study
+from skd.study.compare.design import Study, load_study
+from tests.helpers import ROOT
 
 SPEC = {
     "iterations": 4,
@@ -48,6 +49,8 @@ def spec(**changes):
         {"methods": {"fgd": {"MODEL": "{'TEACHER': {'CONFIG_FILE': 'evil.py'}}"}}},
         {"methods": {"fgd": {"model.distiller": "{_target_: os.system}"}}},
         {"methods": {"fgd": {"train.output_dir": "${oc.env:HOME}"}}},
+        {"methods": {"fgd": {"MODEL.TEACHER.HALF_SIZE.CONFIG_FILE": "evil.py"}}},
+        {"methods": {"fgd": {"MODEL.TEACHER.HALF_SIZE": "${oc.env:HOME}"}}},
         {"opts": ["MODEL.TEACHER.CONFIG_FILE", "evil.py"]},
         {"detectors": {"d": {"config": "s.yaml", "opts": {"model.teacher.config_file": "e.py"}}}},
         {"teachers": {"t": {"config": "t.yaml", "weights": "x", "opts": {"a._target_": "b"}}}},
@@ -56,6 +59,14 @@ def spec(**changes):
 def test_a_study_file_cannot_lead_to_code(changes, tmp_path):
     with pytest.raises(UnsafeConfigError, match="of the study has"):
         Study(spec(**changes), str(tmp_path))
+
+
+def test_a_study_of_half_the_teachers_size_can_be_run(tmp_path):
+    study = Study(load_study(os.path.join(ROOT, "configs", "every", "shapes.yaml")), str(tmp_path))
+    study.check()
+    runs = study.runs(["Teacher's images at half size"])
+    options = {(run.method, *zip(run.opts[::2], run.opts[1::2])) for run in runs}
+    assert [o[0] for o in options if ("MODEL.TEACHER.HALF_SIZE", "True") in o] == 3 * ["half size"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from typing import Any, Dict, Iterator, Tuple
 from ...config.safe_yaml import UnsafeConfigError
 from ...distillers.settings import is_whole
 
+# A teacher's keys that a method may change: values that name nothing.
+OF_TEACHERS = {"MODEL.TEACHER.HALF_SIZE"}
 KEYS = {"iterations", "seeds", "opts", "teachers", "detectors", "methods", "compare"}
 
 
@@ -112,9 +114,10 @@ def _check_pairs(place: str, pairs: Dict[Any, Any]) -> None:
     for key, value in pairs.items():
         path = str(key).strip().lstrip("+~").upper()
         whole = path == "MODEL" or (path + ".").startswith("MODEL.TEACHER.")
+        whole = whole and path not in OF_TEACHERS
         if whole or any(sign in f"{key}={value}" for sign in ("_target_", "${", "\\")):
             raise UnsafeConfigError(
                 f"{place} of the study has {key}: {value}; in a study file it must change values "
-                "only: no MODEL.TEACHER.* (teachers have a section of their own), no _target_ and "
-                "no ${...}, because these lead to code."
+                "only: no MODEL.TEACHER.* but HALF_SIZE (teachers have a section of their own), no "
+                "_target_ and no ${...}, because these lead to code."
             )
