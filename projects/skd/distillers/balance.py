@@ -26,7 +26,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from .settings import Settings, choice, count, flag, number, proportions, whole
+from .settings import Settings, choice, count, flag, number, part, proportions, whole
 from .words import word
 
 Maps = Dict[str, torch.Tensor]
@@ -63,8 +63,11 @@ class BalanceSettings(Settings):
     warmup: int = count(0)
     # Iterations after these in which the share grows from 0.
     ramp: int = count(0)
-    # How the share shrinks to 0 from then on until SOLVER.MAX_ITER.
+    # How the share shrinks to 0 from then on.
     decay: str = choice("none", DECAYS)
+    # The part of SOLVER.MAX_ITER in which there is a teacher: 0.5 stops it halfway. From then on a
+    # step is the student's own.
+    until: float = part(1.0)
     # The gradients are measured in each of the first BURN_IN iterations and in every PERIOD-th
     # after, as running means of this MOMENTUM. Those that do not distil (EVERY) do not count here.
     period: int = whole(20)
@@ -92,24 +95,20 @@ class GradientBalance(nn.Module):
     ):
         """
         Args:
-            max_iter: iterations of the training; needed for a decay.
+            max_iter: iterations of the training; needed for a decay, and to stop before the end.
             enabled: None leaves it to the distiller, see :meth:`Distiller.wants_balance`.
             settings: further fields of :class:`BalanceSettings`.
 
         Raises:
-            ValueError: a value out of range, or a decay without a ``max_iter``; names the setting.
+            ValueError: a value out of range, or a schedule without a ``max_iter`` that it fits in;
+                names the setting.
             TypeError: a setting that there is not.
         """
         super().__init__()
         settings["enabled"] = enabled
         self.settings = s = self.Settings.make(settings, type(self))
-        if s.decay != "none" and max_iter <= s.warmup + s.ramp:
-            raise ValueError(
-                f"{self._name('decay')} is {s.decay!r}, but the training's {max_iter} iterations "
-                f"end before {self._name('warmup')} and {self._name('ramp')}, "
-                f"{s.warmup + s.ramp} iterations, do."
-            )
         self.max_iter = max_iter
+        self._check_schedule()
         self._own_proportions: Dict[str, float] = {}
         self.limits: Dict[str, float] = {}  # of weights, by term, for those that have one
         self.proportions = {_short(name): value for name, value in dict(s.shares).items()}
@@ -120,6 +119,35 @@ class GradientBalance(nn.Module):
         self._by_levels: Set[str] = set()  # terms that have a loss for each level
         self._every = 1
         self.cosines: Dict[str, torch.Tensor] = {}  # of the last measurement, by term
+
+    def _check_schedule(self) -> None:
+        s = self.settings
+        if (s.decay != "none" or s.until < 1) and self.end() <= s.warmup + s.ramp:
+            key = "decay" if s.until == 1 else "until"
+            raise ValueError(
+                f"{self._name(key)} is {getattr(s, key)!r}, but the training's {self.max_iter} "
+                f"iterations{'' if key == 'decay' else ', as far as that,'} end before "
+                f"{self._name('warmup')} and {self._name('ramp')}, {s.warmup + s.ramp} iterations, "
+                "do."
+            )
+
+    def end(self) -> float:
+        """The iteration from which on the share is 0."""
+        return self.settings.until * self.max_iter
+
+    def is_over(self, iteration: Optional[int] = None) -> bool:
+        """
+        Whether nothing is left to distil.
+
+        Args:
+            iteration: as for :meth:`begin`.
+        """
+        iteration = self._next() if iteration is None else iteration
+        return self.settings.until < 1 and iteration >= self.end()
+
+    def _next(self) -> int:
+        """The iteration that :meth:`begin` counts by itself."""
+        return int(self.iteration) if self._iteration is None else self._iteration + 1
 
     def _name(self, setting: str) -> str:
         return word(type(self), setting)
@@ -141,8 +169,7 @@ class GradientBalance(nn.Module):
         Returns:
             The maps, or in the warm-up detached leaves in their place.
         """
-        if iteration is None:
-            iteration = int(self.iteration) if self._iteration is None else self._iteration + 1
+        iteration = self._next() if iteration is None else iteration
         self._iteration, self._every = iteration, every
         self.iteration.fill_(iteration + 1)
         return self.shown(maps)
@@ -240,7 +267,7 @@ class GradientBalance(nn.Module):
         if self.settings.decay == "none":
             return 1.0
         left = 1 - (done - self.settings.ramp) / (
-            self.max_iter - self.settings.warmup - self.settings.ramp
+            self.end() - self.settings.warmup - self.settings.ramp
         )
         left = min(max(left, 0.0), 1.0)
         return left if self.settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2

@@ -33,6 +33,12 @@ def number(default: Any, *, positive: bool = False, below: float = math.inf) -> 
     return _setting(default, Kind(kind, lambda v: _in_range(v, positive, below)))
 
 
+def part(default: Any) -> Any:
+    """A part of a whole."""
+    kind = Kind("a number above 0, at most 1", lambda v: _positive(v) and v <= 1)
+    return _setting(default, kind)
+
+
 def positive_numbers(default: Sequence[float]) -> Any:
     """A list of numbers above 0."""
     kind = Kind("a list of numbers above 0", lambda v: _is_list(v) and all(map(_positive, v)))

@@ -96,7 +96,9 @@ def _distils_now(model: nn.Module) -> bool:
     The same in all processes, in all parts of a batch, and after a resume, because the event
     storage has the trainer's own iteration.
     """
-    every = model._skd.every
+    every, balance = model._skd.every, model.distiller.balance
+    if balance is not None and balance.is_over(_iteration()):
+        return False
     if every == 1:
         return True
     if not has_event_storage():
@@ -105,6 +107,10 @@ def _distils_now(model: nn.Module) -> bool:
             "the iteration: train within Detectron2's EventStorage and step() it, or leave it at 1."
         )
     return get_event_storage().iter % every == 0
+
+
+def _iteration() -> Optional[int]:
+    return get_event_storage().iter if has_event_storage() else None
 
 
 def _run_between(model: nn.Module, call: Callable[[], Any]) -> Any:
@@ -237,8 +243,7 @@ def _begin_balance(model: nn.Module, maps: Maps) -> Maps:
     """What the distiller gets to see of the student's maps."""
     if model.distiller.balance is None:
         return maps
-    iteration = get_event_storage().iter if has_event_storage() else None
-    return model.distiller.balance.begin(maps, iteration, model._skd.every)
+    return model.distiller.balance.begin(maps, _iteration(), model._skd.every)
 
 
 def _balance_terms(
