@@ -194,6 +194,13 @@ def test_ramp_and_decay(decay, expected):
     assert [multiplier(i) for i in (20, 70, 120)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("decay,expected", [("none", [1, 1, 0]), ("cosine", [1, 0.5, 0])])
+def test_a_decay_ends_where_the_teacher_stops(decay, expected):
+    balance = GradientBalance(decay=decay, until=0.25, max_iter=400)
+    found = [0 if balance.is_over(i) else balance.multiplier(i) for i in (0, 50, 100)]
+    assert found == pytest.approx(expected)
+
+
 def test_the_measurement_leaves_the_gradients_of_the_step_alone():
     """The fused losses keep gradients for backward, which a second pass must not touch."""
     maps, teacher, _ = inputs()
@@ -315,6 +322,8 @@ def test_norms_of_all_levels_together_are_measured_anew():
             {"decay": "linear", "warmup": 9, "max_iter": 9},
             "end before GradientBalance's warmup and ",
         ),
+        ({"until": 0.5}, "GradientBalance's until is 0.5, but the training's 0 iterations"),
+        ({"until": 0.5, "max_iter": 20, "ramp": 10}, "until is 0.5, but the training's 20 iter"),
     ],
 )
 def test_wrong_settings_are_named(settings, words):

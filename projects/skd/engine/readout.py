@@ -27,7 +27,8 @@ class DistillationLog(HookBase):
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period:
             return
-        latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
+        begin = self.trainer.iter - self.period  # what is older has ended
+        latest = {k: v for k, (v, i) in self.trainer.storage.latest().items() if i > begin}
         shares = _starting_with(latest, "distill/share_")
         if not shares:
             return

@@ -5,7 +5,7 @@ maps, the distiller's terms, and what there is to see of it.
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from detectron2.structures import Boxes
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..config.naming import called
 from ..distillers import Distiller
+from ..distillers.balance import PREFIX
 from ..distillers.base import at_least_fp32
 from .features import FeatureTap, Maps, Size, Tapped, check_input, check_maps, crop
 from .heads.teacher_heads import Calls
@@ -59,6 +60,10 @@ def run_step(
     """
     labelled, unlabelled = split_call(ForwardArguments(args, kwargs))
     call = partial(_call_student, model, forward, *labelled.args, **labelled.kwargs)
+    balance = model.distiller.balance
+    if balance is not None and balance.is_over(_iteration()):
+        ended = [f"{PREFIX}{term}" for term in balance.shares()]
+        return _run_between(model, call, [*ended, *([TERM] if unlabelled else [])])
     if not _distils_now(model):
         return _run_between(model, call)
     batch = _read_batch(model.distiller, labelled.values)
@@ -96,9 +101,7 @@ def _distils_now(model: nn.Module) -> bool:
     The same in all processes, in all parts of a batch, and after a resume, because the event
     storage has the trainer's own iteration.
     """
-    every, balance = model._skd.every, model.distiller.balance
-    if balance is not None and balance.is_over(_iteration()):
-        return False
+    every = model._skd.every
     if every == 1:
         return True
     if not has_event_storage():
@@ -113,13 +116,22 @@ def _iteration() -> Optional[int]:
     return get_event_storage().iter if has_event_storage() else None
 
 
-def _run_between(model: nn.Module, call: Callable[[], Any]) -> Any:
-    """A step that does not distil: the student's own losses, by name and value."""
+def _run_between(model: nn.Module, call: Callable[[], Any], ended: Sequence[str] = ()) -> Any:
+    """
+    A step that does not distil: the student's own losses, by name and value.
+
+    Args:
+        ended: losses that are 0 from now on, and would else stay in the log as they were.
+    """
     output = call()
     losses = read_losses(output)
-    if losses:
-        _keep_metrics(model, sum_losses(losses), {})
-    return write_losses(output, with_zero_gradients(losses, model.distiller))
+    if not losses:
+        return output
+    own = sum_losses(losses)
+    _keep_metrics(model, own, {})
+    losses = with_zero_gradients(losses, model.distiller)
+    zeros = {name: {"": own.new_zeros(())} for name in ended}
+    return write_losses(output, add_terms(losses, zeros))
 
 
 class _Batch(NamedTuple):
