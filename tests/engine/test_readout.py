@@ -37,6 +37,23 @@ def test_a_training_without_a_teacher_is_silent(caplog):
     assert said(caplog, {"total_loss": 1.0}) == []
 
 
+def test_the_end_of_a_distillation_is_said_once(caplog):
+    hook = DistillationLog(100)
+    with EventStorage() as storage, caplog.at_level(logging.INFO):
+        hook.trainer = SimpleNamespace(storage=storage, iter=0)
+        for storage.iter in range(400):
+            hook.trainer.iter = storage.iter
+            if storage.iter < 150:
+                storage.put_scalars(**HEALTHY)
+            hook.after_step()
+    messages = [record.getMessage()[:40] for record in caplog.records]
+    assert messages == [
+        "Distillation at iteration 99: structured",
+        "Distillation at iteration 199: structure",
+        "No distillation any more at iteration 29",
+    ]
+
+
 @pytest.mark.parametrize(
     "change,words",
     [

@@ -23,6 +23,7 @@ class DistillationLog(HookBase):
     def __init__(self, period: int = 100):
         self.period = period
         self.warned = set()
+        self.distils = False
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period:
@@ -30,6 +31,9 @@ class DistillationLog(HookBase):
         begin = self.trainer.iter - self.period  # what is older has ended
         latest = {k: v for k, (v, i) in self.trainer.storage.latest().items() if i > begin}
         shares = _starting_with(latest, "distill/share_")
+        if self.distils and not shares:
+            logger.info(f"No distillation any more at iteration {self.trainer.iter}.")
+        self.distils = bool(shares)
         if not shares:
             return
         logger.info(f"Distillation at iteration {self.trainer.iter}: {_words(latest, shares)}")
