@@ -187,11 +187,17 @@ def test_the_warm_up_moves_the_layers_and_not_the_student():
     "decay,expected", [("none", [1, 1, 1]), ("linear", [1, 0.5, 0]), ("cosine", [1, 0.5, 0])]
 )
 def test_ramp_and_decay(decay, expected):
-    balance = GradientBalance(warmup=10, ramp=10, decay=decay, max_iter=120)
+    balance = GradientBalance(warmup=10, ramp=10, decay=decay, until=1.0, max_iter=120)
 
     multiplier = balance.multiplier
     assert multiplier(10) == 0.1 and multiplier(14) == 0.5 and multiplier(19) == 1.0
     assert [multiplier(i) for i in (20, 70, 120)] == pytest.approx(expected)
+
+
+def test_by_default_the_teacher_stops_where_the_length_of_the_training_is_known():
+    known, unknown = GradientBalance(max_iter=300), GradientBalance()
+    assert [known.is_over(i) for i in (99, 100)] == [False, True]
+    assert not unknown.is_over(10**9)
 
 
 @pytest.mark.parametrize("decay,expected", [("none", [1, 1, 0]), ("cosine", [1, 0.5, 0])])
@@ -318,12 +324,10 @@ def test_norms_of_all_levels_together_are_measured_anew():
         ({"period": 0}, "GradientBalance's period is 0; it must be a whole number above 0"),
         ({"momentum": 1.0}, "GradientBalance's momentum is 1.0"),
         ({"decay": "exp"}, "GradientBalance's decay is 'exp'"),
-        (
-            {"decay": "linear", "warmup": 9, "max_iter": 9},
-            "end before GradientBalance's warmup and ",
-        ),
-        ({"until": 0.5}, "GradientBalance's until is 0.5, but the training's 0 iterations"),
-        ({"until": 0.5, "max_iter": 20, "ramp": 10}, "until is 0.5, but the training's 20 iter"),
+        ({"decay": "linear"}, "GradientBalance's decay is 'linear', a part of the training, whose"),
+        ({"until": 0.5}, "GradientBalance's until is 0.5, a part of the training, whose length"),
+        ({"warmup": 9, "max_iter": 9}, "warmup and .*'s ramp are 9 iterations, and .* at 3 of 9"),
+        ({"until": 0.5, "max_iter": 20, "ramp": 10}, "ramp are 10 .* at 10 of 20 .*until"),
     ],
 )
 def test_wrong_settings_are_named(settings, words):

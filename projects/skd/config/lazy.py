@@ -274,7 +274,7 @@ def distill(
 
 def depends_on_max_iter(cfg: DictConfig) -> List[str]:
     """What else a change of ``train.max_iter`` changes: schedules go by the part that is done."""
-    return ["lr_multiplier"]
+    return ["lr_multiplier", *(["model.balance"] if is_distilling(cfg) else [])]
 
 
 def student_config(cfg: DictConfig, keep_settings: bool = False) -> DictConfig:

@@ -284,8 +284,11 @@ def depends_on_max_iter(cfg: CN) -> List[str]:
     found = []
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":  # whose SOLVER.STEPS are iterations
         found.append(f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}")
-    if is_distilling(cfg) and cfg.MODEL.DISTILLER.BALANCE.DECAY != "none":
-        found.append(f"MODEL.DISTILLER.BALANCE.DECAY {cfg.MODEL.DISTILLER.BALANCE.DECAY}")
+    balance = cfg.MODEL.DISTILLER.BALANCE if is_distilling(cfg) else None
+    if balance and balance.ENABLED is not False:
+        given = {"DECAY": balance.DECAY, "UNTIL": balance.UNTIL}
+        idle = {"DECAY": "none", "UNTIL": 1.0}
+        found += [f"MODEL.DISTILLER.BALANCE.{k} {v}" for k, v in given.items() if v != idle[k]]
     return found
 
 

@@ -36,6 +36,9 @@ Shares = Union[Mapping[str, float], Sequence[Tuple[str, float]]]
 DETECTOR = "detector"
 PREFIX = "loss_distill_"
 DECAYS = ("none", "linear", "cosine")
+# A student of small capacity that goes on copying gives up what it could find by itself (J. H. Cho
+# and B. Hariharan, ICCV 2019). The number is from docs/results/default/PROTOCOL.md.
+UNTIL = 1 / 3
 # Gradients at fp16 maps are too small for fp16: they are taken of the loss times this, and the
 # factor is halved where it was too large.
 FP16_SCALE = 2.0**16
@@ -65,9 +68,9 @@ class BalanceSettings(Settings):
     ramp: int = count(0)
     # How the share shrinks to 0 from then on.
     decay: str = choice("none", DECAYS)
-    # The part of SOLVER.MAX_ITER in which there is a teacher: 0.5 stops it halfway. From then on a
-    # step is the student's own.
-    until: float = part(1.0)
+    # The part of SOLVER.MAX_ITER in which there is a teacher: 0.5 stops it halfway, and from then on
+    # a step is the student's own. None: UNTIL, where the length of the training is known.
+    until: Optional[float] = part(None)
     # The gradients are measured in each of the first BURN_IN iterations and in every PERIOD-th
     # after, as running means of this MOMENTUM. Those that do not distil (EVERY) do not count here.
     period: int = whole(20)
@@ -122,17 +125,24 @@ class GradientBalance(nn.Module):
 
     def _check_schedule(self) -> None:
         s = self.settings
-        if (s.decay != "none" or s.until < 1) and self.end() <= s.warmup + s.ramp:
-            key = "decay" if s.until == 1 else "until"
+        timed = next((key for key in ("until", "decay") if getattr(s, key) not in (None, "none")), "")
+        if timed and not self.max_iter:
             raise ValueError(
-                f"{self._name(key)} is {getattr(s, key)!r}, but the training's {self.max_iter} "
-                f"iterations{'' if key == 'decay' else ', as far as that,'} end before "
-                f"{self._name('warmup')} and {self._name('ramp')}, {s.warmup + s.ramp} iterations, "
-                "do."
+                f"{self._name(timed)} is {getattr(s, timed)!r}, a part of the training, whose "
+                f"length is not known: give {type(self).__name__} its max_iter."
+            )
+        if self.end() <= s.warmup + s.ramp:
+            raise ValueError(
+                f"{self._name('warmup')} and {self._name('ramp')} are {s.warmup + s.ramp} "
+                f"iterations, and the teacher stops at {self.end():.0f} of {self.max_iter} "
+                f"({self._name('until')}): nothing would be distilled. Make them fewer, or let it "
+                "run longer."
             )
 
     def end(self) -> float:
-        """The iteration from which on the share is 0."""
+        """The iteration from which on there is no teacher."""
+        if self.settings.until is None:
+            return UNTIL * self.max_iter or math.inf
         return self.settings.until * self.max_iter
 
     def is_over(self, iteration: Optional[int] = None) -> bool:
@@ -142,8 +152,7 @@ class GradientBalance(nn.Module):
         Args:
             iteration: as for :meth:`begin`.
         """
-        iteration = self._next() if iteration is None else iteration
-        return self.settings.until < 1 and iteration >= self.end()
+        return (self._next() if iteration is None else iteration) >= self.end()
 
     def _next(self) -> int:
         """The iteration that :meth:`begin` counts by itself."""
