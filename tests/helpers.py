@@ -142,12 +142,12 @@ def lazy_config(tmp_path, *options):
 def distilling(student_cfg, teacher_files, reduction="sum", balance=False, **changes):
     """
     The student's config, with a teacher from :func:`save_detector`, and the terms' weights as the
-    papers have them unless ``balance``.
+    papers have them unless ``balance``, from the first iteration to the last.
     """
     cfg = student_cfg.clone()
     distill(cfg, *teacher_files)
     cfg.MODEL.DISTILLER.STRUCTURED.REDUCTION = reduction
-    cfg.MODEL.DISTILLER.BALANCE.ENABLED = balance
+    cfg.MODEL.DISTILLER.BALANCE.ENABLED, cfg.MODEL.DISTILLER.BALANCE.UNTIL = balance, 1.0
     for key, value in changes.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     return cfg
