@@ -24,6 +24,10 @@ STUDIES = {
     "real/nuclei": "nuclei",
     "flag": "shapes, from scratch",
     "flag_pretrained": "shapes, pre-trained",
+    "flag_pretrained_short": "shapes, pre-trained, half as long",
+    # share 3 to the end of the training, the default until 26 November 2026
+    "first_default/carparts": "first default: car parts",
+    "first_default/flag_pretrained": "first default: shapes, pre-trained, half as long",
 }
 
 
