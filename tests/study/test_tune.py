@@ -13,10 +13,10 @@ from skd.study.common.command import RunError
 from skd.study.tune import run as tune
 from skd.study.tune.held_out import hold_out
 from skd.study.tune.run import Clock, TrialRun, Tuning, work_off
-from skd.study.tune.search import PROPORTION, SHARE, WARMUP, Rungs, Search, Space, options
+from skd.study.tune.search import PROPORTION, SHARE, UNTIL, WARMUP, Rungs, Search, Space, options
 from tests.helpers import run_script, tiny_config
 
-FIRST = {"SHARE": 1.0, "DECAY": "none", "WARMUP": 0.0}
+FIRST = {"SHARE": 1.0, "DECAY": "none", "WARMUP": 0.0, "UNTIL": 0.5}
 SPACE = Space(("am", "at"), ("p2,p3", "p3"), FIRST)
 ONE_TERM = Space(("pkd",), ("p2,p3",), FIRST)
 RUNGS = Rungs.of(40, 3, 2)  # 10, 20, 40
@@ -70,11 +70,13 @@ def test_the_first_trial_is_the_default_and_others_are_within_limits(tmp_path):
         assert SHARE[0] <= settings["SHARE"] <= SHARE[1]
         assert PROPORTION[0] <= settings["at"] <= PROPORTION[1]
         assert WARMUP[0] <= settings["WARMUP"] <= WARMUP[1]
+        assert UNTIL[0] <= settings["UNTIL"] <= UNTIL[1]
 
 
 def test_a_default_out_of_limits_is_brought_in():
-    space = Space(("am", "at"), ("p2",), {"SHARE": 50, "DECAY": "linear", "WARMUP": 0.9, "at": 0})
-    assert space.start() == {"SHARE": 10.0, "DECAY": "linear", "WARMUP": 0.2, "at": 0.1}
+    given = {"SHARE": 50, "DECAY": "linear", "WARMUP": 0.9, "UNTIL": 0.1, "at": 0}
+    limited = {"SHARE": 10.0, "DECAY": "linear", "WARMUP": 0.2, "UNTIL": 0.25, "at": 0.1}
+    assert Space(("am", "at"), ("p2",), given).start() == limited
 
 
 def test_a_trial_among_the_worse_half_is_given_up(tmp_path):
@@ -133,11 +135,12 @@ def test_an_interrupted_trial_goes_on(tmp_path):
 def test_a_proposal_cut_off_halfway_is_completed(tmp_path):
     search_in(tmp_path, ("A",)).studies["A"].ask()  # no setting suggested yet
     (attempt,) = search_in(tmp_path, ("A",)).attempts()
-    assert set(attempt.settings) == {"SHARE", "DECAY", "WARMUP", "at", "LEVELS"}
+    assert set(attempt.settings) == {"SHARE", "DECAY", "WARMUP", "UNTIL", "at", "LEVELS"}
 
 
 def test_settings_as_keys():
-    settings = {"SHARE": 0.123456, "DECAY": "cosine", "WARMUP": 0.1, "at": 2.0, "LEVELS": "p3"}
+    settings = {"SHARE": 0.123456, "DECAY": "cosine", "WARMUP": 0.1, "UNTIL": 0.3333}
+    settings.update({"at": 2.0, "LEVELS": "p3"})
     keys = options("PKD", settings, SPACE, 400)
     assert keys == {
         "MODEL.DISTILLER.NAME": "PKD",
@@ -145,6 +148,7 @@ def test_settings_as_keys():
         "MODEL.DISTILLER.BALANCE.SHARE": 0.123,
         "MODEL.DISTILLER.BALANCE.DECAY": "cosine",
         "MODEL.DISTILLER.BALANCE.WARMUP": 40,
+        "MODEL.DISTILLER.BALANCE.UNTIL": 0.333,
         "MODEL.DISTILLER.BALANCE.SHARES": "[['am', 1.0], ['at', 2.0]]",
         "MODEL.DISTILLER.LEVELS": "['p3']",
     }

@@ -125,7 +125,9 @@ class GradientBalance(nn.Module):
 
     def _check_schedule(self) -> None:
         s = self.settings
-        timed = next((key for key in ("until", "decay") if getattr(s, key) not in (None, "none")), "")
+        timed = next(
+            (key for key in ("until", "decay") if getattr(s, key) not in (None, "none")), ""
+        )
         if timed and not self.max_iter:
             raise ValueError(
                 f"{self._name(timed)} is {getattr(s, timed)!r}, a part of the training, whose "

@@ -20,6 +20,7 @@ from ...distillers.balance import DECAYS
 SHARE = PROPORTION = (0.1, 10.0)
 # of all iterations
 WARMUP = (0.0, 0.2)
+UNTIL = (0.25, 1.0)
 # of a method, before what they gave decides about the next one
 RANDOM_TRIALS = 5
 _KEY = "MODEL.DISTILLER"
@@ -35,8 +36,8 @@ class Space:
     Attributes:
         terms: their names, without ``loss_distill_``. The first one's proportion is 1.
         levels: choices of levels, as "p2,p3"; the first is all of them.
-        first: ``SHARE``, ``DECAY`` and ``WARMUP`` (a fraction of the iterations) of the first
-            trial, and each term's proportion by its name.
+        first: ``SHARE``, ``DECAY``, ``WARMUP`` and ``UNTIL`` (fractions of the iterations) of the
+            first trial, and each term's proportion by its name.
     """
 
     terms: Sequence[str]
@@ -49,6 +50,7 @@ class Space:
             "SHARE": trial.suggest_float("SHARE", *SHARE, log=True),
             "DECAY": trial.suggest_categorical("DECAY", DECAYS),
             "WARMUP": trial.suggest_float("WARMUP", *WARMUP),
+            "UNTIL": trial.suggest_float("UNTIL", *UNTIL),
         }
         for term in self.terms[1:]:
             settings[term] = trial.suggest_float(term, *PROPORTION, log=True)
@@ -61,6 +63,7 @@ class Space:
         given = {**dict.fromkeys(self.terms, 1.0), **self.first}
         settings = {"SHARE": _within(given["SHARE"], SHARE), "DECAY": given["DECAY"]}
         settings["WARMUP"] = _within(given["WARMUP"], WARMUP)
+        settings["UNTIL"] = _within(given["UNTIL"], UNTIL)
         settings.update({t: _within(given[t], PROPORTION) for t in self.terms[1:]})
         return {**settings, **({"LEVELS": self.levels[0]} if len(self.levels) > 1 else {})}
 
@@ -77,7 +80,9 @@ def options(method: str, settings: Settings, space: Space, iterations: int) -> D
         f"{balance}.ENABLED": True,
         f"{balance}.SHARE": _three_digits(settings["SHARE"]),
         f"{balance}.DECAY": settings["DECAY"],
-        f"{balance}.WARMUP": round(settings["WARMUP"] * iterations),
+        f"{balance}.WARMUP": int(settings["WARMUP"] * iterations),
+        # older searches had a teacher to the end
+        f"{balance}.UNTIL": _three_digits(settings.get("UNTIL", 1.0)),
     }
     parts = [[term, _three_digits(settings[term])] for term in space.terms if term in settings]
     if parts:

@@ -8,10 +8,11 @@ from detectron2.modeling import build_model
 
 from ...config.methods import build_balance, build_distiller
 from ...distillers.balance import PREFIX
+from ...distillers.balance import UNTIL as DEFAULT_UNTIL
 from ...distillers.base import Shapes
 from ...modeling.state import pairs_of
 from ..common.methods import methods_named
-from .search import WARMUP, Space
+from .search import UNTIL, WARMUP, Space
 
 BALANCE = "MODEL.DISTILLER.BALANCE"
 
@@ -37,8 +38,11 @@ def spaces_of(
     cfg = cfg.clone()
     balance = cfg.MODEL.DISTILLER.BALANCE
     first = {
-        "SHARE": balance.SHARE, "DECAY": balance.DECAY, "WARMUP": balance.WARMUP / iterations
-    }  # fmt: skip
+        "SHARE": balance.SHARE,
+        "DECAY": balance.DECAY,
+        "WARMUP": balance.WARMUP / iterations,
+        "UNTIL": balance.UNTIL or DEFAULT_UNTIL,
+    }
     own = dict(balance.SHARES)
     cfg.merge_from_list(
         ["SOLVER.MAX_ITER", iterations, "MODEL.DEVICE", "cpu", "MODEL.DISTILLER.NAME", methods[0]]
@@ -46,9 +50,9 @@ def spaces_of(
     )
     shapes = _shapes(cfg)
     choices = _level_choices(list(shapes), levels)
-    # the longest there is to be tried
-    cfg.merge_from_list([f"{BALANCE}.DECAY", "linear"])
-    cfg.merge_from_list([f"{BALANCE}.WARMUP", round(WARMUP[1] * iterations)])
+    # the least time between warm-up and end that there is to be tried
+    longest = int(WARMUP[1] * iterations)
+    cfg.merge_from_list([f"{BALANCE}.UNTIL", UNTIL[0], f"{BALANCE}.WARMUP", longest])
     build_balance(cfg)
     spaces = {}
     for method in methods:
