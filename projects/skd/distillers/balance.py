@@ -68,8 +68,8 @@ class BalanceSettings(Settings):
     ramp: int = count(0)
     # How the share shrinks to 0 from then on.
     decay: str = choice("none", DECAYS)
-    # The part of SOLVER.MAX_ITER in which there is a teacher: 0.5 stops it halfway, and from then on
-    # a step is the student's own. None: UNTIL, where the length of the training is known.
+    # The part of SOLVER.MAX_ITER in which there is a teacher: 0.5 stops it halfway, and from then
+    # on a step is the student's own. None: a third, where the length of the training is known.
     until: Optional[float] = part(None)
     # The gradients are measured in each of the first BURN_IN iterations and in every PERIOD-th
     # after, as running means of this MOMENTUM. Those that do not distil (EVERY) do not count here.
