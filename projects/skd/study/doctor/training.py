@@ -33,6 +33,7 @@ def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.MODEL.DISTILLER.BALANCE.UNTIL = 1.0  # a short training is looked at to its end
     seed_all_rng(max(cfg.SEED, 0))
     model = build_model(cfg).train()
     if cfg.MODEL.WEIGHTS:
