@@ -8,7 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 
 from skd import add_skd_config
-from skd.config.methods import build_balance, build_distiller, warn_of_idle_weights
+from skd.config.methods import build_balance, build_distiller, warn_of_idle_keys
 from skd.config.naming import YAML, written_as
 from skd.distillers import (
     DISTILLER_REGISTRY,
@@ -161,8 +161,19 @@ def test_weights_without_effect_are_named(cfg, caplog):
     cfg.MODEL.DISTILLER.BALANCE.ENABLED = True
     cfg.MODEL.DISTILLER.STRUCTURED.WEIGHT_AT = 0.0
     cfg.MODEL.DISTILLER.PKD.WEIGHT = 3.0  # of another method
-    warn_of_idle_weights(cfg, build_distiller(cfg))
+    warn_of_idle_keys(cfg, build_distiller(cfg))
     assert not caplog.records
     cfg.MODEL.DISTILLER.STRUCTURED.WEIGHT_AM = 1e-3
-    warn_of_idle_weights(cfg, build_distiller(cfg))
+    warn_of_idle_keys(cfg, build_distiller(cfg))
     assert "MODEL.DISTILLER.STRUCTURED.WEIGHT_AM set, and without effect" in caplog.text
+
+
+def test_settings_of_a_balance_that_is_off_are_named(cfg, caplog):
+    balance = cfg.MODEL.DISTILLER.BALANCE
+    balance.ENABLED, balance.UNTIL = False, 1.0  # as it is without one
+    warn_of_idle_keys(cfg, build_distiller(cfg))
+    assert not caplog.records
+    balance.ENABLED, balance.UNTIL, balance.SHARE = None, 0.5, 1.0
+    cfg.MODEL.DISTILLER.STRUCTURED.PRESET = "two_stage"
+    warn_of_idle_keys(cfg, build_distiller(cfg))
+    assert "BALANCE.SHARE, MODEL.DISTILLER.BALANCE.UNTIL set, and without effect" in caplog.text

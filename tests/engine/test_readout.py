@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.utils.events import EventStorage
 
+from skd.distillers import GradientBalance
 from skd.engine.readout import DistillationLog
 
 HEALTHY = {
@@ -35,6 +36,19 @@ def test_shares_are_percentages(caplog):
 
 def test_a_training_without_a_teacher_is_silent(caplog):
     assert said(caplog, {"total_loss": 1.0}) == []
+
+
+@pytest.mark.parametrize(
+    "until,expected", [(None, ["The teacher stops at iteration 34 of 100"]), (1.0, [])]
+)
+def test_where_the_teacher_stops_is_said_at_the_start(caplog, until, expected):
+    balance = GradientBalance(max_iter=100, until=until)
+    model = SimpleNamespace(distiller=SimpleNamespace(balance=balance))
+    hook = DistillationLog()
+    hook.trainer = SimpleNamespace(model=model, max_iter=100)
+    with caplog.at_level(logging.INFO):
+        hook.before_train()
+    assert [record.getMessage()[:40] for record in caplog.records] == expected
 
 
 def test_the_end_of_a_distillation_is_said_once(caplog):

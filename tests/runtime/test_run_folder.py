@@ -131,10 +131,10 @@ def test_what_goes_by_the_length_of_the_run_is_named(base, caplog):
     trainer.folder.after_train()
     base.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
     assert form_of(base).depends_on_max_iter(base) == []
-    base.MODEL.DISTILLER.BALANCE.ENABLED = None
+    balance = base.MODEL.DISTILLER.BALANCE
+    balance.ENABLED, balance.UNTIL = True, None
     assert form_of(base).depends_on_max_iter(base) == ["MODEL.DISTILLER.BALANCE.UNTIL None"]
-    base.MODEL.DISTILLER.BALANCE.UNTIL = 1.0
-    base.MODEL.DISTILLER.BALANCE.DECAY = "cosine"
+    balance.UNTIL, balance.DECAY = 1.0, "cosine"
     assert form_of(base).depends_on_max_iter(base) == ["MODEL.DISTILLER.BALANCE.DECAY cosine"]
 
 

@@ -274,7 +274,8 @@ def distill(
 
 def depends_on_max_iter(cfg: DictConfig) -> List[str]:
     """What else a change of ``train.max_iter`` changes: schedules go by the part that is done."""
-    return ["lr_multiplier", *(["model.balance"] if is_distilling(cfg) else [])]
+    balanced = is_distilling(cfg) and cfg.model.get("balance") is not None
+    return ["lr_multiplier", *(["model.balance"] if balanced else [])]
 
 
 def student_config(cfg: DictConfig, keep_settings: bool = False) -> DictConfig:

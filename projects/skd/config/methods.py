@@ -57,15 +57,41 @@ def build_balance(cfg: CfgNode) -> GradientBalance:
         return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, **settings)
 
 
-def warn_of_idle_weights(cfg: CfgNode, distiller: Distiller) -> None:
-    """Name the weights that are set and without effect, because ``distiller`` is balanced."""
+def is_balanced(cfg: CfgNode, distiller: Distiller) -> bool:
+    return distiller.wants_balance(cfg.MODEL.DISTILLER.BALANCE.ENABLED)
+
+
+def warn_of_idle_keys(cfg: CfgNode, distiller: Distiller) -> None:
+    """
+    Name the weights that are set and without effect, because ``distiller`` is balanced; or where it
+    is not, the settings of the balance.
+    """
+    if not is_balanced(cfg, distiller):
+        idle = _balance_without_effect(cfg.MODEL.DISTILLER.BALANCE)
+        if idle:
+            logger.warning(
+                f"{', '.join(idle)} set, and without effect: with published weights "
+                "(STRUCTURED.PRESET) or BALANCE.ENABLED False nothing is balanced, and the teacher "
+                "stays to the end. BALANCE.ENABLED True balances."
+            )
+        return
     idle = _weights_without_effect(cfg)
-    if idle and distiller.wants_balance(cfg.MODEL.DISTILLER.BALANCE.ENABLED):
+    if idle:
         logger.warning(
             f"{', '.join(idle)} set, and without effect: MODEL.DISTILLER.BALANCE weighs the terms "
             "by their gradients. BALANCE.SHARES sets their proportions; with BALANCE.ENABLED False "
             "the weights are used."
         )
+
+
+def _balance_without_effect(balance: CfgNode) -> List[str]:
+    # UNTIL 1.0 says what is the case
+    defaults = {**BalanceSettings.node(), "ENABLED": balance.ENABLED}
+    return [
+        f"MODEL.DISTILLER.BALANCE.{key}"
+        for key, value in balance.items()
+        if value != defaults[key] and (key, value) != ("UNTIL", 1.0)
+    ]
 
 
 def _weights_without_effect(cfg: CfgNode) -> List[str]:

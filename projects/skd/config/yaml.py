@@ -21,6 +21,7 @@ from .keys import (
     has_timm,
     own_nodes,
 )
+from .methods import build_distiller, is_balanced
 from .safe_yaml import read_yaml_with_base
 
 logger = logging.getLogger(__name__)
@@ -284,8 +285,8 @@ def depends_on_max_iter(cfg: CN) -> List[str]:
     found = []
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":  # whose SOLVER.STEPS are iterations
         found.append(f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}")
-    balance = cfg.MODEL.DISTILLER.BALANCE if is_distilling(cfg) else None
-    if balance and balance.ENABLED is not False:
+    if is_distilling(cfg) and is_balanced(cfg, build_distiller(cfg)):
+        balance = cfg.MODEL.DISTILLER.BALANCE
         given = {"DECAY": balance.DECAY, "UNTIL": balance.UNTIL}
         idle = {"DECAY": "none", "UNTIL": 1.0}
         found += [f"MODEL.DISTILLER.BALANCE.{k} {v}" for k, v in given.items() if v != idle[k]]

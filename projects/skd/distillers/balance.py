@@ -283,9 +283,13 @@ class GradientBalance(nn.Module):
         left = min(max(left, 0.0), 1.0)
         return left if self.settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
 
+    def terms(self) -> List[str]:
+        """Those that were measured."""
+        return [name for name in self._norms() if name != DETECTOR]
+
     def shares(self) -> Dict[str, float]:
         """s_t by term."""
-        terms = [name for name in self._norms() if name != DETECTOR]
+        terms = self.terms()
         unknown = sorted(set(self.proportions) - set(terms))
         if unknown:
             raise ValueError(
@@ -318,7 +322,7 @@ class GradientBalance(nn.Module):
         iteration = self._iteration if iteration is None else iteration
         norms = self.norms()
         weights = {}
-        for term in (name for name in norms if name != DETECTOR):
+        for term in self.terms():
             if self._is_weighed_by_level(term):
                 weights[term] = self._length(term, iteration) / norms[term].clamp_min(1e-30)
             else:

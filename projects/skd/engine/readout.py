@@ -1,11 +1,13 @@
 """What distillation does, said in the log in words."""
 
 import logging
+import math
 from typing import Dict, List
 
 from detectron2.engine import HookBase
 
 from ..config.naming import called
+from ..distillers.words import word
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,15 @@ class DistillationLog(HookBase):
         self.period = period
         self.warned = set()
         self.distils = False
+
+    def before_train(self) -> None:
+        model = getattr(self.trainer.model, "module", self.trainer.model)
+        balance = getattr(getattr(model, "distiller", None), "balance", None)
+        if balance is not None and balance.end() < self.trainer.max_iter:
+            logger.info(
+                f"The teacher stops at iteration {math.ceil(balance.end())} of "
+                f"{self.trainer.max_iter} ({word(type(balance), 'until')})."
+            )
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period:

@@ -62,7 +62,7 @@ def run_step(
     call = partial(_call_student, model, forward, *labelled.args, **labelled.kwargs)
     balance = model.distiller.balance
     if balance is not None and balance.is_over(_iteration()):
-        ended = [f"{PREFIX}{term}" for term in balance.shares()]
+        ended = [f"{PREFIX}{term}" for term in balance.terms()]
         return _run_between(model, call, [*ended, *([TERM] if unlabelled else [])])
     if not _distils_now(model):
         return _run_between(model, call)
