@@ -4,6 +4,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from skd import student_config
 from tests.helpers import batch, differing, distilling, tiny_config, train_until
@@ -50,6 +52,37 @@ def test_then_the_student_is_the_baseline_and_the_distiller_gets_zeros(teacher_f
         assert p.grad is None or torch.equal(gradients[name], p.grad), name
     ours = [p.grad for p in model.distiller.parameters()]
     assert ours and not any(gradient.any() for gradient in ours)
+
+
+def test_data_parallel_training_goes_on_after_the_end(teacher_files, tmp_path):
+    """One process is enough for its reducer to complain of a parameter without a gradient."""
+    dist.init_process_group(
+        "gloo", rank=0, world_size=1, init_method=f"file://{tmp_path / 'store'}"
+    )
+    try:
+        parallel = DistributedDataParallel(build(config(teacher_files)), broadcast_buffers=False)
+        assert not parallel.find_unused_parameters
+        for iteration in (3, 4, 5):
+            sum(step(parallel, iteration).values()).backward()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_unlabelled_images_and_heads_end_too(teacher_files):
+    cfg = config(teacher_files)
+    cfg.MODEL.DISTILLER.HEADS.NAMES = ["RPNHead"]
+    model = build(cfg)
+    labels = batch()
+    unlabelled = [
+        {"image": x["image"], "height": 64, "width": 64, "unlabelled": True} for x in labels
+    ]
+    with EventStorage(0):
+        first = model(labels + unlabelled)
+    with EventStorage(4):
+        last = model(labels + unlabelled)
+    terms = [name for name in first if name.startswith("loss_distill_")]
+    assert "loss_distill_unlabelled" in terms and any("rpn" in name for name in terms)
+    assert first.keys() == last.keys() and not any(last[name] for name in terms)
 
 
 def test_a_run_that_resumes_after_the_end_goes_on_as_the_baseline(teacher_files, shapes, tmp_path):
