@@ -80,6 +80,10 @@ def uncommon_batch(whose):
     features.check_maps(tapped, {"p2": P2}, [(16, 16)], whose)
 
 
+def nothing_left():
+    GradientBalance(warmup=3, max_iter=9)
+
+
 def between_steps():
     distill_step._distils_now(SimpleNamespace(_skd=SimpleNamespace(every=2)))
 
@@ -119,7 +123,8 @@ RAISED = [
     (differing_channels, "model.distiller.weight_at", "StructuredDistiller's weight_at"),
     (lambda: PKD(weight=-1.0), "model.distiller.weight is -1.0", "PKD's weight is -1.0"),
     (lambda: GradientBalance(period=0), "model.balance.period", "GradientBalance's period"),
-    (lambda: GradientBalance(decay="linear"), "model.balance.warmup", "GradientBalance's ramp"),
+    (lambda: GradientBalance(decay="linear"), "model.balance.decay", "GradientBalance's decay"),
+    (nothing_left, "model.balance.warmup", "GradientBalance's ramp"),
     (lambda: check_device("oven", called("MODEL.DEVICE")), "train.device", "device"),
 ]
 
@@ -145,7 +150,8 @@ def test_an_error_has_no_key_of_a_form_that_the_user_did_not_write(cause, lazy, 
         (differing_channels, "STRUCTURED.ADAPTER"),
         (lambda: StructuredDistiller(key_stride=0), "STRUCTURED.NON_LOCAL.KEY_STRIDES"),
         (lambda: PKD(weight=-1.0), "PKD.WEIGHT"),
-        (lambda: GradientBalance(decay="linear"), "BALANCE.WARMUP"),
+        (lambda: GradientBalance(decay="linear"), "BALANCE.DECAY"),
+        (nothing_left, "BALANCE.WARMUP"),
         (lambda: TeacherHeads(names=["Head"]), "HEADS.NAMES"),
     ],
 )

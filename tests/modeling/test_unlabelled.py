@@ -116,7 +116,7 @@ def test_a_batch_needs_labelled_images(teacher_files):
 
 
 def test_in_the_warm_up_the_student_is_left_alone(teacher_files):
-    changes = {"MODEL__DISTILLER__BALANCE__WARMUP": 5}
+    changes = {"MODEL__DISTILLER__BALANCE__WARMUP": 5, "SOLVER__MAX_ITER": 10}
     _, grads, _ = step(build(teacher_files, **changes), batch() + unlabelled())
     _, expected, _ = step(build(teacher_files, **changes), batch())
     student = [k for k in grads if not k.startswith("distiller.")]
