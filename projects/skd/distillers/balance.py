@@ -130,14 +130,14 @@ class GradientBalance(nn.Module):
         )
         if timed and not self.max_iter:
             raise ValueError(
-                f"{self._name(timed)} is {getattr(s, timed)!r}, a part of the training, whose "
+                f"{self.called(timed)} is {getattr(s, timed)!r}, a part of the training, whose "
                 f"length is not known: give {type(self).__name__} its max_iter."
             )
         if self.end() <= s.warmup + s.ramp:
             raise ValueError(
-                f"{self._name('warmup')} and {self._name('ramp')} are {s.warmup + s.ramp} "
+                f"{self.called('warmup')} and {self.called('ramp')} are {s.warmup + s.ramp} "
                 f"iterations, and the teacher stops at {self.end():.0f} of {self.max_iter} "
-                f"({self._name('until')}): nothing would be distilled. Make them fewer, or let it "
+                f"({self.called('until')}): nothing would be distilled. Make them fewer, or let it "
                 "run longer."
             )
 
@@ -160,7 +160,8 @@ class GradientBalance(nn.Module):
         """The iteration that :meth:`begin` counts by itself."""
         return int(self.iteration) if self._iteration is None else self._iteration + 1
 
-    def _name(self, setting: str) -> str:
+    def called(self, setting: str) -> str:
+        """What the user calls a setting."""
         return word(type(self), setting)
 
     @classmethod
@@ -293,7 +294,7 @@ class GradientBalance(nn.Module):
         unknown = sorted(set(self.proportions) - set(terms))
         if unknown:
             raise ValueError(
-                f"{self._name('shares')} names {unknown}, but the terms are {sorted(terms)}."
+                f"{self.called('shares')} names {unknown}, but the terms are {sorted(terms)}."
             )
         given, own = self.proportions, self._own_proportions
         product = {t: given.get(t, 1.0) * own.get(t, 1.0) for t in terms}

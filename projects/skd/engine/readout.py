@@ -7,7 +7,6 @@ from typing import Dict, List
 from detectron2.engine import HookBase
 
 from ..config.naming import called
-from ..distillers.words import word
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ class DistillationLog(HookBase):
         if balance is not None and balance.end() < self.trainer.max_iter:
             logger.info(
                 f"The teacher stops at iteration {math.ceil(balance.end())} of "
-                f"{self.trainer.max_iter} ({word(type(balance), 'until')})."
+                f"{self.trainer.max_iter} ({balance.called('until')})."
             )
 
     def after_step(self) -> None:
