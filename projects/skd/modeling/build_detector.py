@@ -1,6 +1,6 @@
 """Any detector from its config: a file, or a name in Detectron2's model zoo; YAML or LazyConfig."""
 
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -59,11 +59,10 @@ def build_detector(
             f"The teacher is '{config_file}', and to look at what it finds "
             f"({called('MODEL.TEACHER.EVALUATE')}) needs one that a config file names."
         )
-    given = {"opts": opts, "from_yaml": from_yaml, "extra_projects": extra_projects}
-    args = detector_args(config_file, weights=weights, random_weights=random_weights, **given)
+    cfg, args = _read(config_file, weights, opts, random_weights, from_yaml, extra_projects)
+    args = {**args, **_build(config_file, cfg)}
     if not random_weights:
         load_in_full(args["model"], args["weights"])
-    cfg = _load_config(config_file, find_config(config_file), list(opts), from_yaml, extra_projects)
     return Detector(
         args["model"].eval(), args["input_format"], run_settings.value_of(cfg, "train_sets") or []
     )
@@ -78,6 +77,26 @@ def detector_args(
     extra_projects: Sequence[str] = (),
     **kwargs,
 ) -> Dict[str, Any]:
+    """The arguments of a :class:`FrozenTeacher`; ``kwargs`` are those that this does not make."""
+    cfg, args = _read(config_file, weights, opts, random_weights, from_yaml, extra_projects)
+    return {
+        **args,
+        **_build(config_file, cfg),
+        "config": _of_the_model(cfg),
+        "classes": class_names(run_settings.value_of(cfg, "train_sets") or []),
+        **kwargs,
+    }
+
+
+def _read(
+    config_file: str,
+    weights: str,
+    opts: Sequence[str],
+    random_weights: bool,
+    from_yaml: bool,
+    extra_projects: Sequence[str],
+) -> Tuple[Config, Dict[str, Any]]:
+    """The config, and where the weights are; whether they are there is known at once."""
     path = find_config(config_file)
     if from_yaml:
         projects.check_allowed(extra_projects, "MODEL.TEACHER.PROJECTS")
@@ -86,6 +105,10 @@ def detector_args(
     if weights:
         check_exists(weights)  # before the model is built, which takes long
     cfg = _load_config(config_file, path, list(opts), from_yaml, extra_projects)
+    return cfg, {"weights": weights, "random_weights": random_weights}
+
+
+def _build(config_file: str, cfg: Config) -> Dict[str, Any]:
     try:
         if isinstance(cfg, CfgNode):
             model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
@@ -95,15 +118,8 @@ def detector_args(
         raise ImportError(
             f"The teacher '{config_file}' needs what is not installed here: {error}"
         ) from error
-    return {
-        "model": model,
-        "weights": weights,
-        "input_format": getattr(model, "input_format", None) or form_of(cfg).image_format(cfg),
-        "random_weights": random_weights,
-        "config": _of_the_model(cfg),
-        "classes": class_names(run_settings.value_of(cfg, "train_sets") or []),
-        **kwargs,
-    }
+    input_format = getattr(model, "input_format", None) or form_of(cfg).image_format(cfg)
+    return {"model": model, "input_format": input_format}
 
 
 def _of_the_model(cfg: Config) -> Dict[str, Any]:
