@@ -125,14 +125,12 @@ class GradientBalance(nn.Module):
 
     def _check_schedule(self) -> None:
         s = self.settings
-        timed = next(
-            (key for key in ("until", "decay") if getattr(s, key) not in (None, "none")), ""
-        )
-        if timed and not self.max_iter:
-            raise ValueError(
-                f"{self.called(timed)} is {getattr(s, timed)!r}, a part of the training, whose "
-                f"length is not known: give {type(self).__name__} its max_iter."
-            )
+        for key, without in (("until", None), ("decay", "none")):
+            if getattr(s, key) != without and not self.max_iter:
+                raise ValueError(
+                    f"{self.called(key)} is {getattr(s, key)!r}, a part of the training, whose "
+                    f"length is not known: give {type(self).__name__} its max_iter."
+                )
         if self.end() <= s.warmup + s.ramp:
             raise ValueError(
                 f"{self.called('warmup')} and {self.called('ramp')} are {s.warmup + s.ramp} "
