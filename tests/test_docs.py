@@ -53,8 +53,28 @@ PAGES = [
 # a protocol is written before its results, and may name the page to come
 @pytest.mark.parametrize("page", sorted(p for p in PAGES if not p.endswith("PROTOCOL.md")))
 def test_links_exist(page):
-    for link in re.findall(r"\]\((?!http|#)([^)#]+)", read(page)):
-        assert os.path.exists(os.path.join(ROOT, os.path.dirname(page), link)), link
+    for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", read(page)):
+        path = os.path.normpath(os.path.join(os.path.dirname(page), link)) if link else page
+        assert os.path.exists(os.path.join(ROOT, path)), link
+        assert not anchor or not path.endswith(".md") or anchor in anchors(path), f"{link}#{anchor}"
+
+
+def anchors(page):
+    """Of its headings, as GitHub names them."""
+    prose = re.sub(r"```.*?```", "", read(page), flags=re.S)
+    headings = re.findall(r"^#+ (.*)$", prose, re.M)
+    shown = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in shown}
+
+
+def test_the_tests_that_pages_name_are_there():
+    files = glob.glob(os.path.join(ROOT, "tests", "**", "test_*.py"), recursive=True)
+    there = {os.path.basename(path)[:-3] for path in files}
+    for path in files:
+        there.update(re.findall(r"^def (test_\w+)", read(path), re.M))
+    named = {name for page in PAGES for name in re.findall(r"`[\w/]*?(test_\w+)", read(page))}
+    assert len(named) > 20
+    assert named <= there
 
 
 def test_every_picture_that_is_kept_is_on_a_page():
