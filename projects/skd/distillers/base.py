@@ -8,13 +8,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from .balance import GradientBalance
+from .balance import GradientBalance, Maps, Terms
 from .settings import Settings
 
-Maps = Dict[str, torch.Tensor]
-Boxes = Optional[List[torch.Tensor]]
-Shapes = Dict[str, Tuple[ShapeSpec, ShapeSpec]]
-Terms = Dict[str, torch.Tensor]
+ObjectBoxes = Optional[List[torch.Tensor]]  # (G, 4) of each image
+Shapes = Dict[str, Tuple[ShapeSpec, ShapeSpec]]  # the student's and the teacher's, by level
+Losses = Dict[str, torch.Tensor]  # of one level, by term
 
 DISTILLER_MARK = "skd.distiller"  # in the metadata of a state dict
 
@@ -130,7 +129,7 @@ class Distiller(nn.Module):
         if hasattr(destination, "_metadata"):  # of what a checkpoint has: this is a distiller
             destination._metadata[prefix[:-1]][DISTILLER_MARK] = True
 
-    def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
+    def forward(self, student: Maps, teacher: Maps, boxes: ObjectBoxes = None) -> Terms:
         """
         Args:
             student, teacher: feature maps (N, C, H, W) by level name, with the same N, H and W
@@ -164,8 +163,8 @@ class LevelwiseDistiller(Distiller):
         raise NotImplementedError
 
     def level_loss(
-        self, level: str, student: torch.Tensor, teacher: torch.Tensor, boxes: Boxes
-    ) -> Terms:
+        self, level: str, student: torch.Tensor, teacher: torch.Tensor, boxes: ObjectBoxes
+    ) -> Losses:
         """
         The weighted terms at one level.
 
@@ -182,8 +181,8 @@ class LevelwiseDistiller(Distiller):
         for name, (student, teacher) in shapes.items():
             self.levels[name] = self.make_layers(student, teacher)
 
-    def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
-        terms: Dict[str, Terms] = {}
+    def forward(self, student: Maps, teacher: Maps, boxes: ObjectBoxes = None) -> Terms:
+        terms: Terms = {}
         with no_autocast(student):
             for name, *maps in self.pairs(student, teacher):
                 for term, loss in self.level_loss(name, *maps, boxes).items():

@@ -4,7 +4,7 @@ from typing import Dict, Tuple
 
 from torch import nn
 
-from .base import Boxes, Distiller, Maps, Shapes, Terms
+from .base import Distiller, Maps, ObjectBoxes, Shapes, Terms
 
 
 class CombinedDistiller(Distiller):
@@ -32,8 +32,8 @@ class CombinedDistiller(Distiller):
     def has_published_weights(self) -> bool:
         return any(method.has_published_weights for method in self.methods.values())
 
-    def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
-        terms: Dict[str, Terms] = {}
+    def forward(self, student: Maps, teacher: Maps, boxes: ObjectBoxes = None) -> Terms:
+        terms: Terms = {}
         for name, method in self.methods.items():
             own = method(student, teacher, boxes if method.needs_boxes else None)
             for term, levels in own.items():

@@ -5,8 +5,9 @@ from typing import Any, Dict
 import torch
 from torch import nn
 
-Losses = Dict[str, torch.Tensor]
-Terms = Dict[str, Losses]  # by term, then by level
+from ..distillers.balance import Terms
+
+Losses = Dict[str, torch.Tensor]  # by name, as a detector returns them
 
 
 def read_losses(output: Any) -> Losses:

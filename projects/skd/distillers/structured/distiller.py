@@ -1,12 +1,19 @@
 """SKD as a distiller: which preset, and a :class:`StructuredLevel` for each pair of maps."""
 
 from dataclasses import asdict, replace
-from typing import Dict
 
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from ..base import Boxes, LevelwiseDistiller, Maps, Shapes, Terms, is_two_stage, no_autocast
+from ..base import (
+    LevelwiseDistiller,
+    Maps,
+    ObjectBoxes,
+    Shapes,
+    Terms,
+    is_two_stage,
+    no_autocast,
+)
 from ..registry import DISTILLER_REGISTRY
 from ..words import word
 from .level import StructuredLevel, losses
@@ -53,8 +60,9 @@ class StructuredDistiller(LevelwiseDistiller):
             )
         return StructuredLevel(student, teacher, self.settings)
 
-    def forward(self, student: Maps, teacher: Maps, boxes: Boxes = None) -> Dict[str, Terms]:
-        names, terms = list(self.levels), {}
+    def forward(self, student: Maps, teacher: Maps, boxes: ObjectBoxes = None) -> Terms:
+        names = list(self.levels)
+        terms: Terms = {}
         with no_autocast(student):
             of_levels = losses(
                 list(self.levels.values()),

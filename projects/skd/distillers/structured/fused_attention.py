@@ -11,10 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from ..attention import channel_attention, spatial_attention
 from ..base import at_least_fp32
-from .fused_residual import Known, Norm, asked_for, residual
+from .fused_residual import Known, MapList, Norm, asked_for, residual
 from .precision import products_like_convolutions
-
-Maps = Sequence[torch.Tensor]
 
 
 class Attention(torch.autograd.Function):
@@ -45,7 +43,11 @@ class Attention(torch.autograd.Function):
 
 
 def masked_feature_norms(
-    students: Maps, teachers: Maps, convs: Sequence[nn.Conv2d], roots: Maps, norm: Norm
+    students: MapList,
+    teachers: MapList,
+    convs: Sequence[nn.Conv2d],
+    roots: MapList,
+    norm: Norm,
 ) -> List[Known]:
     """
     Norms of ``root * (A_T - W A_S - b)``, root^2 = M_s M_c: L_AM of several levels.

@@ -32,11 +32,9 @@ import torch
 from torch import nn
 
 from .fused_block_map import BlockMap
-from .fused_residual import Known, Norm, asked_for, residual
+from .fused_residual import Known, MapList, Norm, asked_for, residual
 from .non_local import NonLocalBlock
 from .precision import products_like_convolutions
-
-Maps = Sequence[torch.Tensor]
 
 
 class Moments(NamedTuple):
@@ -154,8 +152,8 @@ def alike(block: NonLocalBlock, x: torch.Tensor) -> Tuple:
 
 
 def non_local_norms(
-    students: Maps,
-    teachers: Maps,
+    students: MapList,
+    teachers: MapList,
     convs: Sequence[nn.Conv2d],
     blocks: Tuple[Sequence[NonLocalBlock], Sequence[NonLocalBlock]],
     norm: Norm,
@@ -240,7 +238,7 @@ class _FusedBlocks:
         output: M, m and V of ``r = (1 + M) x + m``: (B, N, C, C), (B, N, C) and (B, N, C, k).
     """
 
-    def __init__(self, blocks: Sequence[NonLocalBlock], maps: Maps, wanted: bool):
+    def __init__(self, blocks: Sequence[NonLocalBlock], maps: MapList, wanted: bool):
         self.parameters = parameters = Parameters.stacked(blocks)
         self.maps = [BlockMap(x, b.theta.out_channels, b.key_stride) for x, b in zip(maps, blocks)]
         norms, theta, n = [b.norm for b in blocks], parameters.theta, len(maps[0])
@@ -274,7 +272,7 @@ class _FusedBlocks:
             found.track(norms, [x[:, 0].numel() for x in maps])
 
     def backward(
-        self, d_matrix: torch.Tensor, d_constant: torch.Tensor, d_maps: Maps
+        self, d_matrix: torch.Tensor, d_constant: torch.Tensor, d_maps: MapList
     ) -> List[List[torch.Tensor]]:
         """
         Args:

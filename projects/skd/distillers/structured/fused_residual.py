@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 
 from ..base import at_least_fp32
 
+MapList = Sequence[torch.Tensor]  # (N, C, H, W) of each level
 # What makes the loss of norms and sizes: :func:`..attention.reduce_norms` with all else bound.
 Norm = Callable[
     [Sequence[torch.Tensor], Sequence[Sequence[int]]], Tuple[torch.Tensor, Sequence[torch.Tensor]]

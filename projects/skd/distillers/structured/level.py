@@ -12,15 +12,14 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ..attention import attention_mask, channel_attention, reduce_norms, spatial_attention
-from ..base import Terms, at_least_fp32
+from ..base import Losses, at_least_fp32
 from .fused_attention import Attention, difference_norms, masked_feature_norms
 from .fused_non_local import alike, non_local_norms
-from .fused_residual import Known, Norm
+from .fused_residual import Known, MapList, Norm
 from .non_local import NonLocalBlock
 from .settings import StructuredSettings
 
 Levels = Sequence["StructuredLevel"]
-Maps = Sequence[torch.Tensor]
 
 
 class StructuredLevel(nn.Module):
@@ -62,7 +61,7 @@ class StructuredLevel(nn.Module):
             norm=self.settings.non_local_norm,
         )
 
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> Terms:
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> Losses:
         """
         Args:
             student: A_S.
@@ -111,7 +110,7 @@ class StructuredLevel(nn.Module):
         return attention_mask(student, teacher, settings.temperature, settings.mask_fusion)
 
 
-def losses(levels: Levels, students: Maps, teachers: Maps) -> List[Terms]:
+def losses(levels: Levels, students: MapList, teachers: MapList) -> List[Losses]:
     """
     The weighted terms of several levels. What is small of all is computed at once: a GPU, and its
     host, need as long for one.
@@ -134,7 +133,7 @@ def losses(levels: Levels, students: Maps, teachers: Maps) -> List[Terms]:
     return [dict(sorted(of_level.items())) for of_level in found]
 
 
-def masked_feature(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+def masked_feature(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
     """alpha L_AM, L_AM = sqrt(sum (A_T - conv(A_S))^2 M_s M_c)."""
     roots = [x.mask(*maps).sqrt() for x, *maps in zip(levels, students, teachers)]
     convs, strides = [x.feature_adapter for x in levels], [x.stride for x in levels]
@@ -142,7 +141,7 @@ def masked_feature(levels: Levels, students: Maps, teachers: Maps) -> List[Known
     return masked_feature_norms(students, teachers, convs, roots, norm)
 
 
-def attention_transfer(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+def attention_transfer(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
     """beta L_AT, L_AT = |g_c(A_T) - lin(g_c(A_S))| + |g_s(A_T) - conv(g_s(A_S))|."""
     pool = levels[0].settings.pool
     space, channels = zip(*(Attention.apply(x, x, pool) for x in students))
@@ -155,23 +154,23 @@ def attention_transfer(levels: Levels, students: Maps, teachers: Maps) -> List[K
     return difference_norms(differences, _norm(levels, levels[0].settings.weight_at, strides))
 
 
-def non_local(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+def non_local(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
     """
     gamma L_NL, L_NL = |conv(r_S) - r_T|. The teacher's block learns too, and its output is not
     detached: the teacher's features within it hold it in place.
     """
-    alike: Dict[Any, List[int]] = {}
+    groups: Dict[Any, List[int]] = {}
     for i, x in enumerate(levels):
-        alike.setdefault(x.non_local_kind(students[i], teachers[i]), []).append(i)
+        groups.setdefault(x.non_local_kind(students[i], teachers[i]), []).append(i)
     found = {}
-    for kind, members in alike.items():
+    for kind, members in groups.items():
         inputs = [[x[i] for i in members] for x in (levels, students, teachers)]
         of_kind = plain_non_local(*inputs) if kind is None else fused_non_local(*inputs)
         found.update(zip(members, of_kind))
     return [found[i] for i in range(len(levels))]
 
 
-def fused_non_local(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+def fused_non_local(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
     """Of blocks that are alike."""
     norm = _norm(levels, levels[0].settings.weight_nl, [x.stride for x in levels])
     blocks = zip(*((x.student_non_local, x.teacher_non_local) for x in levels))
@@ -179,7 +178,7 @@ def fused_non_local(levels: Levels, students: Maps, teachers: Maps) -> List[Know
     return non_local_norms(students, teachers, convs, tuple(blocks), norm)
 
 
-def plain_non_local(levels: Levels, students: Maps, teachers: Maps) -> List[Known]:
+def plain_non_local(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
     """Of blocks that the fused form cannot do."""
     differences = [
         [x.non_local_adapter(x.student_non_local(s)) - x.teacher_non_local(t)]
