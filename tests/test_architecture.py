@@ -195,3 +195,16 @@ def test_the_code_map_has_the_rooms_from_the_ground_up():
     assert set(rooms) == set(ROOMS)
     for room, known in room_imports().items():
         assert known & set(ROOMS) <= set(rooms[: rooms.index(room)]), room
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_lists_its_files(room):
+    """In the docstring of its ``__init__``, for who opens it for the first time."""
+    folder = os.path.join(PROJECTS, "skd", room)
+    with open(os.path.join(folder, "__init__.py")) as f:
+        listed = ast.get_docstring(ast.parse(f.read())).split()
+    names = [n for n in os.listdir(folder) if n.endswith(".py") and n != "__init__.py"]
+    names += [f"{n}/" for n in os.listdir(folder) if os.path.exists(f"{folder}/{n}/__init__.py")]
+    assert names
+    assert sorted(n for n in names if n not in listed) == []
+    assert [n for n in listed if n.endswith(".py") and "/" not in n and n not in names] == []

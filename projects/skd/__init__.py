@@ -1,4 +1,9 @@
-"""Structured knowledge distillation for Detectron2."""
+"""
+Structured knowledge distillation for Detectron2: what a script of your own needs.
+
+Each room (folder) lists its files in its ``__init__.py``; docs/code_map.md says which to read first
+and who may import whom.
+"""
 
 from .runtime import interrupt  # first: what follows imports torch, which takes seconds
 

@@ -1,6 +1,18 @@
 """
-Every configuration key, and the same verbs for YAML and LazyConfig: read, override, distil, student
-of. What is here takes either form; :mod:`yaml` and :mod:`lazy` hold the two.
+Every configuration key, and the same verbs for YAML and LazyConfig. What is defined here takes
+either form of config.
+
+    keys.py          MODEL.STUDENT, MODEL.TEACHER, MODEL.TIMM: what a YAML config gets
+    methods.py       MODEL.DISTILLER, and the methods that it describes
+    run_settings.py  a run's settings, each declared once for both forms
+
+    yaml.py          the verbs of a YAML config
+    lazy.py          the same verbs of a LazyConfig
+    safe_yaml.py     YAML as data: reads every .yaml
+    pipe.py          a config that comes through a pipe
+    projects.py      other Detectron2 projects: --project
+    built.py         teachers that are built, which a config can only name
+    naming.py        what the user calls a setting, for errors
 """
 
 import os
@@ -52,7 +64,16 @@ def is_lazy_file(path: str) -> bool:
 
 
 def form_of(cfg: Config) -> ModuleType:
-    """The module with the verbs for this form of config."""
+    """
+    The module with the verbs for this form of config, :mod:`yaml` or :mod:`lazy`. Both have, with
+    the same arguments:
+
+    - ``read``, ``override``: a file, and options of the command line on it;
+    - ``check``, ``check_training``, ``check_teacher``: errors before a run;
+    - ``trust``, ``record_projects``, ``freeze``: what only a YAML config needs;
+    - ``is_distilling``, ``distill``, ``student_config``, ``save_trained_student``: see below;
+    - ``output_dir``, ``image_format``, ``test_mapper``, ``depends_on_max_iter``: what it says.
+    """
     return yaml if isinstance(cfg, CfgNode) else lazy
 
 

@@ -1,3 +1,22 @@
+"""
+Losses on pairs of feature maps. They know tensors and shapes, no detector.
+
+    base.py         what a method has to be: Distiller, LevelwiseDistiller
+    settings.py     how a method declares its settings: config keys, arguments and checks in one
+    registry.py     the methods by name
+    balance.py      weighs the terms by their gradients
+    combined.py     several methods at once
+    words.py        what the user calls a setting, for errors
+    attention.py    attention of maps, masks made of it, norms
+    boxes.py        objects' boxes and anchors on the grid of a map
+
+    structured/     SKD, the method of this project
+    at.py           a file each for the other methods, named as in the registry:
+    cwd.py defeat.py fgd.py fgfi.py fitnets.py mgd.py ofd.py pkd.py reviewkd.py sp.py ssim.py
+
+    heads/          losses on what heads predict
+"""
+
 from .at import AT
 from .balance import GradientBalance
 from .base import Distiller, LevelwiseDistiller

@@ -1,3 +1,12 @@
+"""
+Evaluators, and what results are made of.
+
+    build.py           the evaluator that belongs to a dataset
+    any_class.py       how well objects are found, whatever class they are given
+    generalization.py  datasets that a model never saw, with classes of their own
+    robustness.py      image corruptions
+"""
+
 from .any_class import Quality, class_agnostic_quality, detect, unseen_classes
 from .build import build_evaluator, check_evaluator, write_results
 from .generalization import match_classes, register_as

@@ -1,0 +1,5 @@
+"""
+Pictures.
+
+    attention.py  a model's attention over its images
+"""
