@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 
 # before torch and the datasets' registration read them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +23,8 @@ from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.env import seed_all_rng  # noqa: E402
+from detectron2.utils.events import EventStorage  # noqa: E402
+from torch import distributed as dist  # noqa: E402
 
 from skd import add_skd_config, distill, student_config  # noqa: E402
 from skd.config import merge_file  # noqa: E402
@@ -191,6 +194,51 @@ def train_until(cfg, folder, until=None, resume=False, trainer=SKDTrainer):
     trainer.max_iter = until or trainer.max_iter
     trainer.train()
     return trainer
+
+
+def check_resume(cfg, folder, until):
+    """
+    Hold that a training in two parts gives the very weights of a training in one piece.
+
+    Args:
+        until: iterations of the first part.
+
+    Returns:
+        These weights, by name.
+    """
+    whole = train_until(cfg, folder / "whole").model.state_dict()
+    train_until(cfg, folder / "parts", until=until)
+    resumed = train_until(cfg, folder / "parts", resume=True).model.state_dict()
+    assert not differing(whole, resumed)
+    return resumed
+
+
+def step(model, inputs=None, iteration=0):
+    """
+    One forward and backward pass; the detector samples the same proposals each time.
+
+    Returns:
+        The losses, and the gradients, by name.
+    """
+    model.zero_grad()
+    with EventStorage(iteration):
+        torch.manual_seed(3)
+        losses = model(inputs or batch())
+    sum(losses.values()).backward()
+    module = getattr(model, "module", model)
+    gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+    return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+
+@contextmanager
+def one_process(folder, backend="gloo"):
+    """A process group of this process alone: enough for data-parallel training to complain."""
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group(backend, rank=0, world_size=1, init_method=store)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def differing(a, b):

@@ -73,9 +73,7 @@ def test_project_best_metric_average_and_early_end(teacher_files, shapes, tmp_pa
     flags = ["--project", "toy_project:add_toy_config", "--config-file", str(tmp_path / "toy.yaml")]
     prepare = ["MODEL.TEACHER.PREPROCESS", "toy_project:prepare"]
     args = [*flags, *teacher, "OUTPUT_DIR", str(tmp_path / "toy"), *prepare]
-    port = 20000 + os.getpid() % 20000
-    given = (args, plain, teacher_files, str(tmp_path))
-    launch(work, 2, dist_url=f"tcp://127.0.0.1:{port}", args=given)
+    launch(work, 2, dist_url="auto", args=(args, plain, teacher_files, str(tmp_path)))
     assert losses(tmp_path / "toy") and losses(tmp_path / "own")
     assert len(list(tmp_path.glob("prepared*"))) == 2
     assert torch.load(tmp_path / "toy" / "model_final.pth")["iteration"] == 0

@@ -28,9 +28,7 @@ def student_file(tmp_path_factory):
     return path
 
 
-def two_processes():
-    port = 20000 + os.getpid() % 20000
-    return ["--num-gpus", 2, "--dist-url", f"tcp://127.0.0.1:{port}"]
+TWO_PROCESSES = ["--num-gpus", 2, "--dist-url", "auto"]
 
 
 def iterations(folder):
@@ -75,7 +73,7 @@ def test_two_processes_train_and_resume(student_file, teacher_files, shapes, tmp
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ("skd_shapes_val",)
     config = tmp_path / "distil.yaml"
     config.write_text(cfg.dump())
-    args = ["--config-file", config, *two_processes()]
+    args = ["--config-file", config, *TWO_PROCESSES]
     out = tmp_path / "out"
     run(*args, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 2, datasets=shapes)
     printed = run(*args, "--resume", "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 4, datasets=shapes)
@@ -101,7 +99,7 @@ def test_lazy_config(teacher_files, shapes, tmp_path):
     assert all(k.startswith("distiller.") for k in result.unexpected_keys)
     # resume in two processes, from the saved config that now names the teacher itself
     again = run(
-        "--config-file", out / "config.yaml", "--resume", *two_processes(), "train.max_iter=5",
+        "--config-file", out / "config.yaml", "--resume", *TWO_PROCESSES, "train.max_iter=5",
         datasets=shapes,
     )  # fmt: skip
     assert "Starting training from iteration 3" in again

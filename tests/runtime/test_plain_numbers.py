@@ -1,7 +1,5 @@
 """Numbers on a model that are in no state_dict."""
 
-import os
-
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
@@ -10,7 +8,7 @@ from detectron2.utils import comm
 
 from skd.runtime import plain_numbers
 from skd.runtime.plain_numbers import PlainNumbers, read_numbers
-from tests.helpers import differing, distilling, leave_together, tiny_config, train_until
+from tests.helpers import check_resume, distilling, leave_together, tiny_config
 
 
 class Trainer:
@@ -56,8 +54,7 @@ def process(out):
 
 
 def test_each_process_has_its_own(tmp_path):
-    port = 20000 + (os.getpid() + 1) % 20000
-    launch(process, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(str(tmp_path),))
+    launch(process, 2, dist_url="auto", args=(str(tmp_path),))
     assert [torch.load(tmp_path / str(i)) for i in range(2)] == [0.0, 1.0]
 
 
@@ -79,10 +76,7 @@ def test_retinanet_resumes_to_the_very_weights(teacher_files, shapes, tmp_path):
         INPUT__MIN_SIZE_TRAIN=(64,), INPUT__MAX_SIZE_TRAIN=64, DATASETS__TEST=(),
     )  # fmt: skip
     cfg = distilling(plain, teacher_files)
-    whole = train_until(cfg, tmp_path / "whole").model.state_dict()
-    train_until(cfg, tmp_path / "stopped", until=4)
-    resumed = train_until(cfg, tmp_path / "stopped", resume=True).model.state_dict()
-    assert not differing(whole, resumed)
+    check_resume(cfg, tmp_path, until=4)
 
 
 def test_fcos_keeps_its_normalizer_too():

@@ -116,8 +116,7 @@ def test_process_0_chooses_and_all_follow(tmp_path):
     newest = tmp_path / "model_0000003.pth"
     three = torch.tensor(3.0).numpy().tobytes()
     newest.write_bytes(newest.read_bytes().replace(three, three[:-1] + b"A"))
-    port = 20000 + os.getpid() % 20000
-    launch(rank, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(str(tmp_path), str(tmp_path)))
+    launch(rank, 2, dist_url="auto", args=(str(tmp_path), str(tmp_path)))
     assert [torch.load(tmp_path / str(i)) for i in range(2)] == [(2, 2.0), (2, 2.0)]
 
 
