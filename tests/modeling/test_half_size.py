@@ -121,6 +121,19 @@ def test_its_strides_count_twice_and_maps_pair_by_themselves(teacher_files, capl
         configured(teacher_files, MODEL__DISTILLER__LEVELS=["p2"])
 
 
+@pytest.mark.parametrize("method", ["StructuredDistiller", "FGD", "MGD", "PKD"])
+def test_a_two_stage_student_keeps_the_settings_for_such(teacher_files, method):
+    """Though the finest of its maps has no partner."""
+    half, whole = (
+        configured(teacher_files, MODEL__DISTILLER__NAME=method, MODEL__TEACHER__HALF_SIZE=half)
+        for half in (True, False)
+    )
+    other = configured(teacher_files, kind="retinanet", MODEL__DISTILLER__NAME=method)
+    assert half.distiller.settings == whole.distiller.settings != other.distiller.settings
+    combined = configured(teacher_files, MODEL__DISTILLER__COMBINE=[[method, 1.0]])
+    assert combined.distiller.methods[method].settings == whole.distiller.settings
+
+
 def configured(teacher_files, kind="mask_rcnn", balance=False, **changes):
     """From a YAML config."""
     changes = {"MODEL__TEACHER__HALF_SIZE": True, **changes}

@@ -34,10 +34,13 @@ class Distiller(nn.Module):
             part of the distiller so that its state is saved here.
         settings: an instance of ``Settings``.
         balanced: whether something weighs the terms; set before :meth:`bind`.
+        student_stride: of the finest of all the student's maps, distilled or not; set before
+            :meth:`bind`. None: of those distilled.
     """
 
     needs_boxes = False
     balanced = False
+    student_stride: Optional[int] = None
     _bound = False
     Settings: Type[Settings] = Settings
 
@@ -80,13 +83,19 @@ class Distiller(nn.Module):
         """
         raise NotImplementedError
 
-    def bind_once(self, shapes: Shapes, balance: Optional[GradientBalance] = None) -> None:
+    def bind_once(
+        self,
+        shapes: Shapes,
+        balance: Optional[GradientBalance] = None,
+        student_stride: Optional[int] = None,
+    ) -> None:
         """
         :meth:`bind` for a model.
 
         Args:
             shapes: see :meth:`bind`.
             balance: what is to weigh the terms; dropped if :meth:`wants_balance` says no.
+            student_stride: of the finest of the student's maps.
 
         Raises:
             ValueError: it was done before: the layers are those of another student.
@@ -98,10 +107,18 @@ class Distiller(nn.Module):
             )
         if balance is not None and not self.wants_balance(balance.settings.enabled):
             balance = None
-        self.balanced = balance is not None
+        self.balanced, self.student_stride = balance is not None, student_stride
         self.bind(shapes)
         self.balance = balance
         self._bound = True
+
+    def is_of_two_stages(self, shapes: Shapes) -> bool:
+        """
+        Whether the student's levels begin at stride 4 (P2-P6), as two-stage detectors' do, or later
+        (P3-P7); also where the finest is not distilled.
+        """
+        finest = self.student_stride or min(student.stride for student, _ in shapes.values())
+        return finest <= 4
 
     @property
     def has_published_weights(self) -> bool:
@@ -234,11 +251,6 @@ def wide_adapter(student: ShapeSpec, teacher: ShapeSpec, std: float) -> nn.Modul
     conv = nn.Conv2d(student.channels, teacher.channels, 3, padding=1)
     nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
     return conv
-
-
-def is_two_stage(shapes: Shapes) -> bool:
-    """Whether levels begin at stride 4 (P2-P6), as two-stage detectors' do, or later (P3-P7)."""
-    return min(student.stride for student, _ in shapes.values()) <= 4
 
 
 def finest(shapes: Shapes, count: int) -> Shapes:

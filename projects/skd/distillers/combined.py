@@ -25,7 +25,7 @@ class CombinedDistiller(Distiller):
 
     def bind(self, shapes: Shapes) -> None:
         for method in self.methods.values():
-            method.balanced = self.balanced
+            method.balanced, method.student_stride = self.balanced, self.student_stride
             method.bind(shapes)
 
     @property

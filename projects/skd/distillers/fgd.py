@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import channel_attention, spatial_attention
-from .base import LevelwiseDistiller, adapter, finest, is_two_stage
+from .base import LevelwiseDistiller, adapter, finest
 from .boxes import fill_boxes, grid
 from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, whole
@@ -65,7 +65,8 @@ class FGD(LevelwiseDistiller):
         num_levels: Optional[int] = whole(None)
 
     def bind(self, shapes):
-        self.settings = self.settings.filled(TWO_STAGE if is_two_stage(shapes) else ONE_STAGE)
+        defaults = TWO_STAGE if self.is_of_two_stages(shapes) else ONE_STAGE
+        self.settings = self.settings.filled(defaults)
         super().bind(finest(shapes, self.settings.num_levels))
 
     def make_layers(self, student, teacher):

@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import nn
 
-from .base import LevelwiseDistiller, adapter, finest, is_two_stage
+from .base import LevelwiseDistiller, adapter, finest
 from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, whole
 
@@ -38,7 +38,8 @@ class MGD(LevelwiseDistiller):
         num_levels: Optional[int] = whole(None)
 
     def bind(self, shapes):
-        self.settings = self.settings.filled(TWO_STAGE if is_two_stage(shapes) else ONE_STAGE)
+        defaults = TWO_STAGE if self.is_of_two_stages(shapes) else ONE_STAGE
+        self.settings = self.settings.filled(defaults)
         super().bind(finest(shapes, self.settings.num_levels))
 
     def make_layers(self, student, teacher):

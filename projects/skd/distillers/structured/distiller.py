@@ -11,7 +11,6 @@ from ..base import (
     ObjectBoxes,
     Shapes,
     Terms,
-    is_two_stage,
     no_autocast,
 )
 from ..registry import DISTILLER_REGISTRY
@@ -44,7 +43,7 @@ class StructuredDistiller(LevelwiseDistiller):
     def bind(self, shapes: Shapes) -> None:
         preset = self.preset
         if preset == "auto":
-            preset = "two_stage" if is_two_stage(shapes) else "one_stage"
+            preset = "two_stage" if self.is_of_two_stages(shapes) else "one_stage"
         defaults = {**PRESETS[preset], "reduction": "mean" if self.balanced else "sum"}
         self.settings = replace(self.settings.filled(defaults), preset=preset)
         super().bind(shapes)

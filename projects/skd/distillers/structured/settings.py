@@ -41,8 +41,8 @@ class StructuredSettings(Settings):
     """None: as the preset has it."""
 
     # "two_stage" and "one_stage" are the released code's settings, "two_stage_paper" and
-    # "one_stage_paper" the paper's text. "auto": "two_stage" if the finest level distilled has
-    # stride 4 or less (P2-P6), else "one_stage" (P3-P7).
+    # "one_stage_paper" the paper's text. "auto": "two_stage" if the student's finest map has
+    # stride 4 or less (P2-P6), distilled or not, else "one_stage" (P3-P7).
     preset: str = choice("auto", ("auto", *PRESETS))
     # Softmax temperature of the attention masks.
     temperature: Optional[float] = number(None, positive=True)
