@@ -36,7 +36,10 @@ def argument_parser():
     parser.add_argument("--teacher", help="config of the teacher, as for train_net.py")
     parser.add_argument("--teacher-weights", help="its checkpoint (default: the model zoo's)")
     parser.add_argument("--methods", nargs="+", default=["all"], help="names, or 'all'")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="a run for each")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, help="a run for each (default: 1 2 3); of a study file run "
+        "what these seeds need (default: all)",
+    )  # fmt: skip
     parser.add_argument("--iterations", type=positive, help="of each run (default: the config's)")
     add_setup_arguments(parser)
     parser.add_argument("--work", default=os.path.join("output", "compare"), help="runs' folders")

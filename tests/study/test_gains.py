@@ -67,6 +67,13 @@ def test_tables(folder):
     ]  # fmt: skip
 
 
+def test_a_teacher_that_is_hardly_better_is_named(folder):
+    path = folder / "real" / "carparts" / "results.jsonl"
+    path.write_text(path.read_text().replace('"bbox/AP": 50.0', '"bbox/AP": 45.9'))
+    box, mask = gains_table(str(folder)).splitlines()[2:]  # the baseline's are 42.0 and 36.0
+    assert "45.9 (only +3.9)" in box and "only" not in mask
+
+
 def test_nothing_run_yet(tmp_path):
     assert "Not run yet" in gains_table(str(tmp_path))
     assert not draw_gains(str(tmp_path), str(tmp_path / "x.png"))
@@ -83,12 +90,16 @@ def test_pictures_and_blocks_are_made_and_then_stay(folder):
     assert draw_curves(str(folder), str(root / "again.png"))
 
 
-def test_a_run_that_failed_counts_as_0(folder):
+def test_a_run_that_diverged_counts_as_0_and_one_that_was_stopped_does_not(folder):
     path = folder / "real" / "carparts" / "results.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [r for r in rows if (r["method"], r["seed"]) not in (("SKD", 2), ("baseline", 4))]
-    rows.append(row("SKD", 2, 0, 0, [], status="failed"))
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    failed = row("SKD", 2, 0, 0, [], status="failed")
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {**failed, "error": "killed"}]))
+    (pairs,) = read_pairs(str(folder))
+    assert pairs.seeds() == [1, 3] and pairs.verdict("bbox/AP") == "win so far"
+    failed["error"] = "FloatingPointError: Loss is not finite at iteration 30"
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, failed]))
     (pairs,) = read_pairs(str(folder))
     assert pairs.gains("bbox/AP") == [4.0, -42.0, 4.5]
     assert draw_curves(str(folder), str(folder / "x.png"))

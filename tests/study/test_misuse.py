@@ -163,7 +163,7 @@ def test_a_report_is_refused_for_a_changed_study(tmp_path):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(changed))
     args = Namespace(
         study=str(tmp_path / "s.yaml"), register_coco=[], project=[], work=str(tmp_path),
-        output=None, report_only=True, only=[],
+        output=None, report_only=True, only=[], seeds=None,
     )  # fmt: skip
     with pytest.raises(ValueError, match="holds another run"):
         module.compare(args, "")

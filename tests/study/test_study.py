@@ -10,14 +10,22 @@ import pytest
 from skd.study.common import runs
 from skd.study.common.command import RunError, command_parser, run_command
 from skd.study.common.devices import default_threads, same_threads, visible_gpus
-from skd.study.common.metrics import distillation, main_metrics, read_metrics, scores, title_of
+from skd.study.common.metrics import (
+    commits,
+    distillation,
+    main_metrics,
+    read_metrics,
+    scores,
+    title_of,
+)
 from skd.study.common.runs import ChildRun, least_used
 from skd.study.common.tables import markdown_table, print_table
 from skd.study.compare import report
-from skd.study.compare.design import Study, StudyRun
+from skd.study.compare.design import Study, StudyRun, load_study
 from skd.study.compare.results import header, table, terms_table, write_study
 from skd.study.compare.run import _pairs, _short_names
 from skd.study.robustness import _same
+from tests.helpers import ROOT
 
 
 def write_rows(folder, *lines):
@@ -141,11 +149,18 @@ def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
         {"iteration": 2, "bbox/AP": 1.0},
     )
     (tmp_path / "model_final.pth").touch()
-    run = StudyRun("r", str(tmp_path / "c.yaml"), str(tmp_path), 3, method="AT", seed=7)
-    comparison = SimpleNamespace(name="x", runs=[run])
-    assert terms_table(comparison) == [
-        ["AT, seed 7", "1.5", "2", "at", "62.5%", "25.0%", "0.5", "3", "-0.02"]
+    write_rows(
+        tmp_path / "b", {"iteration": 0, "distill/share_at": 2.0}, {"iteration": 2, "bbox/AP": 1.0}
+    )
+    config = str(tmp_path / "c.yaml")
+    run, other = (
+        StudyRun("r", config, str(tmp_path / name), 3, method="AT", seed=i)
+        for i, name in enumerate(["", "b"])
+    )
+    assert terms_table(SimpleNamespace(name="x", runs=[run, other])) == [
+        ["AT", "1.5", "2", "at", "131.2%", "112.5%", "0.5", "3", "-0.02"]
     ]
+    comparison = SimpleNamespace(name="x", runs=[run])
     study = SimpleNamespace(comparisons=[comparison], runs=lambda: [run])
     write_study(study, str(tmp_path), "compare.py")
     assert " 62.5% |" in (tmp_path / "README.md").read_text()
@@ -153,6 +168,44 @@ def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "_pictures", lambda study, images: none)
     report.write_report(study, str(tmp_path), "compare.py", 0)
     assert "<td>62.5%</td>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "error,seeds,gain",
+    [
+        ("ended with 1:\nFloatingPointError: Loss is not finite", "2, 1 diverged", "-19.5 ± 273.2"),
+        ("ended with -9:\n", "1", "+2.0"),  # of the machine: to be run again
+    ],
+)
+def test_a_run_that_diverged_counts_as_0(tmp_path, error, seeds, gain):
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    runs = [
+        StudyRun("r", str(tmp_path / "c.yaml"), str(tmp_path / f"{method}{seed}"), 3,
+                 method=method, seed=seed)
+        for method in ("baseline", "AT") for seed in (1, 2)
+    ]  # fmt: skip
+    for run, value in zip(runs, (40.0, 41.0, 42.0)):
+        write_rows(run.folder, {"iteration": 2, "bbox/AP": value})
+    runs[3].error = error
+    _, row = table(SimpleNamespace(runs=runs, name="x"))
+    assert [row[1], row[3]] == [seeds, gain]
+
+
+def test_one_seed_of_one_table_can_be_run_again(tmp_path):
+    study = Study(load_study(os.path.join(ROOT, "configs", "real", "carparts.yaml")), str(tmp_path))
+    names = [run.name for run in study.runs(["Mask R-CNN"], [2])]
+    assert names == ["teacher Lite2", "Mask R-CNN, baseline, 2", "Mask R-CNN, SKD, 2"]
+    assert {run.seed for run in study.runs((), [4, 5])} == {0, 4, 5}
+    with pytest.raises(ValueError, match="--seeds has 4; it must be of 1, 2, 3"):
+        study.runs(["A larger student"], [1, 4])
+
+
+def test_results_say_of_which_commit_they_are(tmp_path):
+    states = [{"commit": "a" * 40, "changed": False}, {"commit": "b" * 40, "changed": True}, {}]
+    lines = [json.dumps({"git": git}) for git in (*states, states[0])]
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines))
+    assert commits(str(tmp_path)) == ["a" * 12, "b" * 12 + "+"]
+    assert commits(str(tmp_path / "none")) == []
 
 
 def test_runs_whose_terms_are_not_balanced_have_none(tmp_path):

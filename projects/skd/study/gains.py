@@ -8,18 +8,19 @@ from typing import Any, Dict, List, Tuple
 
 from tabulate import tabulate
 
-from .common.figures import save
+from .common.figures import draw_intervals, save
 from .common.metrics import METRICS
-from .common.result_files import BASELINE, read_lines
-from .common.statistics import half_width, interval
+from .common.result_files import BASELINE, counted_ap, read_lines
+from .common.statistics import interval, verdict
 from .common.tables import NOT_RUN
 
 Row = Dict[str, Any]
 FLAG = "SKD"  # the method of runs with --teacher and nothing else
+TEACHER_LEAD = 4.0  # AP above the baseline, by docs/results/real/PROTOCOL.md
 # Below docs/results: the folder of a study, and what its pairs are called.
 STUDIES = {
     "real/carparts": "car parts",
-    "real/labels": "car parts",
+    "real/labels": "car parts, teacher of all images",
     "real/voc": "VOC photographs",
     "real/nuclei": "nuclei",
     "flag": "shapes, from scratch",
@@ -58,14 +59,7 @@ class Pairs:
         return [a - b for a, b in both]
 
     def verdict(self, key: str) -> str:
-        """By docs/results/real/PROTOCOL.md: whether the gain's 95% interval excludes 0."""
-        gains = self.gains(key)
-        if len(gains) < 2:
-            return "one seed"
-        word = "win" if statistics.mean(gains) > 0 else "loss"
-        if abs(statistics.mean(gains)) <= half_width(gains):
-            word = "tie"
-        return word if len(gains) == self.planned else f"{word} so far"
+        return verdict(self.gains(key), self.planned)
 
     def last_third(self) -> float:
         """By how much the baseline's mean AP rises in the last third of its iterations."""
@@ -98,13 +92,13 @@ def read_pairs(folder: str) -> List[Pairs]:
 
 def _pairs(title: str, teachers: Dict[str, Any], rows: List[Row], detector: str) -> Pairs:
     """
-    With the teacher of the study's first table, where a study has several. A run that failed has no
-    AP, which counts as 0, as docs/results/real/PROTOCOL.md says.
+    With the teacher of the study's first table, where a study has several. A run that diverged has
+    no AP, which counts as 0.
     """
     rows = [row for row in rows if row["detector"] == detector]
     planned = len({row["seed"] for row in rows if row["method"] == FLAG})
-    rows = [{"ap": {}, "curve": [], **row} for row in rows if row["status"] != "not run"]
     name = next((row["teacher"] for row in rows if row["method"] == FLAG), "")
+    rows = [{"ap": {}, "curve": [], **row} for row in rows if counted_ap(row) is not None]
     baseline = {row["seed"]: row for row in rows if row["method"] == BASELINE}
     distilled = {r["seed"]: r for r in rows if r["method"] == FLAG and r["teacher"] == name}
     return Pairs(title, baseline, distilled, teachers.get(name, {}), planned)
@@ -144,34 +138,24 @@ def sizes_table(folder: str) -> str:
 
 
 def draw_gains(folder: str, path: str) -> bool:
-    """Gains with their intervals, every seed a dot. Returns whether there was one to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    points = [
-        (f"{pairs.title}: {METRICS[key]}", pairs.gains(key))
+    """Gains with their intervals. Returns whether there was one to draw."""
+    rows = [
+        (
+            f"{pairs.title} ({_seeds(pairs)})",
+            {METRICS[key]: pairs.gains(key) for key in pairs.metrics()},
+        )
         for pairs in read_pairs(folder)
-        for key in pairs.metrics()
     ]
-    if not points:
-        return False
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.4 * len(points)), layout="constrained")
-    for y, (_, gains) in enumerate(reversed(points)):
-        error = half_width(gains) if len(gains) > 1 else 0
-        axes.plot(gains, [y] * len(gains), ".", color="0.6", zorder=1)
-        axes.errorbar(statistics.mean(gains), y, xerr=error, fmt="o", color="C0", capsize=4)
-    axes.axvline(0, color="0.3", lw=1)
-    axes.set_ylim(-0.6, len(points) - 0.4)
-    axes.set_yticks(range(len(points)), [name for name, _ in reversed(points)])
-    axes.set_xlabel("gain over the baseline of the same seed (AP): mean, 95% interval, seeds")
-    save(figure, path)
-    return True
+    return draw_intervals(path, rows)
+
+
+def _seeds(pairs: Pairs) -> str:
+    number = len(pairs.seeds())
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def draw_curves(folder: str, path: str) -> bool:
-    """AP over the iterations, mean of the seeds. Returns whether there was one to draw."""
+    """AP over the iterations: mean, and each seed. Returns whether there was one to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -188,13 +172,16 @@ def draw_curves(folder: str, path: str) -> bool:
     for plot in axes.flat[len(found) :]:
         plot.set_axis_off()
     for plot, pairs in zip(axes.flat, found):
-        for name, runs in (("baseline", pairs.baseline), ("with --teacher", pairs.distilled)):
+        both = {"baseline": pairs.baseline, "with --teacher": pairs.distilled}
+        for color, (name, runs) in zip(("C0", "C1"), both.items()):
             curves = pairs.curves(runs)
+            for curve in curves:
+                plot.plot(*zip(*curve), color=color, lw=0.8, alpha=0.35)
             if curves:
-                plot.plot(*_mean_curve(curves), label=name)
+                plot.plot(*_mean_curve(curves), color=color, lw=2, label=name)
         if "bbox/AP" in pairs.teacher:
             plot.axhline(pairs.teacher["bbox/AP"], color="0.5", ls="--", label="teacher")
-        plot.set_title(f"{pairs.title}, {len(pairs.seeds())} seeds", fontsize=9)
+        plot.set_title(f"{pairs.title} ({_seeds(pairs)})", fontsize=8)
         plot.set_xlabel("iteration")
         plot.set_ylabel("box AP")
         plot.legend(fontsize=8)
@@ -203,15 +190,23 @@ def draw_curves(folder: str, path: str) -> bool:
 
 
 def _cells(pairs: Pairs, key: str) -> List[str]:
-    teacher = pairs.teacher.get(key)
     return [
         METRICS[key],
-        "" if teacher is None else f"{teacher:.1f}",
+        _teacher_cell(pairs, key),
         interval(pairs.values(pairs.baseline, key)),
         interval(pairs.values(pairs.distilled, key)),
         f"**{interval(pairs.gains(key), '+')}**",
         pairs.verdict(key),
     ]
+
+
+def _teacher_cell(pairs: Pairs, key: str) -> str:
+    """Its AP, and by how much it is better where that is less than the protocol asks for."""
+    if key not in pairs.teacher:
+        return ""
+    lead = pairs.teacher[key] - statistics.mean(pairs.values(pairs.baseline, key))
+    weak = f" (only {lead:+.1f})" if lead < TEACHER_LEAD else ""
+    return f"{pairs.teacher[key]:.1f}{weak}"
 
 
 def _rise(pairs: Pairs) -> str:

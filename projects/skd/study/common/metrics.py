@@ -133,6 +133,13 @@ def peak_memory_mb(rows: List[Dict]) -> Optional[int]:
     return round(peaks[-1]) if peaks else None
 
 
+def commits(folder: str) -> List[str]:
+    """Of this project, with which a run was begun and resumed; "+" where files were changed."""
+    states = [row.get("git") or {} for row in read_lines(os.path.join(folder, "runs.jsonl"))]
+    named = [git["commit"][:12] + "+" * git["changed"] for git in states if git.get("commit")]
+    return list(dict.fromkeys(named))
+
+
 def read_ap(folder: str) -> Dict[str, float]:
     """The last evaluation of a run: AP of boxes and masks, 0 to 100, by task."""
     done = evaluations(read_metrics(folder))

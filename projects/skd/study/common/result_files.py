@@ -2,12 +2,13 @@
 
 import json
 import os
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, List, Optional
 
 from ...runtime.whole_files import write_whole
 
 Row = Dict[str, Any]
 BASELINE = "baseline"  # the method of runs without a teacher
+DIVERGED = "FloatingPointError"  # in a failed run's error, by Detectron2 and skd.runtime.step
 
 
 def read_lines(path: str) -> List[Row]:
@@ -29,6 +30,21 @@ def read_lines(path: str) -> List[Row]:
 def finished(path: str) -> List[Row]:
     """The rows of a results.jsonl that are done; none if the study was not run yet."""
     return [row for row in read_lines(path) if row.get("status") == "done"]
+
+
+def counted_ap(row: Row) -> Optional[Dict[str, Any]]:
+    """
+    Args:
+        row: of a results.jsonl.
+
+    Returns:
+        What a run counts with, as docs/results/real/PROTOCOL.md says: its AP; nothing, which is 0
+        of everything, if its training diverged; None if it did not run, or was stopped by
+        something else, to be run again.
+    """
+    if row["status"] == "done":
+        return row["ap"]
+    return {} if row["status"] == "failed" and DIVERGED in row.get("error", "") else None
 
 
 def _parse(line: str) -> Any:

@@ -15,6 +15,21 @@ def half_width(values: List[float]) -> float:
     return float(t) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def verdict(gains: List[float], planned: int) -> str:
+    """
+    By docs/results/real/PROTOCOL.md: whether the 95% interval of paired gains excludes 0.
+
+    Args:
+        planned: seeds, of which some may not have run yet.
+    """
+    if len(gains) < 2:
+        return "one seed" if gains else ""
+    word = "win" if statistics.mean(gains) > 0 else "loss"
+    if abs(statistics.mean(gains)) <= half_width(gains):
+        word = "tie"
+    return word if len(gains) == planned else f"{word} so far"
+
+
 def interval(values: List[float], sign: str = "") -> str:
     """As "12.3 ± 0.4"; ``sign`` "+" for differences."""
     if not values:

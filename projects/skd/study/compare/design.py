@@ -13,6 +13,7 @@ from ...engine.run import check_registered
 from ...modeling.model_zoo import find_config
 from ...runtime.downloads import is_url
 from ..common.metrics import (
+    commits,
     distillation,
     evaluations,
     main_metrics,
@@ -90,6 +91,7 @@ class StudyRun(ChildRun):
         seen = {"ap": scores(rows[-1]), "metric": metric, "curve": curve}
         seen["seconds_per_iteration"] = seconds_per_iteration(written)
         seen["peak_memory_mb"] = peak_memory_mb(written)
+        seen["commits"] = commits(self.folder)
         terms = distillation(written)
         return {**seen, "distillation": terms} if terms else seen
 
@@ -145,18 +147,19 @@ class Study:
         self.teachers = {name: self._teacher(name) for name in spec["teachers"]}
         self.comparisons = [self._comparison(entry) for entry in spec["compare"]]
 
-    def runs(self, only: Sequence[str] = ()) -> List[StudyRun]:
+    def runs(self, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> List[StudyRun]:
         """
         All runs once, seed by seed, so that a part is of use; teachers by their name.
 
         Args:
             only: names of tables; those of these, and their teachers.
+            seeds: those of these seeds, and their teachers.
 
         Raises:
-            ValueError: no table has the name.
+            ValueError: no table has the name, or no run of these tables the seed.
         """
         order = {run.folder: i for i, run in enumerate(self.by_folder.values())}
-        wanted = self._runs_of(only)
+        wanted = self._runs_of(only, seeds)
 
         def place(run):
             trained = run.method == "teacher" and run.iterations > 0
@@ -164,15 +167,20 @@ class Study:
 
         return sorted((r for r in self.by_folder.values() if r.folder in wanted), key=place)
 
-    def _runs_of(self, tables: Sequence[str]) -> Set[str]:
-        """The folders of a few tables' runs and of their teachers; of all runs without a name."""
-        if not tables:
+    def _runs_of(self, tables: Sequence[str], seeds: Sequence[int]) -> Set[str]:
+        """The folders of a few runs and of their teachers; of all runs without a table or seed."""
+        if not tables and not seeds:
             return set(self.by_folder)
         names = [comparison.name for comparison in self.comparisons]
         unknown = [name for name in tables if name not in names]
         if unknown:
             raise ValueError(f"'{unknown[0]}' is none of the study's tables: {', '.join(names)}.")
-        runs = [r for c in self.comparisons if c.name in tables for r in c.runs]
+        runs = [r for c in self.comparisons if c.name in (tables or names) for r in c.runs]
+        known = sorted({run.seed for run in runs})
+        for seed in seeds:
+            if seed not in known:
+                raise ValueError(f"--seeds has {seed}; it must be of {', '.join(map(str, known))}.")
+        runs = [run for run in runs if run.seed in (seeds or known)]
         teachers = [self.teachers[run.teacher] for run in runs if run.teacher]
         return {run.folder for run in (*runs, *teachers)}
 

@@ -21,7 +21,7 @@ pre { background: #f5f5f5; padding: .6em; overflow-x: auto }
 <body>
 <h1>Comparison of distillation methods</h1>
 <p>Mean and 95% confidence interval (Student's t) over the seeds; differences are paired by
-seed.</p>
+seed. A run that diverged counts as 0.</p>
 {% for comparison in comparisons %}
 <h2>{{ comparison.name }}</h2>
 {% for title, header, rows in comparison.tables %}{% if title %}<h3>{{ title }}</h3>{% endif %}

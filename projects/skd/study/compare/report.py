@@ -54,7 +54,11 @@ def _tables(comparison: Comparison) -> List[Tuple[str, List[str], List[List[str]
     terms = terms_table(comparison)
     if terms:
         tables.append(
-            ("What the terms did, in shares of the detector's gradient", TERMS_HEADER, terms)
+            (
+                "What the terms did, in shares of the detector's gradient: means over the seeds",
+                TERMS_HEADER,
+                terms,
+            )
         )
     return tables
 

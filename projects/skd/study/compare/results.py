@@ -3,10 +3,10 @@
 import math
 import os
 import statistics
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 from ..common.metrics import METRICS, main_metrics, title_of
-from ..common.result_files import BASELINE, write_lines, write_text
+from ..common.result_files import BASELINE, counted_ap, write_lines, write_text
 from ..common.statistics import interval
 from ..common.tables import markdown_table
 from .design import Comparison, Study, StudyRun
@@ -34,22 +34,23 @@ def header(comparison: Comparison) -> List[str]:
 
 
 def table(comparison: Comparison) -> List[List[str]]:
-    """Rows of method, runs, metrics and their paired differences to the baseline of a seed."""
+    """
+    Rows of method, runs, metrics and their paired differences to the baseline of a seed. A run that
+    diverged has 0 of everything.
+    """
     metrics = metrics_of(comparison.runs)
-    results = {
-        name: {run.seed: run.result()["ap"] for run in runs if run.result()["status"] == "done"}
-        for name, runs in groups(comparison).items()
-    }
+    results = {name: _counted(runs) for name, runs in groups(comparison).items()}
     baseline = results.get(BASELINE, {})
     rows = []
     for name, seeds in results.items():
-        row = [name, str(len(seeds))]
+        diverged = sum(not ap for ap in seeds.values())
+        row = [name, f"{len(seeds)}" + (f", {diverged} diverged" if diverged else "")]
         for key in metrics:
-            row.append(interval([ap[key] for ap in seeds.values() if key in ap]))
+            row.append(interval(list(_values(seeds, key).values())))
         for key in metrics:
-            pairs = [(ap[key], baseline[s][key]) for s, ap in seeds.items()
-                     if key in ap and key in baseline.get(s, {})]  # fmt: skip
-            row.append("" if name == BASELINE else interval([a - b for a, b in pairs], "+"))
+            own, other = _values(seeds, key), _values(baseline, key)
+            gains = [value - other[seed] for seed, value in own.items() if seed in other]
+            row.append("" if name == BASELINE else interval(gains, "+"))
         rows.append(row)
     if not baseline:
         return rows
@@ -58,39 +59,46 @@ def table(comparison: Comparison) -> List[List[str]]:
     return first + sorted(others, key=_first_number, reverse=True)
 
 
+def _counted(runs: Sequence[StudyRun]) -> Dict[int, Dict[str, Any]]:
+    """By seed; see :func:`counted_ap`."""
+    found = {run.seed: counted_ap(run.result()) for run in runs}
+    return {seed: ap for seed, ap in found.items() if ap is not None}
+
+
+def _values(seeds: Dict[int, Dict[str, Any]], key: str) -> Dict[int, float]:
+    return {seed: ap.get(key, 0.0) for seed, ap in seeds.items() if key in ap or not ap}
+
+
 def _first_number(row: List[str]) -> float:
     return float(row[2].split()[0]) if row[2] != "-" else -1.0
 
 
 TERMS_HEADER = [
-    "run", "detector's losses", "norm of their gradient", "term", "share, mean", "share, last",
+    "method", "detector's losses", "norm of their gradient", "term", "share, mean", "share, last",
     "weight", "norm of its gradient", "cosine, mean",
 ]  # fmt: skip
 
 
 def terms_table(comparison: Comparison) -> List[List[str]]:
-    """A row for each term of each run whose terms are balanced; shares are percentages."""
+    """
+    A row for each term of each method whose terms are balanced: means over the seeds. Shares are
+    percentages.
+    """
     rows = []
     for name, runs in groups(comparison).items():
-        for run in runs:
-            seen = run.result().get("distillation", {})
-            own = [_digits(seen.get(key)) for key in ("detector_loss", "norm_detector")]
-            for term, values in seen.get("terms", {}).items():
-                rows.append([f"{name}, seed {run.seed}", *own, term, *_term_cells(values)])
+        seen = [run.result()["distillation"] for run in runs if "distillation" in run.result()]
+        own = [_mean(seen, key, ".3g") for key in ("detector_loss", "norm_detector")]
+        for term in dict.fromkeys(term for run in seen for term in run["terms"]):
+            values = [run["terms"][term] for run in seen if term in run["terms"]]
+            shares = [_mean(values, key, ".1%") for key in ("share", "last_share")]
+            others = [_mean(values, key, ".3g") for key in ("weight", "norm", "cosine")]
+            rows.append([name, *own, term, *shares, *others])
     return rows
 
 
-def _term_cells(values: Dict[str, Any]) -> List[str]:
-    shares = [_percent(values[key]) for key in ("share", "last_share")]
-    return [*shares, *(_digits(values[key]) for key in ("weight", "norm", "cosine"))]
-
-
-def _percent(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _digits(value: Optional[float]) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def _mean(rows: Sequence[Dict[str, Any]], key: str, form: str) -> str:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return f"{statistics.mean(values):{form}}" if values else "-"
 
 
 def write_study(study: Study, output: str, command: str) -> None:
@@ -103,7 +111,7 @@ def write_study(study: Study, output: str, command: str) -> None:
         "# Comparison of methods\n",
         f"{len(done)} of {len(results)} runs are done. Metrics of the last iteration: mean and 95% "
         "confidence interval (Student's t) over the seeds, and the same of the differences to the "
-        "baseline of the same seed.\n",
+        "baseline of the same seed. A run that diverged counts as 0.\n",
     ]
     teachers = [row for row in done if row["method"] == "teacher"]
     if teachers:
@@ -118,7 +126,8 @@ def write_study(study: Study, output: str, command: str) -> None:
         terms = terms_table(comparison)
         if terms:
             lines += [
-                "What the terms did, in shares of the detector's gradient at the maps:\n",
+                "What the terms did, in shares of the detector's gradient at the maps, means over "
+                "the seeds:\n",
                 markdown_table(TERMS_HEADER, terms),
             ]
     failed = [row for row in results if row["status"] == "failed"]

@@ -44,10 +44,11 @@ def compare(args: argparse.Namespace, command: str) -> int:
         os.makedirs(args.work, exist_ok=True)
         acquire(args.work, "--work")
     _check_commands(runs)
-    waiting = [run for run in study.runs(args.only) if not run.finished()]
+    wanted = study.runs(args.only, (args.seeds or ()) if args.study else ())
+    waiting = [run for run in wanted if not run.finished()]
     if not args.report_only and waiting:
         _note_commands(runs)
-        print(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already.", flush=True)
+        print(f"{len(wanted) - len(waiting)} of {len(wanted)} runs are done already.", flush=True)
         jobs = args.jobs or default_jobs()
         threads = same_threads(args.work, args.threads, default_threads(jobs, len(runs)))
         run_all(
@@ -86,7 +87,7 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
         entry["iterations"] = args.iterations or _iterations(entry["config"])
     return {
         "iterations": args.iterations or 0,
-        "seeds": args.seeds,
+        "seeds": args.seeds or [1, 2, 3],
         "opts": _pairs(args.opts),
         "teachers": {"teacher": {"config": args.teacher, "weights": args.teacher_weights or ""}},
         "detectors": detectors,
