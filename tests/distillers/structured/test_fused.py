@@ -33,7 +33,7 @@ def maps(c_s=6, c_t=6, n=3, h=7, w=11, scale=1.0):
 
 def of_one(term, net):
     """A term at one level, as a function of both maps."""
-    return lambda student, teacher: getattr(losses, term)([net], [student], [teacher])[0].joined()
+    return lambda student, teacher: getattr(losses, term)([net], [student], [teacher])[0].in_graph()
 
 
 def plain_non_local(level, student, teacher):

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..attention import channel_attention, spatial_attention
 from ..base import at_least_fp32
-from .fused_residual import Known, MapList, Norm, asked_for, residual
+from .fused_residual import LossWithGradients, MapList, Norm, needs_gradients, residual
 from .precision import products_like_convolutions
 
 
@@ -48,7 +48,7 @@ def masked_feature_norms(
     convs: Sequence[nn.Conv2d],
     roots: MapList,
     norm: Norm,
-) -> List[Known]:
+) -> List[LossWithGradients]:
     """
     Norms of ``root * (A_T - W A_S - b)``, root^2 = M_s M_c: L_AM of several levels.
 
@@ -58,7 +58,7 @@ def masked_feature_norms(
         roots: square root of the masks, (N, 1 or C_t, H, W).
         norm: with a stride for each level.
     """
-    wanted = asked_for(*students, *(p for conv in convs for p in conv.parameters()))
+    wanted = needs_gradients(*students, *(p for conv in convs for p in conv.parameters()))
     with torch.no_grad(), products_like_convolutions(students[0].device):
         found = []
         for conv, *maps in zip(convs, students, teachers, roots):
@@ -72,11 +72,13 @@ def masked_feature_norms(
             if wanted:
                 d_weight, d_bias = (d.flatten(1).t().mv(f) for d in (r.products[0], r.bias))
                 gradients = [r.map.mul_(f[:, None, None]), d_weight, d_bias]
-            known.append(Known(value, [x, conv.weight, conv.bias], gradients))
+            known.append(LossWithGradients(value, [x, conv.weight, conv.bias], gradients))
         return known
 
 
-def difference_norms(differences: Sequence[Sequence[torch.Tensor]], norm: Norm) -> List[Known]:
+def difference_norms(
+    differences: Sequence[Sequence[torch.Tensor]], norm: Norm
+) -> List[LossWithGradients]:
     """
     Norms of differences, summed.
 
@@ -86,7 +88,7 @@ def difference_norms(differences: Sequence[Sequence[torch.Tensor]], norm: Norm) 
         norm: with a stride for each of all; 0 for what has no positions.
     """
     every = [d for of_level in differences for d in of_level]
-    wanted = asked_for(*every)
+    wanted = needs_gradients(*every)
     with torch.no_grad():
         # norms of rows first: one fp32 sum over millions of squares loses digits
         rows = [torch.linalg.vector_norm(d, dim=-1) for d in every]
@@ -97,4 +99,4 @@ def difference_norms(differences: Sequence[Sequence[torch.Tensor]], norm: Norm) 
         if wanted:
             of_all = iter(d * f.view(-1, *[1] * (d.dim() - 1)) for d, f in zip(every, factors))
             gradients = [[next(of_all) for _ in of_level] for of_level in differences]
-    return [Known(*known) for known in zip(values.unbind(), differences, gradients)]
+    return [LossWithGradients(*known) for known in zip(values.unbind(), differences, gradients)]

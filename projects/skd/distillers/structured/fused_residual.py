@@ -18,7 +18,7 @@ matrices and biases, which are small. Recomputed: nothing. The norm's own deriva
 ``1 / |E|``, is known only when all chunks are through; it is a factor for each image, which
 :func:`..attention.reduce_norms` gives and the caller multiplies in. Where W_i and b are
 themselves functions of parameters (the non-local loss), autograd leads their gradients further.
-The loss and its gradients are then a :class:`Known`, which autograd is told of last.
+The loss and its gradients are then a :class:`LossWithGradients`, which autograd is told of last.
 
 Shape legend: N images, C channels, P = H W positions of a feature map, k channels of an embedding.
 """
@@ -150,12 +150,12 @@ def add_sum(into: torch.Tensor, x: torch.Tensor, *, first: bool) -> None:
         into.add_(x.sum(2))
 
 
-def asked_for(*inputs: torch.Tensor) -> bool:
+def needs_gradients(*inputs: torch.Tensor) -> bool:
     """Whether anybody wants gradients."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
-class Known(NamedTuple):
+class LossWithGradients(NamedTuple):
     """
     A scalar computed together with its gradients.
 
@@ -168,7 +168,7 @@ class Known(NamedTuple):
     inputs: Sequence[torch.Tensor]
     gradients: Optional[Sequence[torch.Tensor]]
 
-    def joined(self) -> torch.Tensor:
+    def in_graph(self) -> torch.Tensor:
         """The scalar as a part of autograd's graph."""
         if self.gradients is None:
             return self.value

@@ -14,8 +14,9 @@ from torch import nn
 from ..attention import attention_mask, channel_attention, reduce_norms, spatial_attention
 from ..base import Losses, at_least_fp32
 from .fused_attention import Attention, difference_norms, masked_feature_norms
-from .fused_non_local import alike, non_local_norms
-from .fused_residual import Known, MapList, Norm
+from .fused_blocks import kind_of
+from .fused_non_local import non_local_norms
+from .fused_residual import LossWithGradients, MapList, Norm
 from .non_local import NonLocalBlock
 from .settings import StructuredSettings
 
@@ -103,7 +104,7 @@ class StructuredLevel(nn.Module):
         blocks = (self.student_non_local, self.teacher_non_local)
         if not all(block.is_fused() for block in blocks):
             return None
-        return tuple(alike(*pair) for pair in zip(blocks, (student, teacher)))
+        return tuple(kind_of(*pair) for pair in zip(blocks, (student, teacher)))
 
     def _mask(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         settings = self.settings
@@ -120,7 +121,7 @@ def losses(levels: Levels, students: MapList, teachers: MapList) -> List[Losses]
         students, teachers: A_S and A_T of each. They may be in half precision.
     """
     settings = levels[0].settings
-    terms: Dict[str, List[Known]] = {}
+    terms: Dict[str, List[LossWithGradients]] = {}
     # Autograd goes through these from the last to the first. The first one's gradient is made of
     # expanded vectors: as the last to come, it is added to a map that is there already.
     if settings.weight_at:
@@ -129,11 +130,11 @@ def losses(levels: Levels, students: MapList, teachers: MapList) -> List[Losses]
         terms["loss_distill_structured_nl"] = non_local(levels, students, teachers)
     if settings.weight_am:
         terms["loss_distill_structured_am"] = masked_feature(levels, students, teachers)
-    found = [{name: terms[name][i].joined() for name in terms} for i in range(len(levels))]
+    found = [{name: terms[name][i].in_graph() for name in terms} for i in range(len(levels))]
     return [dict(sorted(of_level.items())) for of_level in found]
 
 
-def masked_feature(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
+def masked_feature(levels: Levels, students: MapList, teachers: MapList) -> List[LossWithGradients]:
     """alpha L_AM, L_AM = sqrt(sum (A_T - conv(A_S))^2 M_s M_c)."""
     roots = [x.mask(*maps).sqrt() for x, *maps in zip(levels, students, teachers)]
     convs, strides = [x.feature_adapter for x in levels], [x.stride for x in levels]
@@ -141,7 +142,9 @@ def masked_feature(levels: Levels, students: MapList, teachers: MapList) -> List
     return masked_feature_norms(students, teachers, convs, roots, norm)
 
 
-def attention_transfer(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
+def attention_transfer(
+    levels: Levels, students: MapList, teachers: MapList
+) -> List[LossWithGradients]:
     """beta L_AT, L_AT = |g_c(A_T) - lin(g_c(A_S))| + |g_s(A_T) - conv(g_s(A_S))|."""
     pool = levels[0].settings.pool
     space, channels = zip(*(Attention.apply(x, x, pool) for x in students))
@@ -154,7 +157,7 @@ def attention_transfer(levels: Levels, students: MapList, teachers: MapList) -> 
     return difference_norms(differences, _norm(levels, levels[0].settings.weight_at, strides))
 
 
-def non_local(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
+def non_local(levels: Levels, students: MapList, teachers: MapList) -> List[LossWithGradients]:
     """
     gamma L_NL, L_NL = |conv(r_S) - r_T|. The teacher's block learns too, and its output is not
     detached: the teacher's features within it hold it in place.
@@ -170,16 +173,20 @@ def non_local(levels: Levels, students: MapList, teachers: MapList) -> List[Know
     return [found[i] for i in range(len(levels))]
 
 
-def fused_non_local(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
-    """Of blocks that are alike."""
+def fused_non_local(
+    levels: Levels, students: MapList, teachers: MapList
+) -> List[LossWithGradients]:
+    """:func:`non_local` of levels of one :meth:`~StructuredLevel.non_local_kind`, fused."""
     norm = _norm(levels, levels[0].settings.weight_nl, [x.stride for x in levels])
     blocks = zip(*((x.student_non_local, x.teacher_non_local) for x in levels))
     convs = [x.non_local_adapter for x in levels]
     return non_local_norms(students, teachers, convs, tuple(blocks), norm)
 
 
-def plain_non_local(levels: Levels, students: MapList, teachers: MapList) -> List[Known]:
-    """Of blocks that the fused form cannot do."""
+def plain_non_local(
+    levels: Levels, students: MapList, teachers: MapList
+) -> List[LossWithGradients]:
+    """:func:`non_local` of levels whose blocks the fused form cannot do, block by block."""
     differences = [
         [x.non_local_adapter(x.student_non_local(s)) - x.teacher_non_local(t)]
         for x, *maps in zip(levels, students, teachers)
