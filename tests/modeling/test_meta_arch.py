@@ -280,3 +280,16 @@ def test_bad_configs_are_refused_when_the_model_is_built(cfg, key, value, messag
     cfg.merge_from_list([key, value])
     with pytest.raises(ValueError, match=message):
         build_model(cfg)
+
+
+def test_without_gradients_it_is_the_student_and_nothing_is_measured(teacher_files, monkeypatch):
+    """Precise batch norm and losses on a validation set call it so, in an iteration of their own."""
+    model = build_model(distilling(tiny_config(), teacher_files, balance=True))
+    with EventStorage(30):
+        model(batch())
+    before = {name: value.clone() for name, value in model.distiller.state_dict().items()}
+    monkeypatch.setattr(model.teacher, "start", None)
+    with EventStorage(), torch.no_grad():
+        losses = model(batch())
+    assert "loss_cls" in losses and not any(name.startswith("loss_distill") for name in losses)
+    assert all(torch.equal(value, before[k]) for k, value in model.distiller.state_dict().items())

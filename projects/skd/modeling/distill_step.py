@@ -77,8 +77,6 @@ def run_step(
         raise
     teacher = wait_for_teacher()
     losses = read_losses(output)
-    if not losses:
-        return output  # predictions, without a gradient
     _check_pairs(model, student, teacher, batch)
     maps = {name: student.maps[name] for name in pairs_of(model)}
     seen = _begin_balance(model, maps)
@@ -125,8 +123,6 @@ def _run_between(model: nn.Module, call: Callable[[], Any], ended: Sequence[str]
     """
     output = call()
     losses = read_losses(output)
-    if not losses:
-        return output
     own = sum_losses(losses)
     _keep_metrics(model, own, {})
     losses = with_zero_gradients(losses, model.distiller)
@@ -202,7 +198,7 @@ def _tap_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped
 def _check_gradient(module: nn.Module, maps: Maps, key: str) -> None:
     # what is no map is told by name later, if it is among the pairs
     tensors = [x for x in maps.values() if isinstance(x, torch.Tensor)]
-    if not torch.is_grad_enabled() or any(x.requires_grad for x in tensors):
+    if any(x.requires_grad for x in tensors):
         return
     if any(p.requires_grad for p in module.parameters()):
         raise ValueError(

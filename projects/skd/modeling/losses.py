@@ -33,7 +33,7 @@ def read_losses(output: Any) -> Losses:
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
             what = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise TypeError(f"The student's loss '{name}' is {what}; it must be one number.")
-    if not losses and torch.is_grad_enabled():
+    if not losses:
         raise ValueError(
             "The student returned an empty dict of losses in training, so there is nothing to "
             "train. If it only makes predictions in this call, call it in eval mode or within "
@@ -95,7 +95,7 @@ def with_zero_gradients(losses: Losses, distiller: nn.Module) -> Losses:
     terms for the student.
     """
     learning = [p for p in distiller.parameters() if p.requires_grad]
-    if not learning or not losses:
+    if not learning:
         return losses
     name, loss = next(iter(losses.items()))
     return {**losses, name: _WithZeros.apply(loss, *learning)}

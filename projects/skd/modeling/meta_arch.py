@@ -101,12 +101,14 @@ class DistillRCNN(nn.Module):
         """
         The student's forward, with all its arguments. In training, the distiller's losses come on
         top, named ``loss_distill_*``. What else there is to see is left for :meth:`pop_metrics`.
+        Within ``torch.no_grad()`` nothing can be distilled: it is the student's forward also in
+        training mode, as precise batch norm and losses on a validation set call it.
 
         Raises:
             TypeError, ValueError: what the student or the teacher did cannot be distilled; says
                 why.
         """
-        if self.training and not self._skd.running:
+        if self.training and torch.is_grad_enabled() and not self._skd.running:
             with written_as(self._skd.form):
                 return run_step(self, super().forward, args, kwargs)
         return super().forward(*args, **kwargs)
