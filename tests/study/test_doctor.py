@@ -28,6 +28,15 @@ def test_a_sound_distillation_has_no_findings(teacher_files, shapes):
     assert all(0 <= alike <= 1 for alike in verdict.levels.values())
 
 
+def test_what_a_long_training_does_at_its_start_is_no_finding(teacher_files, shapes):
+    """A warm-up, a ramp or a pause takes more iterations than are looked at."""
+    cfg = config(teacher_files, MODEL__DISTILLER__EVERY=5)
+    cfg.SOLVER.MAX_ITER = 9000
+    cfg.MODEL.DISTILLER.BALANCE.WARMUP, cfg.MODEL.DISTILLER.BALANCE.RAMP = 900, 900
+    verdict = examine(cfg, iterations=2, images=0)
+    assert names(verdict) == [] and all(share > 0.1 for share, _ in verdict.terms.values())
+
+
 def test_maps_of_a_module_that_says_nothing_of_them(teacher_files, shapes):
     cfg = config(teacher_files, MODEL__STUDENT__FEATURES="backbone.fpn_output3")
     cfg.SOLVER.MAX_ITER = 1  # a schedule has no learning rate beyond

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ...distillers import GradientBalance
-from ...distillers.balance import DETECTOR, split_losses
+from ...distillers.balance import DETECTOR, BalanceSettings, split_losses
 from ...engine.schedule import build_scheduler
 from ...engine.weights import RunCheckpointer
 from ...modeling.features import FeatureTap, Maps
@@ -30,10 +30,7 @@ MOVED = 1.12
 
 def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
     """Add what a few iterations show to a verdict; see :func:`examine`. Nothing is written."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.MODEL.DISTILLER.BALANCE.UNTIL = 1.0  # a short training is looked at to its end
+    cfg = _steady(cfg)
     seed_all_rng(max(cfg.SEED, 0))
     model = build_model(cfg).train()
     if cfg.MODEL.WEIGHTS:
@@ -54,6 +51,19 @@ def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
             optimizer.step()
             scheduler.step()
     watch.report(verdict)
+
+
+def _steady(cfg: CfgNode) -> CfgNode:
+    """Every iteration is one as between the warm-up and the end of the teacher: there are few."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.MODEL.DISTILLER.EVERY = 1  # with more, those that distil pull so many times as hard
+    balance, defaults = cfg.MODEL.DISTILLER.BALANCE, BalanceSettings.node()
+    for key in ("WARMUP", "RAMP", "DECAY"):
+        balance[key] = defaults[key]
+    balance.UNTIL = 1.0
+    return cfg
 
 
 class _Watch:
