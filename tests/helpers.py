@@ -174,6 +174,17 @@ def save_detector(cfg, folder, seed=0):
     return path, os.path.join(folder, "model_final.pth")
 
 
+class Balanced(torch.nn.Module):
+    """What the log and the record ask of a model that distils; without a balance if that is off."""
+
+    _skd_student = torch.nn.Module  # as of a class that distils
+
+    def __init__(self, balance=None):
+        super().__init__()
+        self.distiller = torch.nn.Module()
+        self.distiller.balance = balance
+
+
 def train_until(cfg, folder, until=None, resume=False, trainer=SKDTrainer):
     """
     Train what a YAML config describes, as train_net.py does, in this process.

@@ -133,6 +133,17 @@ def test_a_flag_behind_the_options_is_told_where_it_belongs():
         form_of(tiny_config()).override(tiny_config(), ["SEED", "1", "--unlabelled", "folder"])
 
 
+@pytest.mark.parametrize("value,expected", [("1", 1.0), (1, 1.0), ("0.5", 0.5)])
+def test_a_whole_number_on_the_command_line_is_one_for_a_key_of_fractions(value, expected):
+    options = ["MODEL.DISTILLER.BALANCE.SHARE", value, "SOLVER.MAX_ITER", "7"]
+    cfg = form_of(tiny_config()).override(tiny_config(), options)
+    assert cfg.MODEL.DISTILLER.BALANCE.SHARE == expected and cfg.SOLVER.MAX_ITER == 7
+    assert isinstance(cfg.SOLVER.MAX_ITER, int) and options[1] == value
+    for wrong in (["SOLVER.BASE_LR"], ["SOLVER.NO_SUCH", "1"], ["SOLVER.BASE_LR", "a"]):
+        with pytest.raises((AssertionError, KeyError, ValueError)):
+            form_of(cfg).override(cfg, wrong)
+
+
 def test_lazy_files_are_told_from_yaml(tmp_path):
     assert is_lazy_file("anything.py")
     (tmp_path / "lazy.yaml").write_text("train:\n  x: 1\nmodel:\n  _target_: x\n")

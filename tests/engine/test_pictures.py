@@ -1,6 +1,7 @@
 """Pictures of attention, by a hook that any trainer takes."""
 
 import copy
+import logging
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -27,6 +28,15 @@ def test_a_picture_every_period_in_detectron2_s_trainer(teacher_files):
     shape = (3, 5 * 96, 3 * 128)  # a row for each of P2 to P6
     assert pictures_of(torch.nn.Sequential(model), period=2) == [(0, shape), (2, shape)]
     assert pictures_of(model, period=0) == []
+
+
+def test_they_end_with_the_teacher_which_is_said_once(teacher_files, caplog):
+    cfg = distilling(tiny_config(SOLVER__MAX_ITER=6), teacher_files, balance=True)
+    cfg.MODEL.DISTILLER.BALANCE.UNTIL = None
+    with caplog.at_level(logging.INFO):
+        assert [i for i, _ in pictures_of(build_model(cfg), period=1, iterations=4)] == [0, 1]
+    said = [r.getMessage() for r in caplog.records if "attention" in r.getMessage()]
+    assert said == ["The teacher has stopped, so there are no more pictures of attention."]
 
 
 def test_no_pictures_without_a_distiller():

@@ -2,10 +2,13 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from skd.distillers import GradientBalance
 from skd.engine.readout import DistillationLog
+from tests.helpers import Balanced
 
 HEALTHY = {
     "distill/share_structured_am": 0.5,
@@ -38,34 +41,29 @@ def test_a_training_without_a_teacher_is_silent(caplog):
     assert said(caplog, {"total_loss": 1.0}) == []
 
 
-@pytest.mark.parametrize(
-    "until,expected", [(None, ["The teacher stops at iteration 34 of 100"]), (1.0, [])]
-)
-def test_where_the_teacher_stops_is_said_at_the_start(caplog, until, expected):
-    balance = GradientBalance(max_iter=100, until=until)
-    model = SimpleNamespace(distiller=SimpleNamespace(balance=balance))
-    hook = DistillationLog()
-    hook.trainer = SimpleNamespace(model=model, max_iter=100)
-    with caplog.at_level(logging.INFO):
-        hook.before_train()
-    assert [record.getMessage()[:40] for record in caplog.records] == expected
+def log_of_a_training(caplog, start, **settings):
+    trainer = TrainerBase()
+    trainer.model, trainer.run_step = nn.Sequential(Balanced(GradientBalance(**settings))), int
+    trainer.register_hooks([DistillationLog()])
+    with caplog.at_level(logging.INFO, logger="skd"):
+        trainer.train(start, 10)
+    return [r.getMessage() for r in caplog.records if r.name.startswith("skd")]
 
 
-def test_the_end_of_a_distillation_is_said_once(caplog):
-    hook = DistillationLog(100)
-    with EventStorage() as storage, caplog.at_level(logging.INFO):
-        hook.trainer = SimpleNamespace(storage=storage, iter=0)
-        for storage.iter in range(400):
-            hook.trainer.iter = storage.iter
-            if storage.iter < 150:
-                storage.put_scalars(**HEALTHY)
-            hook.after_step()
-    messages = [record.getMessage()[:40] for record in caplog.records]
-    assert messages == [
-        "Distillation at iteration 99: structured",
-        "Distillation at iteration 199: structure",
-        "No distillation any more at iteration 29",
+def test_where_the_teacher_stops_is_said_before_and_when_it_does(caplog):
+    assert log_of_a_training(caplog, 0, max_iter=10) == [
+        "The teacher stops at iteration 4 of 10 (GradientBalance's until).",
+        "The teacher stops here, at iteration 4: from now on the training is the student's own.",
     ]
+
+
+def test_a_run_that_resumes_after_the_end_says_so(caplog):
+    (said,) = log_of_a_training(caplog, 5, max_iter=10)
+    assert said.startswith("The teacher has stopped at iteration 4 of 10")
+
+
+def test_a_teacher_to_the_end_is_no_message(caplog):
+    assert log_of_a_training(caplog, 0, max_iter=10, until=1.0) == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from detectron2.engine.defaults import default_setup
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from omegaconf import DictConfig, OmegaConf
 
-from skd import distill, student_config
+from skd import GradientBalance, distill, student_config
 from skd.config import form_of
 from skd.config.naming import LAZY as LAZY_FORM
 from skd.config.run_settings import keys_of
@@ -171,6 +171,18 @@ def test_a_lazy_distillation_resumes_and_in_bf16_on_a_gpu(device, teacher_files,
     trainer.train()
     assert all(x.isfinite().all() for x in trainer.model.parameters())
     assert torch.load(tmp_path / "lazy" / "model_final.pth")["iteration"] == 3
+
+
+@pytest.mark.parametrize("given", [None, {"share": 1.0}, {"max_iter": 30, "until": 0.5}])
+def test_a_lazy_balance_learns_the_length_of_the_training(given, teacher_files, tmp_path):
+    """Also where a config names no balance, or one without its max_iter."""
+    cfg = lazy_config(tmp_path, "train.max_iter=9")
+    distill(cfg, *teacher_files)
+    cfg.model.pop("balance")
+    if given:
+        cfg.model.balance = LazyCall(GradientBalance)(**given)
+    balance = describe(cfg).build_model().distiller.balance
+    assert balance.end() == (15 if given and "until" in given else 3)
 
 
 def test_both_forms_have_the_same_hooks_and_return_the_results(shapes, tmp_path):

@@ -10,14 +10,14 @@ from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
-from skd import distill
+from skd import GradientBalance, distill
 from skd.engine import describe
 from skd.engine.run import check
 from skd.engine.teacher_quality import TeacherQuality
 from skd.evaluation import Quality, unseen_classes
 from skd.modeling.teacher import FrozenTeacher
 from tests.engine.test_training import weights
-from tests.helpers import distilling, lazy_config, tiny_config, train_until
+from tests.helpers import Balanced, distilling, lazy_config, tiny_config, train_until
 
 
 def test_teacher_and_student_are_compared_and_the_training_is_the_same(
@@ -40,12 +40,16 @@ def test_teacher_and_student_are_compared_and_the_training_is_the_same(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("teacher,student,warns", [(30.0, 20.0, 0), (20.0, 20.0, 1)])
-def test_only_a_teacher_that_is_no_better_is_a_warning(teacher, student, warns, caplog):
+@pytest.mark.parametrize(
+    "teacher,student,iteration,warns", [(30.0, 20.0, 0, 0), (20.0, 20.0, 2, 1), (20.0, 20.0, 3, 0)]
+)
+def test_only_a_teacher_that_is_no_better_is_a_warning(teacher, student, iteration, warns, caplog):
+    """And only while it teaches, which here is to iteration 3."""
     hook = TeacherQuality(SimpleNamespace(images=5, dataset="x"), period=0)
     hook._teacher, hook._evaluate = Quality(teacher, 0, 1), lambda model: Quality(student, 0, 1)
     with EventStorage() as storage:
-        hook.trainer = SimpleNamespace(storage=storage, model=None)
+        model = Balanced(GradientBalance(max_iter=9))
+        hook.trainer = SimpleNamespace(storage=storage, model=model, iter=iteration)
         hook._compare(), hook._compare()
     assert sum(r.levelno == logging.WARNING for r in caplog.records) == warns
 

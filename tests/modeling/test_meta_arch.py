@@ -283,7 +283,7 @@ def test_bad_configs_are_refused_when_the_model_is_built(cfg, key, value, messag
 
 
 def test_without_gradients_it_is_the_student_and_nothing_is_measured(teacher_files, monkeypatch):
-    """Precise batch norm and losses on a validation set call it so, in an iteration of their own."""
+    """Precise batch norm and losses on a validation set call it so, at any iteration."""
     model = build_model(distilling(tiny_config(), teacher_files, balance=True))
     with EventStorage(30):
         model(batch())

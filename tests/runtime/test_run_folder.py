@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from skd import student_config
-from skd.config import form_of, yaml
-from skd.engine import SKDTrainer, beside_training
+from skd.config import yaml
+from skd.distillers import GradientBalance
+from skd.engine import SKDTrainer, beside_training, describe
 from skd.runtime import lock, record
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
 from skd.runtime.lock import FolderInUseError
 from skd.runtime.record import RunFacts
 from skd.runtime.run_folder import RunFolder, open_folder
 from skd.runtime.words import said_as
-from tests.helpers import distilling, environment, save_detector, tiny_config
+from tests.helpers import Balanced, distilling, environment, lazy_config, save_detector, tiny_config
 
 
 @pytest.fixture
@@ -129,13 +130,33 @@ def test_what_goes_by_the_length_of_the_run_is_named(base, caplog):
     assert "SOLVER.LR_SCHEDULER_NAME WarmupCosineLR)" in said and "BALANCE" not in said
     assert trainer.start_iter == 2
     trainer.folder.after_train()
-    base.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
-    assert form_of(base).depends_on_max_iter(base) == []
-    balance = base.MODEL.DISTILLER.BALANCE
-    balance.ENABLED, balance.UNTIL = True, None
-    assert form_of(base).depends_on_max_iter(base) == ["MODEL.DISTILLER.BALANCE.UNTIL None"]
-    balance.UNTIL, balance.DECAY = 1.0, "cosine"
-    assert form_of(base).depends_on_max_iter(base) == ["MODEL.DISTILLER.BALANCE.DECAY cosine"]
+
+
+@pytest.mark.parametrize(
+    "balance,yaml,lazy",
+    [
+        (None, "", "lr_multiplier"),
+        ({"until": 1.0}, "", "lr_multiplier"),
+        (
+            {},
+            "MODEL.DISTILLER.BALANCE.UNTIL, the teacher stops at iteration 3",
+            "lr_multiplier; model.balance.until, the teacher stops at iteration 3",
+        ),
+        (
+            {"until": 1.0, "decay": "cosine"},
+            "MODEL.DISTILLER.BALANCE.DECAY cosine",
+            "lr_multiplier; model.balance.decay cosine",
+        ),
+    ],
+)
+def test_what_goes_by_the_length_is_the_built_model_s(balance, yaml, lazy, base, tmp_path):
+    """A preset may have switched the balance off, whatever the config says of it."""
+    model = Balanced(balance if balance is None else GradientBalance(max_iter=8, **balance))
+    lazy_cfg = lazy_config(tmp_path)
+    for cfg, key, words in ((base, "SOLVER.MAX_ITER", yaml), (lazy_cfg, "train.max_iter", lazy)):
+        notes = describe(cfg).facts(model, seed=0).notes
+        expected = f" (from here on as if it had been so from the start: {words})"
+        assert notes == ({key: expected} if words else {})
 
 
 @pytest.mark.parametrize(

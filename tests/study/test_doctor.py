@@ -47,7 +47,14 @@ def test_maps_of_a_module_that_says_nothing_of_them(teacher_files, shapes):
 def test_weights_that_drown_or_do_nothing(weight, teacher_files, shapes):
     weights = {f"MODEL__DISTILLER__STRUCTURED__WEIGHT_{t}": weight for t in ("AM", "AT", "NL")}
     cfg = config(teacher_files, MODEL__DISTILLER__BALANCE__ENABLED=False, **weights)
-    assert names(examine(cfg, iterations=2, images=0)) == ["weight"]
+    (finding,) = examine(cfg, iterations=2, images=0).findings
+    assert finding.name == "weight" and "ENABLED True, or other weights" in finding.text
+
+
+def test_a_share_that_drowns(teacher_files, shapes):
+    cfg = config(teacher_files, MODEL__DISTILLER__BALANCE__SHARE=3000.0)
+    (finding,) = examine(cfg, iterations=2, images=0).findings
+    assert finding.name == "weight" and "Set MODEL.DISTILLER.BALANCE.SHARE 3.0" in finding.text
 
 
 def test_levels_of_other_sizes(teacher_files, shapes, monkeypatch):
@@ -68,7 +75,7 @@ def test_levels_of_other_sizes(teacher_files, shapes, monkeypatch):
 
 def test_a_teacher_that_finds_nothing(teacher_files, shapes):
     verdict = examine(config(teacher_files), iterations=0, images=2)
-    assert names(verdict) == ["untrained teacher"]
+    assert names(verdict) == ["untrained teacher"] and "give --student-weights" in str(verdict)
 
 
 def test_weights_of_another_model_are_refused(teacher_files, shapes, tmp_path):

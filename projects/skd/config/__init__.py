@@ -72,7 +72,7 @@ def form_of(cfg: Config) -> ModuleType:
     - ``check``, ``check_training``, ``check_teacher``: errors before a run;
     - ``trust``, ``record_projects``, ``freeze``: what only a YAML config needs;
     - ``is_distilling``, ``distill``, ``student_config``, ``save_trained_student``: see below;
-    - ``output_dir``, ``image_format``, ``test_mapper``, ``depends_on_max_iter``: what it says.
+    - ``output_dir``, ``image_format``, ``test_mapper``, ``schedule_by_length``: what it says.
     """
     return yaml if isinstance(cfg, CfgNode) else lazy
 

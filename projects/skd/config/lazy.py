@@ -272,10 +272,9 @@ def distill(
     )
 
 
-def depends_on_max_iter(cfg: DictConfig) -> List[str]:
-    """What else a change of ``train.max_iter`` changes: schedules go by the part that is done."""
-    balanced = is_distilling(cfg) and cfg.model.get("balance") is not None
-    return ["lr_multiplier", *(["model.balance"] if balanced else [])]
+def schedule_by_length(cfg: DictConfig) -> List[str]:
+    """What a change of ``train.max_iter`` changes in the learning rate: the path."""
+    return ["lr_multiplier"]  # Detectron2's go by the part of the training that is done
 
 
 def student_config(cfg: DictConfig, keep_settings: bool = False) -> DictConfig:

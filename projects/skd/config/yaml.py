@@ -21,7 +21,6 @@ from .keys import (
     has_timm,
     own_nodes,
 )
-from .methods import build_distiller, is_balanced
 from .safe_yaml import read_yaml_with_base
 
 logger = logging.getLogger(__name__)
@@ -133,9 +132,18 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
         raise ValueError(
             f"'{late[0]}' stands behind KEY VALUE, where no flag is read: put it first."
         )
-    cfg.merge_from_list(list(options))
+    options = list(options)
+    options[1::2] = [_as_declared(cfg, *pair) for pair in zip(options[::2], options[1::2])]
+    cfg.merge_from_list(options)
     trust(cfg, options[::2])
     return cfg
+
+
+def _as_declared(cfg: CN, key: Any, value: Any) -> Any:
+    """yacs refuses a whole number, 1, where the config has 1.0."""
+    is_whole = type(value) is int or (isinstance(value, str) and value.isdecimal())
+    known = run_settings.select(cfg, key) if isinstance(key, str) else None
+    return float(value) if is_whole and isinstance(known, float) else value
 
 
 def trust(cfg: CN, keys: Sequence[str] = NAME_CODE) -> None:
@@ -280,17 +288,11 @@ def test_mapper(cfg: CN) -> DatasetMapper:
     return DatasetMapper(cfg, False)
 
 
-def depends_on_max_iter(cfg: CN) -> List[str]:
-    """What else a change of ``SOLVER.MAX_ITER`` changes, before its end: keys and their values."""
-    found = []
-    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":  # whose SOLVER.STEPS are iterations
-        found.append(f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}")
-    if is_distilling(cfg) and is_balanced(cfg, build_distiller(cfg)):
-        balance = cfg.MODEL.DISTILLER.BALANCE
-        given = {"DECAY": balance.DECAY, "UNTIL": balance.UNTIL}
-        idle = {"DECAY": "none", "UNTIL": 1.0}
-        found += [f"MODEL.DISTILLER.BALANCE.{k} {v}" for k, v in given.items() if v != idle[k]]
-    return found
+def schedule_by_length(cfg: CN) -> List[str]:
+    """What a change of ``SOLVER.MAX_ITER`` changes in the learning rate: the key and its value."""
+    name = cfg.SOLVER.LR_SCHEDULER_NAME
+    # whose SOLVER.STEPS are iterations
+    return [] if name == "WarmupMultiStepLR" else [f"SOLVER.LR_SCHEDULER_NAME {name}"]
 
 
 def student_config(cfg: CN, keep_settings: bool = False) -> CN:

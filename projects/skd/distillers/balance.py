@@ -145,6 +145,21 @@ class GradientBalance(nn.Module):
             return UNTIL * self.max_iter or math.inf
         return self.settings.until * self.max_iter
 
+    def by_length(self) -> List[str]:
+        """What goes by the length of the training, in words."""
+        found = []
+        if self.end() < self.max_iter:
+            end = math.ceil(self.end())
+            found.append(f"{self.called('until')}, the teacher stops at iteration {end}")
+        if self.settings.decay != "none":
+            found.append(f"{self.called('decay')} {self.settings.decay}")
+        return found
+
+    def learn_length(self, max_iter: int) -> None:
+        """Of the training, from who runs it, where ``max_iter`` was not given."""
+        self.max_iter = self.max_iter or max_iter
+        self._check_schedule()
+
     def is_over(self, iteration: Optional[int] = None) -> bool:
         """
         Whether nothing is left to distil.

@@ -26,11 +26,13 @@ from .evaluate import beside_training, evaluate, prepare_evaluation
 from .foreign_trainer import distilling
 from .launch import launch
 from .pictures import AttentionPictures
+from .readout import DistillationLog
 from .run import Run
 from .trainer import SKDTrainer, describe, wrap_data_parallel
 
 __all__ = [
     "AttentionPictures",
+    "DistillationLog",
     "Run",
     "SKDTrainer",
     "beside_training",

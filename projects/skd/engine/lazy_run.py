@@ -19,6 +19,7 @@ from ..config import run_settings
 from ..config.lazy import check, check_teacher, image_format, is_distilling, made_by
 from ..config.naming import LAZY, written_as
 from ..modeling.build_detector import build_detector
+from ..modeling.student_class import balance_of
 from ..modeling.teacher import build_teacher
 from ..runtime.loader import NamedErrors, build_train_loader
 from ..runtime.reproducible import shared_seed
@@ -64,7 +65,11 @@ def lazy_run(cfg: DictConfig) -> Run:
 
 def _build_model(cfg: DictConfig) -> nn.Module:
     with written_as(LAZY):
-        return instantiate(cfg.model).to(cfg.train.device)
+        model = instantiate(cfg.model).to(cfg.train.device)
+        balance = balance_of(model)
+        if balance is not None:
+            balance.learn_length(cfg.train.max_iter)
+        return model
 
 
 def _teacher_evaluation(cfg: DictConfig, values: Dict[str, Any]) -> Optional[TeacherEvaluation]:

@@ -1,15 +1,15 @@
 """Pictures of attention while a model distils."""
 
-from typing import Optional
+import logging
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import nn
 
-from ..modeling.meta_arch import DistillRCNN
 from ..modeling.state import AlignedMaps, watch_maps
+from ..modeling.student_class import balance_of, distilling_in
 from ..visualization.attention import draw_attention
 
+logger = logging.getLogger(__name__)
 NAME = "attention: input, student, teacher"
 
 
@@ -17,7 +17,8 @@ class AttentionPictures(HookBase):
     """
     Puts a picture of the student's and the teacher's attention over the batch's first image into
     the event storage, in the main process, for the writers (TensorBoard) to write. Works in any of
-    Detectron2's trainers, and does nothing in a training that does not distil.
+    Detectron2's trainers, and does nothing in a training that does not distil. Where the teacher
+    stops it says so and ends.
     """
 
     def __init__(self, period: int):
@@ -29,16 +30,15 @@ class AttentionPictures(HookBase):
 
     def before_step(self) -> None:
         due = self._period > 0 and self.trainer.iter % self._period == 0
-        if not due or not comm.is_main_process():
+        model = distilling_in(self.trainer.model) if due and comm.is_main_process() else None
+        if model is None:
             return
-        model = _distilling_in(self.trainer.model)
-        if model is not None:
-            watch_maps(model, self._draw)
+        balance = balance_of(model)
+        if balance is not None and balance.is_over(self.trainer.iter):
+            logger.info("The teacher has stopped, so there are no more pictures of attention.")
+            self._period = 0
+            return
+        watch_maps(model, self._draw)
 
     def _draw(self, maps: AlignedMaps) -> None:
         self.trainer.storage.put_image(NAME, draw_attention(*maps))
-
-
-def _distilling_in(model: nn.Module) -> Optional[DistillRCNN]:
-    """The distilling model, whatever wraps it (data-parallel wrappers, torch.compile)."""
-    return next((m for m in model.modules() if isinstance(m, DistillRCNN)), None)

@@ -7,6 +7,7 @@ from typing import Dict, List
 from detectron2.engine import HookBase
 
 from ..config.naming import called
+from ..modeling.student_class import balance_of
 
 logger = logging.getLogger(__name__)
 
@@ -17,22 +18,31 @@ AGAINST = -0.2
 class DistillationLog(HookBase):
     """
     Says every ``period`` iterations what share each term has of the detector's gradient and
-    whether it pulls the same way, and warns, once, of what cannot help. Reads the event storage:
-    in a training that does not distil it says nothing.
+    whether it pulls the same way, and warns, once, of what cannot help; and where the teacher
+    stops. Reads the event storage: in a training that does not distil it says nothing.
     """
 
     def __init__(self, period: int = 100):
         self.period = period
         self.warned = set()
-        self.distils = False
+        self.end = math.inf  # the iteration from which on there is no teacher
 
     def before_train(self) -> None:
-        model = getattr(self.trainer.model, "module", self.trainer.model)
-        balance = getattr(getattr(model, "distiller", None), "balance", None)
-        if balance is not None and balance.end() < self.trainer.max_iter:
+        balance, max_iter = balance_of(self.trainer.model), self.trainer.max_iter
+        if balance is None or balance.end() >= max_iter:
+            return
+        self.end = math.ceil(balance.end())
+        stops = "has stopped" if self.trainer.start_iter > self.end else "stops"
+        logger.info(
+            f"The teacher {stops} at iteration {self.end} of {max_iter} "
+            f"({balance.called('until')})."
+        )
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.end:
             logger.info(
-                f"The teacher stops at iteration {math.ceil(balance.end())} of "
-                f"{self.trainer.max_iter} ({balance.called('until')})."
+                f"The teacher stops here, at iteration {self.end}: from now on the training is "
+                "the student's own."
             )
 
     def after_step(self) -> None:
@@ -41,9 +51,6 @@ class DistillationLog(HookBase):
         begin = self.trainer.iter - self.period  # what is older has ended
         latest = {k: v for k, (v, i) in self.trainer.storage.latest().items() if i > begin}
         shares = _starting_with(latest, "distill/share_")
-        if self.distils and not shares:
-            logger.info(f"No distillation any more at iteration {self.trainer.iter}.")
-        self.distils = bool(shares)
         if not shares:
             return
         logger.info(f"Distillation at iteration {self.trainer.iter}: {_words(latest, shares)}")

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from ..config import Config, form_of, lazy
 from ..config.naming import LAZY, YAML, called, setting_to, written_as
 from ..config.run_settings import RunSettings, as_mapping, form_name, keys_of, settings
+from ..modeling.student_class import balance_of
 from ..runtime.record import RunFacts
 from ..runtime.user_errors import UserError
 from .teacher_quality import TeacherEvaluation
@@ -78,13 +79,15 @@ class Run(RunSettings):
             kind="without a teacher" if teacher is None else "with a teacher",
             files={"teacher": weights} if weights else {},
             parts={"teacher": made_from} if training and made_from else {},
-            notes=self._length_notes(),
+            notes=self._length_notes(model),
         )
 
-    def _length_notes(self) -> Dict[str, str]:
+    def _length_notes(self, model: nn.Module) -> Dict[str, str]:
         """A longer run is another one from its start, where something goes by the length."""
-        dependent = form_of(self.cfg).depends_on_max_iter(self.cfg)
-        words = f" (from here on as if it had been so from the start: {', '.join(dependent)})"
+        balance, schedule = balance_of(model), form_of(self.cfg).schedule_by_length(self.cfg)
+        with written_as(self.form):
+            dependent = [*schedule, *([] if balance is None else balance.by_length())]
+        words = f" (from here on as if it had been so from the start: {'; '.join(dependent)})"
         return {self.keys["max_iter"]: words} if dependent else {}
 
     def verify(self, results: Dict[str, Any]) -> None:

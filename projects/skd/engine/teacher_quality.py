@@ -13,6 +13,7 @@ from torch import nn
 
 from ..evaluation import Quality, class_agnostic_quality, detect, unseen_classes
 from ..modeling.build_detector import Detector
+from ..modeling.student_class import balance_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,8 @@ def teacher_evaluation(
 class TeacherQuality(HookBase):
     """
     Before the training and at each evaluation: what part of the validation set's objects teacher
-    and student find, whatever class they give them. Warns, once, if the teacher is not better, and
-    of classes that it never saw. The training is the same with and without.
+    and student find, whatever class they give them. Warns, once, if the teacher is not better while
+    it teaches, and of classes that it never saw. The training is the same with and without.
     """
 
     def __init__(self, evaluation: TeacherEvaluation, period: int):
@@ -127,7 +128,9 @@ class TeacherQuality(HookBase):
             f"On {self._what.images} images of {self._what.dataset}, whatever the class: teacher's "
             f"box AP50 {teacher:.1f}, student's {student:.1f}."
         )
-        if student >= teacher and not self._warned:
+        balance = balance_of(self.trainer.model)
+        over = balance is not None and balance.is_over(self.trainer.iter)
+        if student >= teacher and not (self._warned or over):
             self._warned = True
             logger.warning(
                 f"This teacher is not better than your student (AP50 {teacher:.1f} against "

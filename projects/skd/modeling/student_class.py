@@ -6,10 +6,11 @@ models are copied and pickled; and the way back.
 import copy
 import functools
 import inspect
-from typing import Any, Callable, Dict, Tuple, Type
+from typing import Any, Callable, Dict, Optional, Tuple, Type
 
 from torch import nn
 
+from ..distillers import GradientBalance
 from .state import ATTRIBUTES
 
 STATE = "_skd"  # the attribute with the model's DistillState
@@ -39,6 +40,17 @@ def class_of(base: Type[nn.Module], student: Type[nn.Module]) -> Type[nn.Module]
 def distils(model: nn.Module) -> bool:
     """Whether a model is of such a class."""
     return hasattr(type(model), "_skd_student")
+
+
+def distilling_in(model: nn.Module) -> Optional[nn.Module]:
+    """The model that distils, whatever wraps it (data-parallel wrappers, torch.compile)."""
+    return next((m for m in model.modules() if distils(m)), None)
+
+
+def balance_of(model: nn.Module) -> Optional[GradientBalance]:
+    """What weighs the terms of :func:`distilling_in`; None where nothing does."""
+    found = distilling_in(model)
+    return None if found is None else found.distiller.balance
 
 
 def set_parts(student: nn.Module, base: Type[nn.Module], parts: Dict[str, Any]) -> nn.Module:

@@ -72,6 +72,11 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
         load_in_full(student, student_weights, "--student-weights", "--config-file")
         verdict.student = class_agnostic_quality(detect(student, inputs), records).ap50
         found = found or _no_better(verdict.teacher, verdict.student)
+    else:
+        verdict.notes.append(
+            "whether the teacher is better than your student was not looked at: give "
+            "--student-weights, of one that was trained without a teacher."
+        )
     verdict.findings += found
 
 

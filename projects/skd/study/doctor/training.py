@@ -130,11 +130,13 @@ class _Watch:
         total = sum(share for share, _ in verdict.terms.values())
         if not WEAKEST <= total <= STRONGEST:
             what = "drowns the detector's" if total > 1 else "is nothing beside the detector's"
+            balanced = self.model.distiller.balance is not None
+            remedy = "SHARE 3.0, the default" if balanced else "ENABLED True, or other weights"
             found.append(
                 Finding(
                     "weight",
                     f"the terms' gradient {what}: {total:.2g} times its norm. Set "
-                    "MODEL.DISTILLER.BALANCE.ENABLED True, or other weights.",
+                    f"MODEL.DISTILLER.BALANCE.{remedy}.",
                 )
             )
             return found  # such a training tells nothing about the maps
