@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from tests.helpers import save_detector, tiny_config  # first: it sets the threads
@@ -14,6 +15,16 @@ def teacher_files(tmp_path_factory):
     """A Mask R-CNN, wider than the tiny students: (config file, checkpoint)."""
     cfg = tiny_config(width=6, fpn=24)
     return save_detector(cfg, tmp_path_factory.mktemp("teacher"), seed=11)
+
+
+@pytest.fixture
+def new_datasets():
+    """Datasets that a test registers are forgotten after it."""
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 import functools
 import importlib.util
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from unittest import mock
 
 # before torch and the datasets' registration read them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -387,6 +390,22 @@ def run_script(script, *args, datasets, ok=True, timeout=600):
     )  # fmt: skip
     assert (done.returncode == 0) == ok, done.stdout[-4000:]
     return done.stdout
+
+
+def call_script(script, *args, ok=True):
+    """
+    As :func:`run_script`, in this process, which has everything imported already: for commands that
+    neither train nor start processes.
+    """
+    said, code = io.StringIO(), 0
+    with mock.patch.object(sys, "argv", [script, *map(str, args)]):
+        with redirect_stdout(said), redirect_stderr(said):
+            try:
+                runpy.run_path(os.path.join(ROOT, script), run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+    assert (not code) == ok, said.getvalue()
+    return said.getvalue()
 
 
 def leave_together():

@@ -10,7 +10,7 @@ from skd import distill, register_coco, student_config
 from skd.data import check_datasets
 from skd.data.shapes import SHAPES_CLASSES, VERSION
 from skd.modeling.model_zoo import find_config
-from tests.helpers import run_script, tiny_config
+from tests.helpers import call_script, run_script, tiny_config
 
 
 @pytest.fixture
@@ -20,11 +20,9 @@ def files(shapes):
 
 
 @pytest.fixture
-def mine(files):
+def mine(files, new_datasets):
     register_coco("mine", *files)
-    yield "mine"
-    DatasetCatalog.remove("mine")
-    MetadataCatalog.remove("mine")
+    return "mine"
 
 
 def test_registered_as_detectron2_does(mine):
@@ -99,7 +97,7 @@ def test_the_same_for_lazy_configs(name, mine):
         check_datasets(cfg)
 
 
-def test_from_the_command_line(files, shapes, tmp_path):
+def test_from_the_command_line(files, shapes, new_datasets, tmp_path):
     cfg = student_config(tiny_config(SOLVER__MAX_ITER=2))
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("my_train",), ("my_val",)
     config = tmp_path / "student.yaml"
@@ -111,7 +109,5 @@ def test_from_the_command_line(files, shapes, tmp_path):
     assert "copypaste: Task: bbox" in printed
     with open(tmp_path / "out" / "inference" / "coco_instances_results.json") as f:
         assert isinstance(json.load(f), list)
-    printed = run_script(
-        "train_net.py", *flags, "MODEL.ROI_HEADS.NUM_CLASSES", 5, datasets=shapes, ok=False
-    )
+    printed = call_script("train_net.py", *flags, "MODEL.ROI_HEADS.NUM_CLASSES", 5, ok=False)
     assert "Dataset 'my_train' has 6 classes" in printed and "Starting training" not in printed

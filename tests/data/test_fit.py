@@ -55,21 +55,16 @@ def content_of(folder, classes=("bolt", "nut"), images=4):
 
 
 @pytest.fixture
-def add(tmp_path):
+def add(tmp_path, new_datasets):
     """Writes and registers content under a name, unchecked."""
-    names = []
 
     def register(name, content, check=False):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(content))
         register_coco(name, str(path), str(tmp_path / "images"), check=check)
-        names.append(name)
         return str(path)
 
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return register
 
 
 def logged(caplog, level=logging.INFO):
@@ -228,14 +223,9 @@ def test_datasets_of_others_are_compared_by_name(add, tmp_path):
     add("a", content_of(tmp_path, ("bolt", "nut")))
     DatasetCatalog.register("fit_other", list)
     MetadataCatalog.get("fit_other").set(thing_classes=["nut", "bolt"], evaluator_type="coco")
-    try:
-        with pytest.raises(
-            ValueError, match="'fit_other' has 2 classes .* in another order.* Register its"
-        ):
-            check_fit(["a"], ["fit_other"], BOXES)
-    finally:
-        DatasetCatalog.remove("fit_other")
-        MetadataCatalog.remove("fit_other")
+    message = "'fit_other' has 2 classes .* in another order.* Register its"
+    with pytest.raises(ValueError, match=message):
+        check_fit(["a"], ["fit_other"], BOXES)
 
 
 @pytest.mark.parametrize("eval_only", [False, True])
@@ -247,19 +237,15 @@ def test_a_set_of_detectron2_is_mapped_by_name(known, eval_only, add, tmp_path, 
     path.write_text(json.dumps(content_of(tmp_path, ("nut", "bolt"))))
     before = path.read_bytes()
     register_coco_instances("fit_stock", known, str(path), str(tmp_path / "images"))
-    try:
-        check_fit(["a"], ["fit_stock"], MASKS, eval_only=eval_only)
-        results = evaluate("fit_stock", tmp_path, ("bolt", "nut"))
-    finally:
-        DatasetCatalog.remove("fit_stock")
-        MetadataCatalog.remove("fit_stock")
+    check_fit(["a"], ["fit_stock"], MASKS, eval_only=eval_only)
+    results = evaluate("fit_stock", tmp_path, ("bolt", "nut"))
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert "classes nut, bolt, training bolt, nut: mapped by name" in caplog.text
     assert path.read_bytes() == before
 
 
 @pytest.fixture
-def stock(tmp_path):
+def stock(tmp_path, new_datasets):
     """Registers content as Detectron2 does."""
 
     def register(content, image_root, metadata=()):
@@ -267,9 +253,7 @@ def stock(tmp_path):
         path.write_text(json.dumps(content))
         register_coco_instances("fit_stock", dict(metadata), path, image_root)
 
-    yield register
-    DatasetCatalog.remove("fit_stock")
-    MetadataCatalog.remove("fit_stock")
+    return register
 
 
 def test_a_set_that_detectron2_has_registered_is_checked_as_an_own_one(stock, tmp_path, caplog):
@@ -372,14 +356,10 @@ def test_evaluation_does_not_need_the_training_set(add, tmp_path):
     register_coco("fit_gone", "/no.json", "/no/images", check=False)
     add("fit_broken", [])
     add("fit_other_classes", content_of(tmp_path, ("a", "b", "c")))
-    try:
-        for train in ("fit_gone", "fit_broken", "fit_other_classes", "fit_nobody_knows"):
-            check_fit([train], ["b"], MASKS, eval_only=True)
-        with pytest.raises(FileNotFoundError, match="'fit_gone': no annotation file '/no.json'"):
-            check_fit(["fit_gone"], ["b"], MASKS)
-    finally:
-        DatasetCatalog.remove("fit_gone")
-        MetadataCatalog.remove("fit_gone")
+    for train in ("fit_gone", "fit_broken", "fit_other_classes", "fit_nobody_knows"):
+        check_fit([train], ["b"], MASKS, eval_only=True)
+    with pytest.raises(FileNotFoundError, match="'fit_gone': no annotation file '/no.json'"):
+        check_fit(["fit_gone"], ["b"], MASKS)
 
 
 # ------------------------------------------------------------------------- what reaches the model
@@ -555,11 +535,7 @@ def test_a_lazy_evaluator_of_another_dataset_is_refused(add, tmp_path):
     same = MetadataCatalog.get("a").json_file
     register_coco("fit_alias", same, str(tmp_path / "images"), check=False)
     cfg.dataloader.evaluator.dataset_name = "fit_alias"
-    try:
-        check_datasets(cfg)
-    finally:
-        DatasetCatalog.remove("fit_alias")
-        MetadataCatalog.remove("fit_alias")
+    check_datasets(cfg)
 
 
 def test_a_test_set_with_some_masks_missing_is_an_error(add, tmp_path):
@@ -633,6 +609,7 @@ def test_a_test_set_without_annotations(annotations, add, tmp_path):
     add("b", content)
     check_fit([], ["b"], MASKS)
     results = evaluate("b", tmp_path, ("bolt", "nut"))
+    assert set(results) == (set() if annotations != [] else {"bbox"})
     assert all(np.isnan(v) for v in results.get("bbox", {}).values())
     with open(tmp_path / "inference" / "coco_instances_results.json") as f:
         assert len(json.load(f)) == 8  # predictions for a challenge

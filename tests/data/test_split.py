@@ -5,7 +5,7 @@ import pytest
 
 from skd.data.reading import open_coco
 from skd.data.split import fold_of, take_folds, take_names
-from tests.helpers import run_script
+from tests.helpers import call_script
 
 CONTENT = {
     "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(40)],
@@ -73,7 +73,7 @@ def test_what_is_no_dataset_is_refused(text, words, tmp_path):
 def test_command(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(CONTENT))
     args = [tmp_path / "all.json", tmp_path / "part.json", "--folds", 2, "--take", 1]
-    out = run_script("tools/split_dataset.py", *args, datasets=tmp_path)
+    out = call_script("tools/split_dataset.py", *args)
     part = json.loads((tmp_path / "part.json").read_text())
     assert part == take_folds(CONTENT, 2, {1})
     assert f"{len(part['images'])} of 40 images" in out

@@ -10,13 +10,11 @@ from tests.helpers import tiny_config
 
 
 @pytest.fixture
-def metadata(tmp_path):
-    """Makes and later removes datasets that have only metadata."""
-    made = []
+def metadata(tmp_path, new_datasets):
+    """Makes datasets that have only metadata."""
 
     def make(kind, **more):
         name = f"test_{kind}"
-        made.append(name)
         json_file = tmp_path / "coco.json"
         json_file.write_text('{"images": [], "annotations": [], "categories": []}')
         DatasetCatalog.register(name, list)
@@ -25,10 +23,7 @@ def metadata(tmp_path):
             stuff_classes=["b"], ignore_label=255, **more,
         )  # fmt: skip
 
-    yield make
-    for name in made:
-        MetadataCatalog.remove(name)
-        DatasetCatalog.remove(name)
+    return make
 
 
 @pytest.mark.parametrize(

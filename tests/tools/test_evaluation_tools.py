@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 
 from skd.runtime.checkpoint import SafeCheckpointer
 from skd.visualization.attention import non_local_blocks, non_local_response
-from tests.helpers import distilling, run_script, tiny_config
+from tests.helpers import call_script, distilling, run_script, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -131,9 +131,7 @@ def test_the_response_is_a_row_of_the_affinity(poor):
     assert plain[1, 1].item() == pytest.approx(expected, abs=1e-6)  # sums in another order
 
 
-def test_a_missing_file_is_named(shapes, tmp_path):
-    printed = run_script(
-        "tools/generalise.py", "--model", "a", "nowhere.yaml", "x.pth", "--dataset",
-        "skd_shapes_val", datasets=shapes, ok=False,
-    )  # fmt: skip
+def test_a_missing_file_is_named():
+    model = ["--model", "a", "nowhere.yaml", "x.pth"]
+    printed = call_script("tools/generalise.py", *model, "--dataset", "skd_shapes_val", ok=False)
     assert printed.strip() == "error: --model a: no file 'nowhere.yaml'."  # and no traceback
