@@ -1,10 +1,13 @@
 """Students that learn from the teacher's heads too: at their own anchors, proposals and boxes."""
 
 import copy
+import json
 import os
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import launch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -19,6 +22,7 @@ from skd import (
     student_of,
 )
 from skd.engine import describe, wrap_data_parallel
+from skd.modeling.classes import class_names
 from skd.modeling.heads.teacher_heads import shared_classes
 from tests.helpers import (
     batch,
@@ -36,11 +40,13 @@ ALL = ["RPNHead", "BoxHead", "MaskHead"]
 TERMS = {f"loss_distill_{t}" for t in ("rpn_cls", "rpn_reg", "box_cls", "box_reg", "mask")}
 
 
-def build(teacher_files, names=ALL, balance=False, student=None, theirs=CLASSES, **changes):
+def build(
+    teacher_files, names=ALL, balance=False, student=None, theirs=CLASSES, ours=CLASSES, **changes
+):
     cfg = student or tiny_config()
     cfg = distilling(
         cfg, teacher_files, balance=balance, MODEL__DISTILLER__HEADS__NAMES=names,
-        MODEL__DISTILLER__HEADS__STUDENT_CLASSES=CLASSES,
+        MODEL__DISTILLER__HEADS__STUDENT_CLASSES=ours,
         MODEL__DISTILLER__HEADS__TEACHER_CLASSES=theirs, **changes,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -123,6 +129,66 @@ def test_another_order_of_the_teachers_classes_is_another_loss(teacher_files):
     for name in ("loss_distill_box_cls", "loss_distill_box_reg"):
         assert len({straight[name].item(), turned[name].item(), fewer[name].item()}) == 3
     assert straight["loss_distill_rpn_cls"] == turned["loss_distill_rpn_cls"]
+
+
+@pytest.mark.parametrize(
+    "kind,names,whose,theirs",
+    [
+        # a seventh name would be the place of the background
+        ("mask_rcnn", ["BoxHead"], "teacher", ["x", "y", *CLASSES[:5]]),
+        ("mask_rcnn", ["MaskHead"], "teacher", CLASSES[:5]),
+        ("mask_rcnn", ["BoxHead"], "student", CLASSES),
+        ("retinanet", ["DenseHead"], "student", CLASSES),
+    ],
+)
+def test_as_many_names_as_classes(teacher_files, kind, names, whose, theirs):
+    changes = {"student": {"MODEL__ROI_HEADS__NUM_CLASSES": 5, "MODEL__RETINANET__NUM_CLASSES": 5}}
+    student = tiny_config(kind, **changes.get(whose, {}))
+    count = "5 classes apart, and its classes' names are 6" if whose == "student" else "6 classes"
+    with pytest.raises(ValueError, match=f"The {whose} tells {count}.* give .*{whose.upper()}_CL"):
+        build(teacher_files, names, student=student, theirs=theirs)
+
+
+def test_a_student_of_one_class_learns_it_from_a_teacher_of_many(teacher_files):
+    one = tiny_config(MODEL__ROI_HEADS__NUM_CLASSES=1)
+    model = build(teacher_files, student=one, ours=["c"])
+    losses, _ = step(model, batch(classes=1))
+    assert all(losses[k].isfinite() and losses[k] > 0 for k in TERMS)
+
+
+def test_objects_that_the_teacher_does_not_know_are_no_background(teacher_files):
+    """Of the box head's proposals those with such a label are left out."""
+    model = build(teacher_files, names=["BoxHead"], theirs=["x", *CLASSES[1:]])
+    heads, seen = model.roi_heads, {}
+    heads.box_pooler.register_forward_hook(lambda m, x, y: seen.update(boxes=x[1]))
+    heads.box_predictor.register_forward_hook(lambda m, x, y: seen.update(logits=y[0]))
+    heads.register_forward_hook(lambda m, x, y: seen.update(proposals=y[0]))
+    inputs = batch()
+    for x in inputs:
+        x["instances"].gt_classes[:] = torch.tensor([0, 1])  # the first is not known
+    losses, _ = step(model, inputs)
+    theirs, maps = model.teacher.whole.roi_heads, model.teacher(inputs, "BGR")
+    pooled = theirs.box_pooler([maps[n] for n in theirs.box_in_features], seen["boxes"])
+    p = theirs.box_predictor(theirs.box_head(pooled))[0][:, 1:].softmax(1)
+    terms = -p * seen["logits"][:, 1:].log_softmax(1) * torch.tensor([1, 1, 1, 1, 1, 1.5])
+    known = torch.cat([x.gt_classes for x in seen["proposals"]]) != 0
+    assert 0 < known.sum() < len(known)
+    expected = terms.sum(1)[known].mean()
+    torch.testing.assert_close(losses["loss_distill_box_cls"], expected, rtol=1e-4, atol=0)
+
+
+def test_names_are_read_where_a_dataset_has_not_been_loaded_yet(tmp_path):
+    path = tmp_path / "coco.json"
+    kinds = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": kinds}))
+    for name, file in (("not_loaded", path), ("not_there", tmp_path / "nothing.json")):
+        register_coco_instances(name, {}, str(file), str(tmp_path))
+    try:
+        assert class_names(["never_registered", "not_loaded"]) == ["cat", "dog"]
+        assert class_names(["not_there"]) == class_names([]) == []
+    finally:
+        for name in ("not_loaded", "not_there"):
+            DatasetCatalog.remove(name), MetadataCatalog.remove(name)
 
 
 def test_a_teacher_with_turned_classes_is_the_same_teacher(teacher_files):

@@ -83,9 +83,13 @@ def detector_args(
         **args,
         **_build(config_file, cfg),
         "config": _of_the_model(cfg),
-        "classes": class_names(run_settings.value_of(cfg, "train_sets") or []),
+        "classes": _class_names(cfg) if kwargs.get("heads") else [],
         **kwargs,
     }
+
+
+def _class_names(cfg: Config) -> List[str]:
+    return class_names(run_settings.value_of(cfg, "train_sets") or [])
 
 
 def _read(

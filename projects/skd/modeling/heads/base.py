@@ -143,6 +143,8 @@ def check_anchors(student: nn.Module, teacher: nn.Module, levels: Sequence[Level
     s_anchors, t_anchors = list(student.cell_anchors), list(teacher.cell_anchors)
     for name, i, j in levels:
         a, b = s_anchors[i].cpu(), t_anchors[j].cpu()
+        if a.shape[1] != 4:
+            raise Unfit(f"the anchors at '{name}' are rotated")
         if a.shape != b.shape or not torch.allclose(a, b):
             raise Unfit(f"the anchors at '{name}' are others: {_sides(a)} and {_sides(b)} pixels")
 

@@ -1,8 +1,9 @@
 """The box head of an R-CNN: classes and boxes, on the student's proposals."""
 
-from typing import List
+from typing import List, Sequence
 
 import torch
+from detectron2.structures import Instances
 from torch import nn
 
 from ...config.naming import called
@@ -20,13 +21,16 @@ def _key(name: str) -> str:
 class BoxHead(HeadPair):
     """
     ``StandardROIHeads`` in both: the teacher classifies and refines the proposals that the student
-    learns from. Classes that one side lacks are left out before the softmax; the deltas of a class
-    count as much as the teacher believes in it.
+    learns from, but for those whose label is a class that it does not know. Classes that one side
+    lacks are left out before the softmax; the deltas of a class count as much as the teacher
+    believes in it.
 
     Shape legend: M proposals of all images, K classes of one side, S that both know.
     """
 
-    watched = {"pooler": f"{ROI}.box_pooler", "predictor": f"{ROI}.box_predictor"}
+    watched = {
+        "heads": ROI, "pooler": f"{ROI}.box_pooler", "predictor": f"{ROI}.box_predictor"
+    }  # fmt: skip
     needs_classes = True
 
     def check(self, student, teacher):
@@ -38,8 +42,9 @@ class BoxHead(HeadPair):
             raise Unfit(
                 f"a box predictor has no softmax over its classes ({_key('USE_SIGMOID_CE')})"
             )
-        agnostic = [h.box_predictor.bbox_pred.out_features == 4 for h in found]
-        equal(agnostic, f"whether all classes share a box ({_key('CLS_AGNOSTIC_BBOX_REG')})")
+        if all(h.num_classes > 1 for h in found):  # with one class, its box is that of all
+            agnostic = [h.box_predictor.bbox_pred.out_features == 4 for h in found]
+            equal(agnostic, f"whether all classes share a box ({_key('CLS_AGNOSTIC_BBOX_REG')})")
 
     def terms(self, student, teacher, calls, maps):
         boxes = calls["pooler"].inputs[1]
@@ -49,6 +54,10 @@ class BoxHead(HeadPair):
             t_logits, t_deltas = t_heads.box_predictor(t_heads.box_head(pooled))
         s_logits, s_deltas = (x.float() for x in calls["predictor"].output)
         s_heads = student.get_submodule(ROI)
+        known = self._known(calls["heads"].output[0], s_heads.num_classes)
+        s_logits, s_deltas, t_logits, t_deltas = (
+            x[known] for x in (s_logits, s_deltas, t_logits, t_deltas)
+        )
         s = _shared(s_logits, self.classes.student)  # (M, S + 1)
         t = _shared(t_logits, self.classes.teacher)
         settings = self.settings
@@ -60,6 +69,12 @@ class BoxHead(HeadPair):
             confidence = confidence.sum(1, keepdim=True)
         box = weighted_l1(d_s, d_t, confidence)
         return {"loss_distill_box_cls": {"all": classes}, "loss_distill_box_reg": {"all": box}}
+
+    def _known(self, proposals: Sequence[Instances], num_classes: int) -> torch.Tensor:
+        """(M,): not of a class that the teacher lacks, which it would take for background."""
+        kinds = torch.cat([x.gt_classes for x in proposals])
+        places = torch.tensor([*self.classes.student, num_classes], device=kinds.device)
+        return torch.isin(kinds, places)
 
 
 def _shared(logits: torch.Tensor, classes: List[int]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from ...config.naming import YAML, called, written_as
 from ...distillers.heads import HeadsSettings
 from ...distillers.words import word
 from ...runtime.words import shown
-from ..classes import class_names
+from ..classes import class_names, num_classes
 from ..features import LevelPair, Maps
 from .base import HEAD_REGISTRY, Classes, HeadPair, ModuleCall, Unfit
 
@@ -66,7 +66,8 @@ class TeacherHeads:
         check_full_size(getattr(teacher, "half_size", False))
         if teacher.whole is None:
             raise ValueError(
-                "The teacher was built without its heads: build_teacher(..., heads=True)."
+                "The teacher was built without its heads: model.teacher.heads=True for a "
+                "LazyConfig, build_teacher(..., heads=True) in Python."
             )
         if teacher.features != "backbone":
             raise ValueError(
@@ -76,7 +77,8 @@ class TeacherHeads:
         self.kinds = []
         for name in self.settings.names:
             kind = HEAD_REGISTRY.get(name)
-            classes = self._classes(teacher.classes) if kind.needs_classes else Classes([], [])
+            both = student, teacher
+            classes = self._classes(*both) if kind.needs_classes else Classes([], [])
             pair = kind(self.settings, pairs, classes)
             try:
                 pair.check(student, teacher.whole)
@@ -86,16 +88,12 @@ class TeacherHeads:
                 ) from error
             self.kinds.append(pair)
 
-    def _classes(self, of_teacher: Sequence[str]) -> Classes:
-        student = self.settings.student_classes
-        teacher = self.settings.teacher_classes or of_teacher
-        for names, whose in ((student, "student"), (teacher, "teacher")):
-            if not names:
-                raise ValueError(
-                    f"The names of the {whose}'s classes are not known: give "
-                    f"{_key(f'{whose}_classes')}, in their order."
-                )
-        return shared_classes(student, teacher)
+    def _classes(self, student: nn.Module, teacher: nn.Module) -> Classes:
+        names = self.settings.student_classes
+        theirs = self.settings.teacher_classes or teacher.classes
+        _check_names(names, student, "student")
+        _check_names(theirs, teacher.whole, "teacher")
+        return shared_classes(names, theirs)
 
     @contextmanager
     def watch(self, student: nn.Module) -> Iterator[Calls]:
@@ -149,6 +147,20 @@ def check_full_size(half_size: bool) -> None:
         raise ValueError(
             f"{called('MODEL.TEACHER.HALF_SIZE')} is True, and the teacher's heads are learned "
             f"from ({_key('names')}), which look at boxes in pixels of whole images: leave one out."
+        )
+
+
+def _check_names(names: Sequence[str], detector: nn.Module, whose: str) -> None:
+    """A name too many or too few, and those behind it would be taken for other classes."""
+    key, count = _key(f"{whose}_classes"), num_classes(detector)
+    if not names:
+        raise ValueError(
+            f"The names of the {whose}'s classes are not known: give {key}, in their order."
+        )
+    if count is not None and len(names) != count:
+        raise ValueError(
+            f"The {whose} tells {count} classes apart, and its classes' names are {len(names)}, "
+            f"{shown(names)}: give {key}, a name for each, in their order."
         )
 
 
