@@ -1,6 +1,7 @@
 """Images without labels behind the labelled ones in every batch: which, and where they go on."""
 
 import logging
+import multiprocessing
 
 import pytest
 
@@ -12,19 +13,23 @@ from tests.runtime.test_reproducible import RECORDS, At, noisy, take
 OTHERS = [{"file_name": f"{i}.png", "image_id": 100 + i} for i in range(9)]
 
 
+read = []  # by the mapper, in this process
+
+
 def mapper(record):
+    read.append(record["image_id"])
     if record.get("image_id") in (103, 104):
         raise OSError("truncated")
     sample = noisy(record)
     return {**sample, "image": sample["numbers"]}
 
 
-def joined(workers=0, seed=5, most=2, images=2, records=OTHERS):
+def joined(workers=0, seed=5, most=2, images=2, records=OTHERS, **use):
     labelled = build_train_loader(
         RECORDS, mapper=mapper, total_batch_size=4, num_workers=workers, seed=seed
     )
     unlabelled = unlabelled_loader(labelled, records, images, most)
-    return JoinedLoader(labelled, unlabelled, most, "SKIP")
+    return JoinedLoader(labelled, unlabelled, most, "SKIP", **use)
 
 
 def test_the_labelled_images_are_those_of_a_training_without_the_others():
@@ -44,6 +49,42 @@ def test_both_go_on_where_they_were(workers):
     rest = joined(workers, seed=77)
     ReproducibleSteps(rest, 1).load_state_dict(hook.state_dict())
     assert take(rest, 4) == whole[6:]
+
+
+def test_where_nothing_distils_none_is_read():
+    """The labelled images are the same; what is read goes on with the next that is used."""
+    whole, used = take(joined(), 5), take(joined(every=2, end=7), 10)
+    assert [[x for x in b if not is_unlabelled(x)] for b in used] == [
+        b[:4] for b in take(joined(), 10)
+    ]
+    others = [[x for x in b if is_unlabelled(x)] for b in used]
+    assert [len(b) for b in others] == [2, 0, 2, 0, 2, 0, 2, 0, 0, 0]
+    assert others[::2][:4] == [b[4:] for b in whole[:4]]
+    loader = joined(every=2, end=7)
+    batches = iter(loader)
+    for _ in range(7):
+        next(batches)
+    read.clear()
+    next(batches), next(batches)
+    assert len(read) == 8 and max(read) < 100
+
+
+@pytest.mark.parametrize("done", [3, 4, 8])
+def test_they_go_on_where_they_were_in_a_training_that_uses_some(done):
+    whole = take(joined(every=2, end=7), 12)
+    hook = ReproducibleSteps(joined(), 5)
+    hook.trainer = At(done - 1)
+    rest = joined(seed=77, every=2, end=7)
+    ReproducibleSteps(rest, 1).load_state_dict(hook.state_dict())
+    assert take(rest, 4) == whole[done : done + 4]
+
+
+def test_the_workers_end_with_the_last_that_is_used():
+    batches = iter(joined(workers=1, end=2))
+    next(batches), next(batches)
+    before = len(multiprocessing.active_children())
+    next(batches)
+    assert len(multiprocessing.active_children()) == before - 1
 
 
 def test_broken_images_are_left_out_by_name_up_to_a_limit(caplog):

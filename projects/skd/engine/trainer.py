@@ -83,7 +83,7 @@ class SKDTrainer(DefaultTrainer):
             unlabelled.check_model(model)
         optimizer, loader = run.build_optimizer(model), run.build_train_loader()
         if unlabelled is not None:
-            loader = unlabelled.join(loader)
+            loader = unlabelled.join(loader, model)
         steps = ReproducibleSteps(loader, shared_seed(run.seed))
         facts = run.facts(model, steps.seed)
         model = wrap_data_parallel(model, **run.ddp)

@@ -1,12 +1,14 @@
 """Images without labels in a run: found, checked, and put into the loader."""
 
 import logging
+import math
 from typing import Any, Optional
 
 from detectron2.utils import comm
 from torch import nn
 
 from ..data.unlabelled import find_images
+from ..modeling.state import distilled_iterations
 from ..modeling.unlabelled import check_needs_no_boxes
 from ..runtime.loader import TrainLoader
 from ..runtime.unlabelled import JoinedLoader, unlabelled_loader
@@ -56,9 +58,9 @@ class UnlabelledImages:
             )
         check_needs_no_boxes(distiller, self.key)
 
-    def join(self, loader: Any) -> JoinedLoader:
+    def join(self, loader: Any, model: nn.Module) -> JoinedLoader:
         """
-        A loader of batches of both kinds.
+        A loader of batches of both kinds, in the iterations in which a model distils.
 
         Raises:
             ValueError: the loader of the labelled images is not this project's.
@@ -73,7 +75,10 @@ class UnlabelledImages:
         unlabelled = unlabelled_loader(
             loader, self.records, images or loader.images_per_batch, skip
         )
-        return JoinedLoader(loader, unlabelled, skip, self.run.keys["unlabelled_skip"])
+        every, end = distilled_iterations(model)
+        if end < self.run.max_iter:
+            logger.info(f"Images without labels: none from iteration {math.ceil(end)} on.")
+        return JoinedLoader(loader, unlabelled, skip, self.run.keys["unlabelled_skip"], every, end)
 
 
 def find_unlabelled(run: Run) -> Optional[UnlabelledImages]:

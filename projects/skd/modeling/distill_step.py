@@ -59,11 +59,12 @@ def run_step(
         TypeError, ValueError: what the student or the teacher did cannot be distilled; says why.
     """
     labelled, unlabelled = split_call(ForwardArguments(args, kwargs))
+    model._skd.unlabelled |= unlabelled is not None
     call = partial(_call_student, model, forward, *labelled.args, **labelled.kwargs)
     balance = model.distiller.balance
     if balance is not None and balance.is_over(_iteration()):
         ended = [f"{PREFIX}{term}" for term in balance.terms()]
-        return _run_between(model, call, [*ended, *([TERM] if unlabelled else [])])
+        return _run_between(model, call, [*ended, *([TERM] if model._skd.unlabelled else [])])
     if not _distils_now(model):
         return _run_between(model, call)
     batch = _read_batch(model.distiller, labelled.values)

@@ -1,7 +1,8 @@
 """What a distilling model knows besides its parts, and how others ask it."""
 
+import math
 from dataclasses import dataclass
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import nn
@@ -39,7 +40,8 @@ class DistillState:
     every: see ``MODEL.DISTILLER.EVERY``; pairs: of maps, by the student's name; form: of
     the config that it was made from, whose words errors use; unlabelled_weight: see
     ``MODEL.DISTILLER.UNLABELLED_WEIGHT``; heads: what is learned from the teacher's; watcher:
-    see :func:`watch_maps`; running: whether the student's forward is under way.
+    see :func:`watch_maps`; running: whether the student's forward is under way; unlabelled: whether
+    there were images without labels.
     """
 
     input_format: str
@@ -51,11 +53,18 @@ class DistillState:
     heads: Optional[TeacherHeads] = None
     watcher: Optional[Callable[[AlignedMaps], None]] = None
     running: bool = False
+    unlabelled: bool = False
 
 
 def pairs_of(model: nn.Module) -> Dict[str, LevelPair]:
     """The pairs of maps that a model distils, by the student's name, finest first."""
     return model._skd.pairs
+
+
+def distilled_iterations(model: nn.Module) -> Tuple[int, float]:
+    """``every, end``: in those below ``end`` that ``every`` divides the model distils."""
+    balance = model.distiller.balance
+    return model._skd.every, math.inf if balance is None else balance.end()
 
 
 def watch_maps(model: nn.Module, watcher: Callable[[AlignedMaps], None]) -> None:

@@ -143,7 +143,10 @@ class TrainLoader:
     Attributes:
         seed: of the order and of what is random about each sample.
         images_per_batch: over all processes.
+        first: the iteration that the first batch is for.
     """
+
+    first = 0
 
     def __init__(
         self,
@@ -160,14 +163,16 @@ class TrainLoader:
     def seed(self) -> int:
         return self.dataset.seed
 
-    def resume(self, seed: int, images: int) -> None:
+    def resume(self, seed: int, images: int, first: Optional[int] = None) -> None:
         """
         Go on in the order of another run.
 
         Args:
             seed: that run's.
             images: how many of them all processes have had.
+            first: see the class; by default as if all batches had had the present size.
         """
+        self.first = images // self.images_per_batch if first is None else first
         self.dataset.seed = seed
         _seed_sampler(self.batches.sampler, seed)
         self.batches.skip = images // self.images_per_batch

@@ -63,7 +63,7 @@ class ReproducibleSteps(HookBase):
             # checkpoints of before had one size of batches all along, and no iteration
             iterations = state["images"] // self.loader.images_per_batch
             self._iteration = state.get("iteration", iterations - 1)
-            self.loader.resume(state["order"], state["images"])
+            self.loader.resume(state["order"], state["images"], self._iteration + 1)
 
 
 def shared_seed(seed: int) -> int:

@@ -6,6 +6,7 @@ same order and with the same augmentation.
 """
 
 import logging
+import math
 import random
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -73,35 +74,55 @@ class _Unlabelled(MappedDataset):
 
 class JoinedLoader(TrainLoader):
     """
-    The batches of a loader, with images of a second one behind each.
+    The batches of a loader, with images of a second one behind those of the iterations that use
+    them. For the others none is read, and after the last such iteration the second loader's workers
+    end.
 
     Attributes:
         unlabelled: the second.
         broken: images that could not be read up to now in this process, and why.
     """
 
-    def __init__(self, labelled: TrainLoader, unlabelled: TrainLoader, most: int, key: str):
+    def __init__(
+        self,
+        labelled: TrainLoader,
+        unlabelled: TrainLoader,
+        most: int,
+        key: str,
+        every: int = 1,
+        end: float = math.inf,
+    ):
         """
         Args:
             labelled: its batches are lists.
             unlabelled: of :func:`unlabelled_loader`.
             most: images to leave out because they cannot be read.
             key: that says how many, for the error.
+            every, end: the iterations that use them: those below ``end`` that ``every`` divides.
         """
         super().__init__(
             labelled.dataset, labelled.batches, labelled.images_per_batch, labelled.collate,
             **labelled.kwargs,
         )  # fmt: skip
         self.unlabelled, self.most, self.key = unlabelled, most, key
+        self.every, self.end = every, end
         self.broken: Dict[str, str] = {}
 
-    def resume(self, seed: int, images: int) -> None:
-        super().resume(seed, images)
-        batches = images // self.images_per_batch
+    def resume(self, seed: int, images: int, first: Optional[int] = None) -> None:
+        super().resume(seed, images, first)
+        batches = math.ceil(min(self.first, self.end) / self.every)
         self.unlabelled.resume(_other(seed), batches * self.unlabelled.images_per_batch)
 
     def __iter__(self) -> Iterator[List[Any]]:
-        for labelled, unlabelled in zip(super().__iter__(), self.unlabelled):
+        second: Optional[Iterator[List[Any]]] = None
+        for i, labelled in enumerate(super().__iter__(), self.first):
+            if i >= self.end:
+                second = None
+            if i >= self.end or i % self.every:
+                yield labelled
+                continue
+            second = iter(self.unlabelled) if second is None else second
+            unlabelled = next(second)
             for x in unlabelled:
                 self._leave_out(x[MARK])
             yield [*labelled, *unlabelled]
