@@ -32,8 +32,8 @@ def test_gains_are_paired_over_the_seeds_that_every_teacher_has(tmp_path):
     rows += [row("SKD", "weak", seed, 9.0 + seed) for seed in (1, 2)]
     rows += [row("AT", "strong", 1, 90.0)]  # one teacher only: nothing to compare
     _, _, weak, strong = table(tmp_path, rows)
-    assert weak == ["shapes, from scratch, A, SKD", "weak", "5.0", "-6.5", "2", "-1.0"]
-    assert strong[1:] == ["strong", "60.0", "+48.5", "2", "+11.5"]
+    assert weak == ["shapes, from scratch, A, SKD", "weak", "5.0", "-6.5", "2", "-1.0 ± 0.0"]
+    assert strong[1:] == ["strong", "60.0", "+48.5", "2", "+11.5 ± 6.4"]  # t(1) 0.5, by hand
 
 
 def test_without_results_it_says_so(tmp_path):

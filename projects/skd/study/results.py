@@ -14,8 +14,10 @@ from tabulate import tabulate
 
 from .common.bench_table import bench_table, machine_line
 from .common.result_files import write_text
+from .corrupted import draw_robustness, robustness_table
 from .gains import draw_curves, draw_gains, gains_table, sizes_table
 from .log_pictures import draw_healthy, draw_sick
+from .photographs import domains_table, draw_methods, methods_table, terms_table
 from .pieces import draw_pieces
 from .teachers import teachers_table
 from .zoo import zoo_table
@@ -115,11 +117,17 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "gains": gains_table,
     "sizes": sizes_table,
     "teachers": teachers_table,
+    "methods": methods_table,
+    "terms": terms_table,
+    "domains": domains_table,
+    "robustness": robustness_table,
     "zoo": zoo_table,
 }
 PICTURES = {
     "gains.png": draw_gains,
     "curves.png": draw_curves,
+    "real/methods.png": draw_methods,
+    "real/robustness.png": draw_robustness,
     "log/healthy.png": draw_healthy,
     "log/sick.png": draw_sick,
     "pieces.png": draw_pieces,

@@ -2,11 +2,13 @@
 
 import os
 import statistics
-from typing import Any, Dict, List
+from typing import Dict, List
 
 from tabulate import tabulate
 
-from .common.result_files import BASELINE, finished
+from .common.paired import Ap, ap_by_seed, gains, values
+from .common.result_files import BASELINE, Row, counted_ap, read_lines
+from .common.statistics import interval
 from .common.tables import NOT_RUN
 
 AP = "bbox/AP"
@@ -21,12 +23,13 @@ def teachers_table(folder: str) -> str:
 
     Returns:
         Markdown: per student and method that had several teachers a row for each, weakest first:
-        its box AP, by how much that is above the baseline's, and the gain of the same seeds.
+        its box AP, by how much that is above the baseline's, and the gain of the same seeds with
+        its 95% interval.
     """
     header = ["", "teacher", "its box AP", "above the baseline", "seeds", "student's gain"]
     rows = []
     for study, title in STUDIES.items():
-        runs = finished(os.path.join(folder, study, "results.jsonl"))
+        runs = read_lines(os.path.join(folder, study, "results.jsonl"))
         students = [row for row in runs if row["method"] not in ("teacher", BASELINE)]
         for detector, method in dict.fromkeys((r["detector"], r["method"]) for r in students):
             same = [r for r in students if (r["detector"], r["method"]) == (detector, method)]
@@ -35,25 +38,27 @@ def teachers_table(folder: str) -> str:
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
 
 
-def _rows(runs: List[Dict[str, Any]], detector: str, students: List[Dict]) -> List[List[str]]:
-    strength = {row["teacher"]: row["ap"][AP] for row in runs if row["method"] == "teacher"}
-    baseline = {
-        row["seed"]: row["ap"][AP]
-        for row in runs
-        if row["method"] == BASELINE and row["detector"] == detector
-    }
-    by_teacher: Dict[str, Dict[int, float]] = {}
+def _rows(runs: List[Row], detector: str, students: List[Row]) -> List[List[str]]:
+    teachers = {row["teacher"]: counted_ap(row) for row in runs if row["method"] == "teacher"}
+    strength = {name: ap[AP] for name, ap in teachers.items() if ap}
+    baseline = ap_by_seed([row for row in runs if row["detector"] == detector], BASELINE)
+    by_teacher: Dict[str, Ap] = {}
     for row in students:
-        if row["teacher"] in strength and row["seed"] in baseline:
-            by_teacher.setdefault(row["teacher"], {})[row["seed"]] = row["ap"][AP]
+        if row["teacher"] in strength:
+            by_teacher.setdefault(row["teacher"], {}).update(ap_by_seed([row], row["method"]))
+    by_teacher = {name: ap for name, ap in by_teacher.items() if ap}
     seeds = set(baseline).intersection(*by_teacher.values())  # which all of them have
     if len(by_teacher) < 2 or not seeds:
         return []
-    own = statistics.mean(baseline[seed] for seed in seeds)
+    same = {seed: baseline[seed] for seed in seeds}
     return [
         [
-            name, f"{strength[name]:.1f}", f"{strength[name] - own:+.1f}", str(len(seeds)),
-            f"{statistics.mean(ap[seed] - baseline[seed] for seed in seeds):+.1f}",
+            name, f"{strength[name]:.1f}", f"{strength[name] - _mean(same):+.1f}", str(len(seeds)),
+            interval(gains(ap, same, AP), "+"),
         ]
         for name, ap in sorted(by_teacher.items(), key=lambda item: strength[item[0]])
     ]  # fmt: skip
+
+
+def _mean(runs: Ap) -> float:
+    return statistics.mean(values(runs, runs, AP))

@@ -13,7 +13,7 @@ from .common.result_files import finished
 from .common.statistics import interval
 from .common.tables import NOT_RUN
 
-LEFT_OUT = {"search"}  # trials of a search, far too short to say what a method gives
+LEFT_OUT = {"search", "real/search"}  # trials of a search, far too short to say what a method gives
 HEADER = [
     "study", "detector", "method", "teacher", "iterations", "seeds", *TASKS.values(),
     "s an iteration", "peak MB", "config",
