@@ -2,17 +2,20 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import nn
 
 from skd import distill, student_config
 from skd.config import form_of, run_settings
 from skd.engine import SKDTrainer, describe
 from skd.engine.unlabelled import find_unlabelled
 from skd.modeling.unlabelled import TERM
+from skd.runtime.record import changes, describe_run
 from skd.train_net import argument_parser
 from tests.helpers import differing, distilling, lazy_config, tiny_config, train_until
 
@@ -109,6 +112,20 @@ def test_what_cannot_be_is_said_before_training(config, tmp_path, key, value, me
     config.merge_from_list([key, value])
     with pytest.raises(ValueError, match=message):
         SKDTrainer(config)
+
+
+def test_a_test_set_among_them_is_a_warning(config, caplog):
+    config.DATASETS.UNLABELLED = config.DATASETS.TEST = ("tiny_val",)
+    find_unlabelled(describe(config))
+    assert "DATASETS.UNLABELLED names the test set 'tiny_val': the student sees" in caplog.text
+
+
+def test_a_resume_says_that_others_are_there_now(config, folder):
+    facts = describe(config).facts(nn.Module(), seed=0)
+    before = describe_run(facts)
+    (Path(folder) / "another.png").write_bytes(b"")
+    said = changes(before, describe_run(facts), lambda key: True, {})
+    assert said == [f"the images of dataset '{folder}': other content under the name"]
 
 
 def test_fewer_images_than_processes(config, monkeypatch):

@@ -73,7 +73,7 @@ class Run(RunSettings):
         teacher = getattr(model, "teacher", None)
         weights, made_from = getattr(teacher, "weights", None), getattr(teacher, "config", None)
         return RunFacts(
-            datasets=self.datasets if training else self.test_sets or (),
+            datasets=[*self.datasets, *self.unlabelled] if training else self.test_sets or (),
             seed=seed,
             config=as_mapping(self.cfg) if training else None,
             kind="without a teacher" if teacher is None else "with a teacher",

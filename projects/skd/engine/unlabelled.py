@@ -44,6 +44,11 @@ class UnlabelledImages:
                 f"{world}."
             )
         logger.info(f"{len(self.records)} images without labels: {', '.join(run.unlabelled)}.")
+        for name in {*run.unlabelled} & {*(run.test_sets or ())}:
+            logger.warning(
+                f"{self.key} names the test set '{name}': the student sees its images in training, "
+                "so its AP does not tell how well it understands others."
+            )
 
     def check_model(self, model: nn.Module) -> None:
         """

@@ -300,12 +300,13 @@ def file_sha256(path: str) -> str:
 def fingerprint(dataset: str) -> Dict[str, str]:
     """
     SHA-256 of a dataset's annotation file, and of its images' names and sizes (their content would
-    take too long to read). Empty for one whose metadata names no files; without the images where
-    looking at them takes more than ``SECONDS_FOR_IMAGES``, as on a network folder.
+    take too long to read); of a folder's images where it is no name but a folder. Empty for one
+    whose metadata names no files; without the images where looking at them takes more than
+    ``SECONDS_FOR_IMAGES``, as on a network folder.
     """
     metadata = MetadataCatalog.get(dataset).as_dict()
     found = {}
-    json_file, root = metadata.get("json_file"), metadata.get("image_root")
+    json_file, root = metadata.get("json_file"), metadata.get("image_root", dataset)
     if json_file and PathManager.isfile(json_file):
         found["annotations"] = file_sha256(json_file)
     if root and os.path.isdir(root):
