@@ -155,6 +155,17 @@ def test_a_changed_study_is_not_finished(tmp_path):
         module._check_commands([other])
 
 
+def test_a_study_with_more_datasets_may_go_on_in_the_folder_of_another(tmp_path):
+    one, other = (["--register-coco", name, f"{name}.json", "images"] for name in ("one", "other"))
+    run = ChildRun("x", "configs/shapes/student.yaml", str(tmp_path / "a"), 4, flags=one)
+    finish(run)
+    run.flags = [*other, *one]
+    module._check_commands([run])
+    run.flags = [*one[:2], "changed.json", "images"]
+    with pytest.raises(ValueError, match="holds another run than 'x' is now"):
+        module._check_commands([run])
+
+
 def test_a_report_is_refused_for_a_changed_study(tmp_path):
     study = Study(spec(), str(tmp_path))
     for run in study.runs():

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from ...config import is_lazy_file, read_config
 from ...config.lazy import allow
@@ -126,7 +126,7 @@ def _check_commands(runs: List[StudyRun]) -> None:
         if os.path.exists(path):
             with open(path) as f:
                 earlier = json.load(f)
-            if earlier != command:
+            if not _are_same(earlier, command):
                 raise ValueError(
                     f"{run.folder} holds another run than '{run.name}' is now. Earlier: "
                     f"{' '.join(earlier)} Now: {' '.join(command)} "
@@ -137,6 +137,29 @@ def _check_commands(runs: List[StudyRun]) -> None:
                 f"{run.folder} holds a finished run and no {COMMAND}, so whether it is "
                 f"'{run.name}' is unknown. Delete the folder, or choose another --work."
             )
+
+
+def _are_same(earlier: List[str], command: List[str]) -> bool:
+    """
+    Whether two commands are of one run. A dataset that only one of them registers is no difference:
+    the other does without. So a study may go on in the folder of one that has some of its runs.
+    """
+    (old, of_old), (new, of_new) = _registered(earlier), _registered(command)
+    return old == new and all(
+        of_old[name] == of_new[name] for name in of_old.keys() & of_new.keys()
+    )
+
+
+def _registered(command: List[str]) -> Tuple[List[str], Dict[str, List[str]]]:
+    """A command without its datasets, and these: name, file and folder, by their names."""
+    rest, datasets, parts = [], {}, iter(command)
+    for part in parts:
+        if part == "--register-coco":
+            dataset = [next(parts), next(parts), next(parts)]
+            datasets[dataset[0]] = dataset
+        else:
+            rest.append(part)
+    return rest, datasets
 
 
 def _note_commands(runs: List[StudyRun]) -> None:
