@@ -6,8 +6,9 @@ import pytest
 from detectron2.modeling import build_model
 
 from skd.config import is_distilling, student_config
+from skd.modeling import distill_step
 from skd.study.benchmark import cases
-from skd.study.benchmark.step import every_rows, half_size_rows
+from skd.study.benchmark.step import every_rows, half_size_rows, heads_rows, unlabelled_rows
 from tests.helpers import distilling, tiny_config
 
 
@@ -17,26 +18,37 @@ from tests.helpers import distilling, tiny_config
         (
             every_rows,
             ["step_every_1", "step_every_2", "step_every_4"],
-            [(1, False), (2, False), (4, False)],
+            [(1, False, 0), (2, False, 0), (4, False, 0)],
         ),
-        (half_size_rows, ["step_half_size"], [(1, True)]),
+        (half_size_rows, ["step_half_size"], [(1, True, 0)]),
+        (heads_rows, ["step_heads"], [(1, False, 3)]),
+        (unlabelled_rows, ["step_unlabelled"], [(1, False, 0)]),
     ],
 )
-def test_rows_of_a_cheaper_teacher(rows, names, options, teacher_files, monkeypatch):
+def test_rows_of_what_is_learned_from(rows, names, options, teacher_files, monkeypatch):
     """Each with its own option, against the student by itself."""
 
     def build(cfg):
         tiny = distilling(tiny_config(MODEL__ROI_HEADS__NUM_CLASSES=80), teacher_files)
+        heads, classes = tiny.MODEL.DISTILLER.HEADS, [str(i) for i in range(80)]
+        heads.NAMES = cfg.MODEL.DISTILLER.HEADS.NAMES if is_distilling(cfg) else []
+        heads.STUDENT_CLASSES, heads.TEACHER_CLASSES = classes, classes[:6]
         tiny.MODEL.DISTILLER.EVERY = cfg.MODEL.DISTILLER.EVERY if is_distilling(cfg) else 1
         tiny.MODEL.TEACHER.HALF_SIZE = is_distilling(cfg) and cfg.MODEL.TEACHER.HALF_SIZE
         model = build_model(tiny if is_distilling(cfg) else student_config(tiny))
         if is_distilling(cfg):
-            built.append((model._skd.every, model.teacher.half_size))
+            kinds = model._skd.heads.kinds if model._skd.heads else []
+            built.append((model._skd.every, model.teacher.half_size, len(kinds)))
         return model
 
-    built = []
+    built, seen = [], []
+    split = distill_step.split_call
+    monkeypatch.setattr(
+        distill_step, "split_call", lambda call: seen.append(len(call.args[0])) or split(call)
+    )
     monkeypatch.setattr(cases, "build_model", build)
     args = Namespace(device="cpu", images=1, size=(64, 96), repeats=1, full=False)
     found = rows(args)
     assert [row["name"] for row in found] == names and built == options
     assert all(row["measured"] > 0 and row["reference"] > 0 for row in found)
+    assert set(seen) == {2 if rows is unlabelled_rows else 1}

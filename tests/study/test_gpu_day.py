@@ -64,7 +64,7 @@ def test_a_dry_run_measures_on_the_cpu(tmp_path):
 
 
 def test_the_parts_fit_nine_minutes_but_for_what_waits_for_time():
-    first = list(BENCH)[:-6]
+    first = list(BENCH)[:-8]
     assert TESTS_SECONDS + sum(BENCH[name] for name in first) <= 9 * 60
     assert TESTS not in BENCH
 

@@ -19,7 +19,7 @@ from .common.runs import stop_on_sigterm
 BENCH = {
     "loss": 40, "memory": 60, "step": 60, "side_stream": 40, "every": 60, "teacher": 40,
     "processes": 40, "eval": 30, "growth": 30, "peer": 30, "balance": 40, "half_size": 30,
-    "compile": 120,
+    "heads": 30, "unlabelled": 30, "compile": 120,
 }  # fmt: skip
 CPU_TIMES = 4  # as many seconds, in a dry run
 TESTS = "tests"

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 from unittest import mock
 
 import torch
@@ -18,6 +18,7 @@ from ...config import distill, read_config, student_config
 from ...distillers import StructuredDistiller
 from ...distillers.structured import fused_residual
 from ...modeling.teacher import build_teacher
+from ...runtime.unlabelled import MARK
 from . import literal
 from .measure import flops, launches, no_tf32
 
@@ -137,12 +138,18 @@ def inputs(images: int, size: Tuple[int, int]) -> List[Dict[str, Any]]:
     return batch
 
 
+def unlabelled(batch: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The images without their labels."""
+    return [{**{k: x[k] for k in ("image", "height", "width")}, MARK: []} for x in batch]
+
+
 def mask_rcnn(
     device: str,
     precision: str = "fp32",
     every: int = 1,
     side_stream: bool = False,
     half_size: bool = False,
+    heads: Sequence[str] = (),
 ) -> Tuple[nn.Module, nn.Module]:
     """
     Mask R-CNN R50 <- R101 of the zoo, and the baseline: R50 by itself, with the same weights.
@@ -156,6 +163,7 @@ def mask_rcnn(
     cfg.MODEL.TEACHER.SIDE_STREAM = side_stream
     cfg.MODEL.TEACHER.HALF_SIZE = half_size
     cfg.MODEL.DISTILLER.EVERY = every
+    cfg.MODEL.DISTILLER.HEADS.NAMES = list(heads)
     # as after the first iterations: from then on BALANCE measures gradients in every 20th only
     cfg.MODEL.DISTILLER.BALANCE.BURN_IN = 1
     torch.manual_seed(0)

@@ -18,8 +18,10 @@ from .step import (
     eval_rows,
     every_rows,
     half_size_rows,
+    heads_rows,
     side_stream_rows,
     step_rows,
+    unlabelled_rows,
 )
 from .teacher import compile_rows, teacher_rows
 
@@ -31,6 +33,8 @@ PARTS = {
     "step": step_rows,
     "every": every_rows,
     "half_size": half_size_rows,
+    "heads": heads_rows,
+    "unlabelled": unlabelled_rows,
     "balance": balance_rows,
     "side_stream": side_stream_rows,
     "eval": eval_rows,

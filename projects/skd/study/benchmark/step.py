@@ -3,13 +3,15 @@
 import functools
 import itertools
 from argparse import Namespace
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 
 from ..common.bench_table import MB
-from .cases import inputs, mask_rcnn, teacher_forward, training_step
+from .cases import inputs, mask_rcnn, teacher_forward, training_step, unlabelled
 from .measure import Function, alternate, count, flops, peak_memory, row
+
+Batch = List[Dict[str, Any]]
 
 
 def step_rows(args: Namespace) -> List[Dict[str, Any]]:
@@ -61,13 +63,31 @@ def half_size_rows(args: Namespace) -> List[Dict[str, Any]]:
     return [_four_steps(args, "step_half_size", half_size=True)]
 
 
-def _four_steps(args: Namespace, name: str, **options: Any) -> Dict[str, Any]:
-    """A row: four steps of a model with these options, against four of the student's."""
+def heads_rows(args: Namespace) -> List[Dict[str, Any]]:
+    """Steps with MODEL.DISTILLER.HEADS."""
+    return [_four_steps(args, "step_heads", heads=["RPNHead", "BoxHead", "MaskHead"])]
+
+
+def unlabelled_rows(args: Namespace) -> List[Dict[str, Any]]:
+    """Steps with as many images without labels as with labels."""
+    return [_four_steps(args, "step_unlabelled", more=unlabelled)]
+
+
+def _four_steps(
+    args: Namespace, name: str, more: Callable[[Batch], Batch] = lambda batch: [], **options: Any
+) -> Dict[str, Any]:
+    """
+    A row: four steps of a model with these options, against four of the student's.
+
+    Args:
+        more: of a batch, what the model gets besides.
+    """
     gpu = args.device == "cuda"
     size = args.size if gpu or args.full else _small(args.size)
     batch = inputs(args.images if gpu else 1, size)
     models = mask_rcnn(args.device, "fp16" if gpu else "fp32", **options)
-    sides = [_four(training_step(model, batch, gpu)) for model in models]
+    batches = [*batch, *more(batch)], batch
+    sides = [_four(training_step(m, b, gpu)) for m, b in zip(models, batches)]
     alternate(sides, 1, args.device)  # the first iteration measures gradients for BALANCE
     return row(name, alternate(sides, args.repeats, args.device), unit="s")
 
