@@ -177,8 +177,10 @@ def test_the_warm_up_moves_the_layers_and_not_the_student():
     assert not gradients(loss, maps).any() and gradients(loss, seen).any()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+    scalars = balance.scalars()  # the weights are the layers', which the student does not see
+    assert scalars["weight_structured_am"] > 0 and scalars["share_structured_am"] == 0
     terms, seen = run(balance, method, maps, teacher, boxes, 1)
-    assert seen is maps
+    assert seen is maps and balance.scalars()["share_structured_am"] > 0
     loss = sum(v for levels in terms.values() for v in levels.values())
     assert gradients(loss, maps).any()
 

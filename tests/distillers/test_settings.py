@@ -8,8 +8,8 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 
 from skd import add_skd_config
-from skd.config.methods import build_balance, build_distiller, warn_of_idle_keys
-from skd.config.naming import YAML, written_as
+from skd.config.methods import build_balance, build_distiller
+from skd.config.naming import LAZY, YAML, written_as
 from skd.distillers import (
     DISTILLER_REGISTRY,
     CombinedDistiller,
@@ -157,23 +157,43 @@ def test_balance_s_settings_are_checked():
         build_balance(cfg)
 
 
+MAPS = {"p3": (ShapeSpec(channels=8, stride=8),) * 2}
+
+
+def bind(cfg):
+    with written_as(YAML):
+        build_distiller(cfg).bind_once(MAPS, build_balance(cfg))
+
+
 def test_weights_without_effect_are_named(cfg, caplog):
     cfg.MODEL.DISTILLER.BALANCE.ENABLED = True
     cfg.MODEL.DISTILLER.STRUCTURED.WEIGHT_AT = 0.0
     cfg.MODEL.DISTILLER.PKD.WEIGHT = 3.0  # of another method
-    warn_of_idle_keys(cfg, build_distiller(cfg))
+    bind(cfg)
     assert not caplog.records
     cfg.MODEL.DISTILLER.STRUCTURED.WEIGHT_AM = 1e-3
-    warn_of_idle_keys(cfg, build_distiller(cfg))
+    bind(cfg)
     assert "MODEL.DISTILLER.STRUCTURED.WEIGHT_AM set, and without effect" in caplog.text
+    cfg.MODEL.DISTILLER.COMBINE = [["StructuredDistiller", 1.0], ["PKD", 1.0]]
+    bind(cfg)
+    assert "WEIGHT_AM, MODEL.DISTILLER.PKD.WEIGHT set, and without effect" in caplog.text
 
 
 def test_settings_of_a_balance_that_is_off_are_named(cfg, caplog):
     balance = cfg.MODEL.DISTILLER.BALANCE
     balance.ENABLED, balance.UNTIL = False, 1.0  # as it is without one
-    warn_of_idle_keys(cfg, build_distiller(cfg))
+    bind(cfg)
     assert not caplog.records
     balance.ENABLED, balance.UNTIL, balance.SHARE = None, 0.5, 1.0
     cfg.MODEL.DISTILLER.STRUCTURED.PRESET = "two_stage"
-    warn_of_idle_keys(cfg, build_distiller(cfg))
+    bind(cfg)
     assert "BALANCE.SHARE, MODEL.DISTILLER.BALANCE.UNTIL set, and without effect" in caplog.text
+
+
+def test_both_are_named_in_a_lazy_config_and_in_python_too(caplog):
+    with written_as(LAZY):
+        StructuredDistiller(weight_am=1e-3).bind_once(MAPS, GradientBalance())
+    assert "model.distiller.weight_am set, and without effect" in caplog.text
+    off = GradientBalance(enabled=None, share=1.0, shares=(("structured_at", 0.1),))
+    StructuredDistiller(preset="one_stage").bind_once(MAPS, off)
+    assert "GradientBalance's share, GradientBalance's shares set, and without" in caplog.text

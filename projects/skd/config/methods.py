@@ -1,8 +1,5 @@
 """The keys ``MODEL.DISTILLER`` of a YAML config, and the methods that they describe."""
 
-import logging
-from typing import List
-
 from detectron2.config import CfgNode
 
 from ..distillers import DISTILLER_REGISTRY, CombinedDistiller, Distiller, GradientBalance
@@ -10,8 +7,6 @@ from ..distillers.balance import BalanceSettings
 from ..distillers.heads import HeadsSettings
 from ..distillers.settings import is_number
 from .naming import YAML, written_as
-
-logger = logging.getLogger(__name__)
 
 
 def distiller_node() -> CfgNode:
@@ -55,59 +50,6 @@ def build_balance(cfg: CfgNode) -> GradientBalance:
     settings = BalanceSettings.arguments(cfg.MODEL.DISTILLER.BALANCE)
     with written_as(YAML):
         return GradientBalance(max_iter=cfg.SOLVER.MAX_ITER, **settings)
-
-
-def is_balanced(cfg: CfgNode, distiller: Distiller) -> bool:
-    return distiller.wants_balance(cfg.MODEL.DISTILLER.BALANCE.ENABLED)
-
-
-def warn_of_idle_keys(cfg: CfgNode, distiller: Distiller) -> None:
-    """
-    Name the weights that are set and without effect, because ``distiller`` is balanced; or where it
-    is not, the settings of the balance.
-    """
-    if not is_balanced(cfg, distiller):
-        idle = _balance_without_effect(cfg.MODEL.DISTILLER.BALANCE)
-        if idle:
-            logger.warning(
-                f"{', '.join(idle)} set, and without effect: with published weights "
-                "(STRUCTURED.PRESET) or BALANCE.ENABLED False nothing is balanced, and the teacher "
-                "stays to the end. BALANCE.ENABLED True balances."
-            )
-        return
-    idle = _weights_without_effect(cfg)
-    if idle:
-        logger.warning(
-            f"{', '.join(idle)} set, and without effect: MODEL.DISTILLER.BALANCE weighs the terms "
-            "by their gradients. BALANCE.SHARES sets their proportions; with BALANCE.ENABLED False "
-            "the weights are used."
-        )
-
-
-def _balance_without_effect(balance: CfgNode) -> List[str]:
-    # UNTIL 1.0 says what is the case
-    defaults = {**BalanceSettings.node(), "ENABLED": balance.ENABLED}
-    return [
-        f"MODEL.DISTILLER.BALANCE.{key}"
-        for key, value in balance.items()
-        if value != defaults[key] and (key, value) != ("UNTIL", 1.0)
-    ]
-
-
-def _weights_without_effect(cfg: CfgNode) -> List[str]:
-    """Keys of weights that are set, of the methods in use. 0 has an effect: it drops the term."""
-    distiller = cfg.MODEL.DISTILLER
-    names = [pair[0] for pair in distiller.COMBINE] or [distiller.NAME]
-    found = []
-    for name in names:
-        if name not in DISTILLER_REGISTRY:
-            continue
-        key = DISTILLER_REGISTRY.get(name).config_key()
-        defaults = DISTILLER_REGISTRY.get(name).Settings.node()
-        for k, value in distiller.get(key, {}).items():
-            if k.startswith("WEIGHT") and value not in (defaults[k], 0):
-                found.append(f"MODEL.DISTILLER.{key}.{k}")
-    return found
 
 
 def build_distiller(cfg: CfgNode) -> Distiller:

@@ -5,6 +5,7 @@ Losses on pairs of feature maps. They know tensors and shapes, no detector.
     settings.py     how a method declares its settings: config keys, arguments and checks in one
     registry.py     the methods by name
     balance.py      weighs the terms by their gradients
+    idle.py         settings that have no effect with it, or without it
     combined.py     several methods at once
     words.py        what the user calls a setting, for errors
     attention.py    attention of maps, masks made of it, norms

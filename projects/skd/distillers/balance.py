@@ -321,10 +321,12 @@ class GradientBalance(nn.Module):
         detector's; and the norm of the detector's.
         """
         norms, weights = self.norms(), self.weights()
+        pulls = float(self._iteration >= self.settings.warmup)  # else the student sees nothing
         found = {f"norm_{name}": norm for name, norm in norms.items()}
         for name, weight in weights.items():
             found[f"weight_{name}"] = weight
-            found[f"share_{name}"] = weight * norms[name] / norms[DETECTOR].clamp_min(1e-30)
+            share = weight * norms[name] / norms[DETECTOR].clamp_min(1e-30)
+            found[f"share_{name}"] = pulls * share
         found.update({f"cosine_{name}": cosine for name, cosine in self.cosines.items()})
         return found
 

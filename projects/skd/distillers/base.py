@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from .balance import GradientBalance, Maps, Terms
+from .idle import warn_of_idle
 from .settings import Settings
 
 ObjectBoxes = Optional[List[torch.Tensor]]  # (G, 4) of each image
@@ -105,11 +106,12 @@ class Distiller(nn.Module):
                 f"The {type(self).__name__} is another model's distiller: it has layers that fit, "
                 "and learn with, that one's student. Make one for each student."
             )
-        if balance is not None and not self.wants_balance(balance.settings.enabled):
-            balance = None
-        self.balanced, self.student_stride = balance is not None, student_stride
+        if balance is not None:
+            self.balanced = self.wants_balance(balance.settings.enabled)
+            warn_of_idle(self.methods_in_use(), balance, self.balanced)
+        self.student_stride = student_stride
         self.bind(shapes)
-        self.balance = balance
+        self.balance = balance if self.balanced else None
         self._bound = True
 
     def is_of_two_stages(self, shapes: Shapes) -> bool:
@@ -119,6 +121,10 @@ class Distiller(nn.Module):
         """
         finest = self.student_stride or min(student.stride for student, _ in shapes.values())
         return finest <= 4
+
+    def methods_in_use(self) -> List["Distiller"]:
+        """Those whose settings count: this one, or those that it is made of."""
+        return [self]
 
     @property
     def has_published_weights(self) -> bool:

@@ -1,6 +1,6 @@
 """Several methods at once."""
 
-from typing import Dict, Tuple
+from typing import Dict, List, Tuple
 
 from torch import nn
 
@@ -27,6 +27,9 @@ class CombinedDistiller(Distiller):
         for method in self.methods.values():
             method.balanced, method.student_stride = self.balanced, self.student_stride
             method.bind(shapes)
+
+    def methods_in_use(self) -> List[Distiller]:
+        return list(self.methods.values())
 
     @property
     def has_published_weights(self) -> bool:

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..config.built import find_built
-from ..config.methods import build_balance, build_distiller, warn_of_idle_keys
+from ..config.methods import build_balance, build_distiller
 from ..config.naming import YAML, written_as
 from .heads import build_heads
 from .teacher import FrozenTeacher
@@ -28,7 +28,6 @@ def distilling_parts(cfg: CfgNode, teacher: Optional[nn.Module] = None) -> Dict[
         distiller, heads = build_distiller(cfg), build_heads(cfg)
         built = teacher or find_built(cfg.MODEL.TEACHER.CONFIG_FILE)
         teacher = FrozenTeacher.of_built(cfg, built) if built else FrozenTeacher(cfg)
-    warn_of_idle_keys(cfg, distiller)
     return {
         "teacher": teacher,
         "distiller": distiller,
