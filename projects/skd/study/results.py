@@ -17,6 +17,7 @@ from .common.result_files import write_text
 from .corrupted import draw_robustness, robustness_table
 from .gains import draw_curves, draw_gains, gains_table, sizes_table
 from .log_pictures import draw_healthy, draw_sick
+from .more_to_learn import heads_table, unlabelled_table
 from .photographs import domains_table, draw_methods, methods_table, terms_table
 from .pieces import draw_pieces
 from .teachers import teachers_table
@@ -120,6 +121,8 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "methods": methods_table,
     "terms": terms_table,
     "domains": domains_table,
+    "unlabelled": unlabelled_table,
+    "heads": heads_table,
     "robustness": robustness_table,
     "zoo": zoo_table,
 }

@@ -1,12 +1,17 @@
 """Two sides of a study in pairs: the runs of a seed that differ in one thing."""
 
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
-from .metrics import main_metrics
-from .result_files import Row, counted_ap
+from tabulate import tabulate
+
+from .metrics import main_metrics, title_of
+from .result_files import BASELINE, Row, counted_ap
 from .statistics import interval, verdict
+from .tables import NOT_RUN
 
 Ap = Dict[int, Dict[str, float]]  # by seed; {}: the run diverged, which is 0 of everything
+# A row of a table: its name, the runs, what they are compared with, and how many seeds are planned.
+Line = Tuple[str, Ap, Ap, int]
 
 
 def ap_by_seed(rows: List[Row], method: str) -> Ap:
@@ -44,3 +49,33 @@ def cells(own: Ap, other: Ap, key: str, planned: int) -> List[str]:
         f"**{interval(difference, '+')}**",
         verdict(difference, planned),
     ]
+
+
+def line_of(
+    name: str, rows: List[Row], method: str, others: List[Row], other: str = BASELINE
+) -> Line:
+    """Runs of a method among ``rows``, and those of another one among ``others``."""
+    planned = len({row["seed"] for row in rows if row["method"] == method})
+    return name, ap_by_seed(rows, method), ap_by_seed(others, other), planned
+
+
+def paired_table(lines: List[Line], sides: Tuple[str, str] = ("baseline", "distilled")) -> str:
+    """
+    A row per line and metric; what has not run is named, too.
+
+    Args:
+        sides: what the second and the first side of all lines are called.
+    """
+    if not any(seeds_of(own, other) for _, own, other, _ in lines):
+        return NOT_RUN
+    rows = [row for line in lines for row in _rows(*line)]
+    header = ["", "seeds", "metric", *sides, "gain", "verdict"]
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+
+
+def _rows(name: str, own: Ap, other: Ap, planned: int) -> List[List[str]]:
+    seeds = seeds_of(own, other)
+    found = metrics_of(own, other) if seeds else []
+    rows = [[title_of(key), *cells(own, other, key, planned)] for key in found] or [["not run"]]
+    heads = [[name, f"{len(seeds)} of {planned}"], *[["", ""]] * len(rows)]
+    return [[*head, *row] for head, row in zip(heads, rows)]
