@@ -300,6 +300,14 @@ def test_what_the_user_forgot_is_said(teacher_files, tmp_path):
         )  # fmt: skip
 
 
+def test_a_cascade_has_one_mask_head(teacher_files, tmp_path):
+    agnostic = {"MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True}
+    cascade = tiny_config(MODEL__ROI_HEADS__NAME="CascadeROIHeads", **agnostic)
+    for files, student in ((teacher_files, cascade), (save_detector(cascade, tmp_path), None)):
+        losses, _ = step(build(files, names=["RPNHead", "MaskHead"], student=student))
+        assert losses["loss_distill_mask"] > 0 and losses["loss_distill_rpn_cls"] > 0
+
+
 def test_a_retinanet_has_no_rpn(teacher_files):
     with pytest.raises(ValueError, match="'RPNHead'.* the student, a .*, has no 'proposal_gen"):
         build(teacher_files, names=["RPNHead"], student=tiny_config("retinanet"))

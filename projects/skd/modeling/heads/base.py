@@ -28,8 +28,8 @@ class ModuleCall(NamedTuple):
 
 class Classes(NamedTuple):
     """
-    Classes that both know, in one order: their places among the student's and the teacher's. Both
-    are None where nobody has said the names.
+    Classes that both know, in one order: their places among the student's and the teacher's. Empty
+    for a kind of head that does not tell classes apart.
     """
 
     student: List[int]

@@ -37,6 +37,8 @@ class BoxHead(HeadPair):
         names = ("box_pooler", "box_head", "box_predictor", "box_in_features")
         found = roi_heads(student, teacher, *names)
         for heads, whose in zip(found, ("student", "teacher")):
+            if isinstance(heads.box_predictor, nn.ModuleList):
+                raise Unfit(f"{type(heads).__name__} has several stages, each with its own boxes")
             submodule(heads, "box_predictor", f"{whose}'s roi_heads", "cls_score", "bbox_pred")
         if any(getattr(h.box_predictor, "use_sigmoid_ce", False) for h in found):
             raise Unfit(

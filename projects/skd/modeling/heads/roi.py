@@ -4,7 +4,7 @@ from typing import List
 
 from torch import nn
 
-from .base import Unfit, submodule
+from .base import submodule
 
 ROI = "roi_heads"
 
@@ -17,13 +17,9 @@ def roi_heads(student: nn.Module, teacher: nn.Module, *attributes: str) -> List[
         attributes: that they must have.
 
     Raises:
-        Unfit: one has none, or none of these attributes, or several stages.
+        Unfit: one has none, or none of these attributes.
     """
-    found = [
+    return [
         submodule(d, ROI, whose, *attributes)
         for d, whose in ((student, "student"), (teacher, "teacher"))
     ]
-    for heads in found:
-        if isinstance(getattr(heads, "box_predictor", None), nn.ModuleList):
-            raise Unfit(f"{type(heads).__name__} has several stages, each with boxes of its own")
-    return found
