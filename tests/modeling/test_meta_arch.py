@@ -289,7 +289,8 @@ def test_without_gradients_it_is_the_student_and_nothing_is_measured(teacher_fil
         model(batch())
     before = {name: value.clone() for name, value in model.distiller.state_dict().items()}
     monkeypatch.setattr(model.teacher, "start", None)
+    unlabelled = {"image": batch()[0]["image"], "height": 96, "width": 128, "unlabelled": True}
     with EventStorage(), torch.no_grad():
-        losses = model(batch())
+        losses = model([*batch(), unlabelled])
     assert "loss_cls" in losses and not any(name.startswith("loss_distill") for name in losses)
     assert all(torch.equal(value, before[k]) for k, value in model.distiller.state_dict().items())

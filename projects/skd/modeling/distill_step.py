@@ -59,8 +59,10 @@ def run_step(
         TypeError, ValueError: what the student or the teacher did cannot be distilled; says why.
     """
     labelled, unlabelled = split_call(ForwardArguments(args, kwargs))
-    model._skd.unlabelled |= unlabelled is not None
     call = partial(_call_student, model, forward, *labelled.args, **labelled.kwargs)
+    if not torch.is_grad_enabled():  # nothing to distil, nor to measure
+        return call()
+    model._skd.unlabelled |= unlabelled is not None
     balance = model.distiller.balance
     if balance is not None and balance.is_over(_iteration()):
         ended = [f"{PREFIX}{term}" for term in balance.terms()]

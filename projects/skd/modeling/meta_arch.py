@@ -108,7 +108,7 @@ class DistillRCNN(nn.Module):
             TypeError, ValueError: what the student or the teacher did cannot be distilled; says
                 why.
         """
-        if self.training and torch.is_grad_enabled() and not self._skd.running:
+        if self.training and not self._skd.running:
             with written_as(self._skd.form):
                 return run_step(self, super().forward, args, kwargs)
         return super().forward(*args, **kwargs)
