@@ -80,29 +80,65 @@ def test_they_learn_from_another_and_agree_with_themselves(build):
 @torch.no_grad()
 def predictions(detector):
     """Logits (N, R, 6) and boxes (N, R, 4) by level, as Detectron2's own inference has them."""
+    maps = maps_of(detector)
+    yield from decoded(detector, *detector.head(maps)[:2], maps)
+
+
+def maps_of(detector):
     maps = detector.backbone(detector.preprocess_image(batch()).tensor)
-    maps = [maps[name] for name in detector.head_in_features]
-    logits, deltas = detector.head(maps)[:2]
+    return [maps[name] for name in detector.head_in_features]
+
+
+def decoded(detector, logits, deltas, maps):
     for x, d, anchors in zip(logits, deltas, detector.anchor_generator(maps)):
         decode = detector.box2box_transform.apply_deltas
         boxes = [decode(one, anchors.tensor) for one in permute_to_N_HWA_K(d, 4)]
         yield permute_to_N_HWA_K(x, 6), torch.stack(boxes)
 
 
-@pytest.mark.parametrize("build", [retinanet, fcos])
-def test_the_terms_are_those_of_the_equations(build):
+def by_equation(students, teachers):
     """Sums over all levels of QFL and of b (1 - GIoU), b the teacher's confidence, by B."""
-    student, teacher = build(0), build(1)
     classes = boxes = total = 0
-    for (x, s_boxes), (y, t_boxes) in zip(predictions(student), predictions(teacher)):
+    for (x, s_boxes), (y, t_boxes) in zip(students, teachers):
         p, q = x.sigmoid(), y.sigmoid()
         classes += ((q - p).abs() * -(q * p.log() + (1 - q) * (1 - p).log())).sum()
         confidence = q.amax(2)
         boxes += (confidence * giou_loss(s_boxes, t_boxes)).sum()
         total += confidence.sum()
+    return [float(classes / total), float(boxes / total)]
+
+
+@pytest.mark.parametrize("build", [retinanet, fcos])
+def test_the_terms_are_those_of_the_equations(build):
+    student, teacher = build(0), build(1)
+    expected = by_equation(predictions(student), predictions(teacher))
     losses, _ = step(pair(student, teacher, "DenseHead"))
-    expected = [float(classes / total), float(boxes / total)]
     assert [x.item() for x in terms(losses, "dense")] == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def crossed(student, teacher):
+    """Predictions of the teacher's head from the student's features, channel by channel."""
+    found = []
+    for subnet, last in (("cls_subnet", "cls_score"), ("bbox_subnet", "bbox_pred")):
+        ours, theirs = student.head.get_submodule(subnet), teacher.head.get_submodule(subnet)
+        outputs = []
+        for x, y in zip(maps_of(student), maps_of(teacher)):
+            s, t = ours[0](x).double(), theirs[0](y).double()  # in front of the activation
+            for c in range(s.shape[1]):
+                unit = (s[:, c] - s[:, c].mean()) / (s[:, c].std(correction=0) + 1e-6)
+                s[:, c] = unit * t[:, c].std(correction=0) + t[:, c].mean()
+            outputs.append(teacher.head.get_submodule(last)(theirs[1:](s.float())))
+        found.append(outputs)
+    return decoded(teacher, *found, maps_of(teacher))
+
+
+@pytest.mark.parametrize("build", [retinanet, fcos])
+def test_cross_predictions_are_those_of_the_authors(build):
+    student, teacher = build(0), build(1)
+    expected = by_equation(crossed(student, teacher), predictions(teacher))
+    losses, _ = step(pair(student, teacher, "CrossHead"))
+    assert [x.item() for x in terms(losses, "cross")] == pytest.approx(expected, rel=1e-3)
 
 
 def test_classes_in_another_order_are_the_same_classes():

@@ -19,6 +19,7 @@ from ..config import run_settings
 from ..config.lazy import check, check_teacher, image_format, is_distilling, made_by
 from ..config.naming import LAZY, written_as
 from ..modeling.build_detector import build_detector
+from ..modeling.classes import class_names
 from ..modeling.student_class import balance_of
 from ..modeling.teacher import build_teacher
 from ..runtime.loader import NamedErrors, build_train_loader
@@ -65,11 +66,24 @@ def lazy_run(cfg: DictConfig) -> Run:
 
 def _build_model(cfg: DictConfig) -> nn.Module:
     with written_as(LAZY):
-        model = instantiate(cfg.model).to(cfg.train.device)
+        model = instantiate(_with_heads(cfg).model).to(cfg.train.device)
         balance = balance_of(model)
         if balance is not None:
             balance.learn_length(cfg.train.max_iter)
         return model
+
+
+def _with_heads(cfg: DictConfig) -> DictConfig:
+    """Where the student learns from heads, a copy that says what they need and it leaves out."""
+    if not isinstance(run_settings.select(cfg, "model.heads"), DictConfig):
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    heads, teacher = cfg.model.heads, cfg.model.teacher
+    if not heads.get("student_classes"):
+        heads.student_classes = class_names(run_settings.value_of(cfg, "train_sets") or [])
+    if made_by(teacher) is build_teacher and "heads" not in teacher:
+        teacher.heads = True
+    return cfg
 
 
 def _teacher_evaluation(cfg: DictConfig, values: Dict[str, Any]) -> Optional[TeacherEvaluation]:

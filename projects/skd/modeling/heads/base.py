@@ -1,6 +1,7 @@
 """What an adapter for a kind of head has to be."""
 
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.utils.registry import Registry
@@ -24,6 +25,26 @@ class ModuleCall(NamedTuple):
 
     inputs: Tuple[Any, ...]
     output: Any
+
+
+Calls = Dict[str, List[ModuleCall]]  # by the module's name
+
+
+@contextmanager
+def watch_calls(detector: nn.Module, names: Sequence[str]) -> Iterator[Calls]:
+    """Within, the calls of these modules are written down."""
+    calls: Calls = {name: [] for name in names}
+    handles = [
+        detector.get_submodule(name).register_forward_hook(
+            lambda _, inputs, output, name=name: calls[name].append(ModuleCall(inputs, output))
+        )
+        for name in calls
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Classes(NamedTuple):

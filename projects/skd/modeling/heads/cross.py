@@ -2,10 +2,14 @@
 
 from typing import List, Tuple
 
+import torch
 from torch import nn
 
-from .base import HEAD_REGISTRY, Unfit, equal
+from .base import HEAD_REGISTRY, Unfit, equal, watch_calls
 from .dense import DenseHead
+
+SUBNETS = {"cls_subnet": "cls_score", "bbox_subnet": "bbox_pred"}  # and what comes behind each
+EPSILON = 1e-6  # of the authors' code
 
 
 @HEAD_REGISTRY.register()
@@ -15,10 +19,10 @@ class CrossHead(DenseHead):
     head, and what comes out is compared with the teacher's own predictions. So the student's
     predictions learn from the labels alone.
 
-    Both heads' features have equal channels there, before the last of the convolutions that both
-    have (of four, as the authors' configs of RetinaNet), or where there is one only, in front of
-    the head. The authors' code also gives the student's features the mean and deviation of the
-    teacher's there, channel by channel; this one does not.
+    Both heads' features have equal channels there: before the activation in front of the last of
+    the convolutions that both have (of four, as the authors' configs of RetinaNet), or where there
+    is one only, in front of the head. As in the authors' code, the student's get the mean and the
+    deviation of the teacher's, see :func:`align`.
     """
 
     watched = {"head": "head"}
@@ -26,41 +30,54 @@ class CrossHead(DenseHead):
 
     def check(self, student, teacher):
         super().check(student, teacher)
-        names = ("cls_subnet", "bbox_subnet")
-        depth = min(len(_convolutions(d.head, names[0])) for d in (student, teacher)) - 1
-        if len(self._levels(student, teacher)) < max(
-            len(d.head_in_features) for d in (student, teacher)
-        ):
+        detectors = student, teacher
+        places = [(i, j) for _, i, j in self._levels(*detectors)]
+        most = max(len(d.head_in_features) for d in detectors)
+        if places != [(i, i) for i in range(most)]:
             raise Unfit("CrossKD needs the same levels in both heads")
-        equal(
-            [
-                _convolutions(d.head, names[0])[max(depth, 0)][1].in_channels
-                for d in (student, teacher)
-            ],
-            "channels of the features that cross over",
-        )
-        # the last module before the next convolution
-        places = {
-            n: [_convolutions(d.head, n)[depth][0] for d in (student, teacher)] for n in names
-        }
-        self.places = {n: there for n, (_, there) in places.items()}
-        if depth > 0:
-            self.watched_often = {n: f"head.{n}.{here - 1}" for n, (here, _) in places.items()}
+        depth = min(len(_convolutions(d.head, "cls_subnet")) for d in detectors) - 1
+        channels = [_convolutions(d.head, "cls_subnet")[depth][1].in_channels for d in detectors]
+        equal(channels, "channels of the features that cross over")
+        cuts = {n: [_cut(d.head, n, depth) for d in detectors] for n in SUBNETS}
+        self.cuts = {n: there for n, (_, there) in cuts.items()}
+        self.watched_often = {n: f"head.{n}.{here - 1}" for n, (here, _) in cuts.items() if here}
 
-    def predicted(self, student, teacher, calls):
-        inputs = list(calls["head"].inputs[0])
-        rests = {n: teacher.head.get_submodule(n)[place:] for n, place in self.places.items()}
-        maps = {n: [c.output for c in calls[n]] if n in calls else inputs for n in rests}
-        logits = [
-            teacher.head.cls_score(rests["cls_subnet"](x.float())) for x in maps["cls_subnet"]
-        ]
-        deltas = [
-            teacher.head.bbox_pred(rests["bbox_subnet"](x.float())) for x in maps["bbox_subnet"]
-        ]
-        return logits, deltas
+    def predictions(self, teacher, calls, maps):
+        names = {n: f"{n}.{cut - 1}" for n, cut in self.cuts.items() if cut}
+        with torch.no_grad(), watch_calls(teacher.head, list(names.values())) as theirs:
+            wanted = teacher.head(maps)
+        found = []
+        for n, last in SUBNETS.items():
+            ours = [c.output for c in calls[n]] if n in calls else calls["head"].inputs[0]
+            own = [c.output for c in theirs[names[n]]] if n in names else maps
+            rest = teacher.head.get_submodule(n)[self.cuts[n] :]
+            crossing = [align(x.float(), y) for x, y in zip(ours, own)]
+            found.append([teacher.head.get_submodule(last)(rest(x)) for x in crossing])
+        return tuple(found), wanted
 
     def sides(self, student, teacher):
         return [(teacher, self.classes.teacher)] * 2
+
+
+def align(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """
+    The student's features with the teacher's mean and standard deviation of each channel.
+
+    Args:
+        student, teacher: (N, C, H, W), over whose N, H and W these are.
+    """
+    (mean, std), (wanted_mean, wanted_std) = (
+        (x.mean((0, 2, 3), True), x.std((0, 2, 3), correction=0, keepdim=True))
+        for x in (student, teacher)
+    )
+    return (student - mean) / (std + EPSILON) * wanted_std + wanted_mean
+
+
+def _cut(head: nn.Module, subnet: str, depth: int) -> int:
+    """How many layers of a subnet are in front of the cut."""
+    place = _convolutions(head, subnet)[depth][0]
+    in_front = place > 0 and isinstance(head.get_submodule(subnet)[place - 1], nn.ReLU)
+    return place - in_front
 
 
 def _convolutions(head: nn.Module, subnet: str) -> List[Tuple[int, nn.Module]]:

@@ -53,22 +53,27 @@ class DenseHead(HeadPair):
     def _levels(self, student: nn.Module, teacher: nn.Module):
         return common_levels(student.head_in_features, teacher.head_in_features, self.pairs)
 
-    def predicted(
-        self, student: nn.Module, teacher: nn.Module, calls: Dict[str, Any]
-    ) -> Predictions:
-        """What is compared with the teacher's predictions, by the student's levels."""
-        return calls["head"].output
+    def predictions(
+        self, teacher: nn.Module, calls: Dict[str, Any], maps: List[torch.Tensor]
+    ) -> Tuple[Predictions, Predictions]:
+        """
+        Args:
+            maps: those of the teacher that its head takes.
+
+        Returns:
+            What is compared with the teacher's predictions, by the student's levels, and these.
+        """
+        with torch.no_grad():
+            return calls["head"].output, teacher.head(maps)
 
     def sides(self, student: nn.Module, teacher: nn.Module) -> List[Tuple[nn.Module, List[int]]]:
         """Who made the two predictions, and the places of the shared classes there."""
         return [(student, self.classes.student), (teacher, self.classes.teacher)]
 
     def terms(self, student, teacher, calls, maps):
-        with torch.no_grad():
-            wanted = teacher.head([maps[name] for name in teacher.head_in_features])
-        found = dict(
-            self._compare(student, teacher, self.predicted(student, teacher, calls), wanted)
-        )
+        own = [maps[name] for name in teacher.head_in_features]
+        both = self.predictions(teacher, calls, own)
+        found = dict(self._compare(student, teacher, *both))
         confidences = {name: c.logits[1].sigmoid().amax(1) for name, c in found.items()}
         total = sum(b.sum() for b in confidences.values()).clamp_min(EPSILON)
         return {

@@ -1,8 +1,7 @@
 """All kinds of heads that a student learns from: checked, watched, compared."""
 
 import logging
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -14,10 +13,9 @@ from ...distillers.words import word
 from ...runtime.words import shown
 from ..classes import class_names, num_classes
 from ..features import LevelPair, Maps
-from .base import HEAD_REGISTRY, Classes, HeadPair, ModuleCall, Unfit
+from .base import HEAD_REGISTRY, Calls, Classes, HeadPair, ModuleCall, Unfit, watch_calls
 
 logger = logging.getLogger(__name__)
-Calls = Dict[str, List[ModuleCall]]  # by the student's module
 
 
 class TeacherHeads:
@@ -95,22 +93,10 @@ class TeacherHeads:
         _check_names(theirs, teacher.whole, "teacher")
         return shared_classes(names, theirs)
 
-    @contextmanager
-    def watch(self, student: nn.Module) -> Iterator[Calls]:
+    def watch(self, student: nn.Module) -> ContextManager[Calls]:
         """Within, the calls of the modules that are needed are written down, by their names."""
         names = [n for k in self.kinds for n in (*k.watched.values(), *k.watched_often.values())]
-        calls: Calls = {name: [] for name in names}
-        handles = [
-            student.get_submodule(name).register_forward_hook(
-                lambda _, inputs, output, name=name: calls[name].append(ModuleCall(inputs, output))
-            )
-            for name in calls
-        ]
-        try:
-            yield calls
-        finally:
-            for handle in handles:
-                handle.remove()
+        return watch_calls(student, names)
 
     def terms(
         self, student: nn.Module, teacher: nn.Module, calls: Calls, maps: Maps
