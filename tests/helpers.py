@@ -36,6 +36,9 @@ from skd.engine import SKDTrainer  # noqa: E402
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHAPES_BASE = os.path.join(ROOT, "configs", "shapes", "Base-Shapes-Mask-RCNN.yaml")
 
+# of the default method
+TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
+
 # for tests that run on either; those on a GPU are marked "gpu"
 DEVICES = [
     "cpu",

@@ -111,16 +111,6 @@ def test_files_beside_the_rooms_import_only_whom_they_may_know():
         assert siblings(os.path.join(folder, f"{name}.py")) == known
 
 
-def test_rooms_do_not_import_each_other_in_circles():
-    left = room_imports()
-    assert left["modeling"] >= {"config", "distillers"}  # they are read at all
-    while left:
-        free = [room for room, known in left.items() if not known & left.keys()]
-        assert free, f"these rooms import each other: {sorted(left)}"
-        for room in free:
-            del left[room]
-
-
 def test_modules_do_not_import_each_other_in_circles():
     """Packages' own __init__ aside, which import the modules they stand for."""
     files = {module_name(p): p for p in python_files(os.path.join(PROJECTS, "skd"))}
@@ -190,6 +180,7 @@ def test_runtime_knows_of_no_distillation_and_of_no_config(path):
 
 
 def test_the_code_map_has_the_rooms_from_the_ground_up():
+    """So that none import each other in a circle."""
     with open(os.path.join(ROOT, "docs", "code_map.md")) as f:
         rooms = [line.split()[0] for line in f if line.startswith("    ")][::-1]
     assert set(rooms) == set(ROOMS)

@@ -15,9 +15,7 @@ from detectron2.utils.events import EventStorage
 from skd import build_teacher, student_config
 from skd.config import is_lazy_file
 from skd.modeling.state import pairs_of
-from tests.helpers import ROOT, batch, read, read_config
-
-TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
+from tests.helpers import ROOT, TERMS, batch, read, read_config
 
 TINY = [
     "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu",

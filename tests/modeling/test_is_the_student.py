@@ -40,9 +40,7 @@ from skd import (
 from skd.config import yaml
 from skd.config.naming import LAZY, written_as
 from skd.modeling.attach import _reserved
-from tests.helpers import batch, distilling, environment, read, tiny_config
-
-TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
+from tests.helpers import TERMS, batch, distilling, environment, read, tiny_config
 
 
 @pytest.fixture

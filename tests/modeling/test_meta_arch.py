@@ -11,9 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from skd import Distiller, student_config
 from skd.modeling.state import pairs_of
-from tests.helpers import batch, distilling, save_detector, tiny_config
-
-TERMS = ["loss_distill_structured_am", "loss_distill_structured_at", "loss_distill_structured_nl"]
+from tests.helpers import TERMS, batch, distilling, save_detector, tiny_config
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_generalise_reports_all_models(shapes, poor, tmp_path):
     assert "maps ['trapezoid'], which no dataset has" in printed
 
 
-def test_attention_is_drawn_for_every_image_and_model(shapes, poor, teacher_files, tmp_path):
+def test_attention_is_drawn_for_every_image_and_model(poor, teacher_files, tmp_path):
     config = tmp_path / "teacher.yaml"
     with open(teacher_files[0]) as f:
         config.write_text(f.read().replace("tiny_", "skd_shapes_"))  # known in every process
@@ -85,9 +85,9 @@ def test_attention_is_drawn_for_every_image_and_model(shapes, poor, teacher_file
     os.makedirs(folder)
     for i, size in enumerate([(128, 128), (70, 200)]):
         cv2.imwrite(str(folder / f"{i}.png"), (torch.rand(*size, 3) * 255).byte().numpy())
-    printed = run_script(
+    printed = call_script(
         "tools/visualize_attention.py", *models(poor), *teacher, "--input", folder,
-        "--pixel", 20, 60, "--blocks", poor[1], "--output", tmp_path / "out", datasets=shapes,
+        "--pixel", 20, 60, "--blocks", poor[1], "--output", tmp_path / "out",
     )  # fmt: skip
     assert "Pictures are in" in printed
     files = os.listdir(tmp_path / "out")
@@ -96,18 +96,18 @@ def test_attention_is_drawn_for_every_image_and_model(shapes, poor, teacher_file
             picture = cv2.imread(str(tmp_path / "out" / f"{i}_{kind}.png"))
             assert picture.std() > 5 and min(picture.shape[:2]) > 200
     assert any(name.startswith("events.out.tfevents") for name in files)
-    run_script(
+    call_script(
         "tools/visualize_attention.py", *models(poor), *teacher, "--input", folder / "0.png",
-        "--pixel", 20, 60, "--output", tmp_path / "without_blocks", datasets=shapes,
+        "--pixel", 20, 60, "--output", tmp_path / "without_blocks",
     )  # fmt: skip
     for kind, same in (("spatial", True), ("non_local", False)):
         pictures = [
             (tmp_path / o / f"0_{kind}.png").read_bytes() for o in ("out", "without_blocks")
         ]
         assert (pictures[0] == pictures[1]) is same, kind
-    printed = run_script(
+    printed = call_script(
         "tools/visualize_attention.py", *models(poor), "--input", folder / "1.png",
-        "--pixel", 20, 100, datasets=shapes, ok=False,
+        "--pixel", 20, 100, ok=False,
     )  # fmt: skip
     assert "is not in" in printed and "200 x 70 pixels" in printed
 

@@ -1,3 +1,5 @@
+"""Pictures of attention."""
+
 import numpy as np
 import pytest
 import torch
