@@ -192,19 +192,25 @@ def test_a_resumed_run_gives_the_very_weights(seed, teacher_files, shapes, tmp_p
     assert same == (seed >= 0)
 
 
-def test_two_processes_repeat_their_weights(teacher_files, shapes, tmp_path):
-    results = []
-    for name in ("a", "b"):
-        cfg = distilling(
-            tiny_config(SEED=4, SOLVER__MAX_ITER=3, SOLVER__IMS_PER_BATCH=4), teacher_files
-        )
-        config = process_config(cfg, tmp_path, name)
-        run_script(
-            "train_net.py", "--config-file", config, "--num-gpus", 2, "--dist-url", "auto",
-            datasets=shapes,
-        )  # fmt: skip
-        results.append(torch.load(tmp_path / name / "model_final.pth")["model"])
-    assert not differing(*results)
+def test_two_processes_train_in_parts_to_the_weights_of_one_piece(teacher_files, shapes, tmp_path):
+    # at a constant learning rate another length is no other training
+    constant = {"SOLVER__STEPS": (), "SOLVER__WARMUP_ITERS": 0}
+    cfg = distilling(tiny_config(SEED=4, SOLVER__IMS_PER_BATCH=4, **constant), teacher_files)
+    processes = ["--num-gpus", 2, "--dist-url", "auto"]
+
+    def train(name, length, *flags):
+        config = process_config(cfg, tmp_path, name, test=("skd_shapes_val",))
+        args = ["--config-file", config, *processes, *flags, "SOLVER.MAX_ITER", length]
+        printed = run_script("train_net.py", *args, datasets=shapes)
+        state = torch.load(tmp_path / name / "model_final.pth")
+        return printed, state["iteration"], state["model"]
+
+    _, _, whole = train("whole", 3)
+    train("parts", 2)
+    printed, iteration, resumed = train("parts", 3, "--resume")
+    assert "Starting training from iteration 2" in printed and iteration == 2
+    assert not differing(whole, resumed)
+    assert {"log.txt", "log.txt.rank1"} <= set(os.listdir(tmp_path / "parts"))
 
 
 KILL = """
