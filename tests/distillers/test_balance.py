@@ -1,7 +1,5 @@
 """The balance of the terms' gradients."""
 
-import os
-
 import pytest
 import torch
 from detectron2.engine import launch
@@ -365,8 +363,7 @@ def split_step(folder):
 
 
 def test_processes_use_the_weights_of_the_joint_batch(tmp_path):
-    port = 20000 + os.getpid() % 20000
-    launch(split_step, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(str(tmp_path),))
+    launch(split_step, 2, dist_url="auto", args=(str(tmp_path),))
     launch(split_step, 1, args=(str(tmp_path),))
     joint, first, second = (torch.load(tmp_path / f"{n}.pth") for n in ("1_0", "2_0", "2_1"))
     assert first == second

@@ -1,7 +1,6 @@
 """RetinaNet and FCOS: the teacher's class and box maps, and CrossKD."""
 
 import copy
-import os
 
 import pytest
 import torch
@@ -17,12 +16,12 @@ from skd import DistillRCNN, FrozenTeacher, StructuredDistiller, TeacherHeads
 from skd.engine import wrap_data_parallel
 from tests.helpers import (
     batch,
-    differing,
+    check_resume,
     distilling,
     leave_together,
     save_detector,
+    step,
     tiny_config,
-    train_until,
 )
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
@@ -53,15 +52,6 @@ def pair(student, teacher, *names, theirs=CLASSES):
         student=student, teacher=teacher, distiller=StructuredDistiller(), balance=None,
         input_format="BGR", heads=heads,
     )  # fmt: skip
-
-
-def step(model):
-    model.zero_grad()
-    with EventStorage():
-        losses = model(batch())
-    sum(losses.values()).backward()
-    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return {k: v.detach() for k, v in losses.items()}, grads
 
 
 def terms(losses, *kinds):
@@ -216,12 +206,8 @@ def dense_teacher(tmp_path_factory):
 
 def test_a_run_in_parts_resumes_bit_by_bit(dense_teacher, shapes, tmp_path):
     cfg = dense_config(dense_teacher, SOLVER__ACCUMULATE=2, SOLVER__CHECKPOINT_PERIOD=2)
-
-    whole = train_until(cfg, tmp_path / "whole").model.state_dict()
-    train_until(cfg, tmp_path / "parts", until=2)
-    resumed = train_until(cfg, tmp_path / "parts", resume=True).model.state_dict()
+    resumed = check_resume(cfg, tmp_path, until=2)
     assert {"distiller.balance.norm_dense_cls", "distiller.balance.norm_cross_reg"} <= set(resumed)
-    assert not differing(whole, resumed)
 
 
 def worker(teacher, out):
@@ -234,19 +220,14 @@ def worker(teacher, out):
     assert not model.find_unused_parameters
     inputs = batch(4)[2 * comm.get_rank() :][:2]
     for iteration in range(2):
-        model.zero_grad()
-        with EventStorage(iteration):
-            losses = model(inputs)
-        sum(losses.values()).backward()
-    grads = {n: p.grad for n, p in model.module.named_parameters() if p.grad is not None}
-    torch.save(({k: v.detach() for k, v in losses.items()}, grads), f"{out}/{comm.get_rank()}")
+        results = step(model, inputs, iteration)
+    torch.save(results, f"{out}/{comm.get_rank()}")
     leave_together()
 
 
 @pytest.mark.slow
 def test_two_processes_agree(dense_teacher, tmp_path):
-    port = 20000 + os.getpid() % 20000
-    launch(worker, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(dense_teacher, str(tmp_path)))
+    launch(worker, 2, dist_url="auto", args=(dense_teacher, str(tmp_path)))
     (first, grads), (second, others) = (torch.load(tmp_path / str(i)) for i in range(2))
     assert all(a != b for a, b in zip(*(terms(x, "dense", "cross") for x in (first, second))))
     assert grads.keys() == others.keys() and any("cls_score" in k for k in grads)

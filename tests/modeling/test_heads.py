@@ -2,11 +2,9 @@
 
 import copy
 import json
-import os
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import launch
 from detectron2.modeling import build_model
@@ -26,13 +24,13 @@ from skd.modeling.classes import class_names
 from skd.modeling.heads.teacher_heads import shared_classes
 from tests.helpers import (
     batch,
-    differing,
+    check_resume,
     distilling,
     lazy_config,
     leave_together,
     save_detector,
+    step,
     tiny_config,
-    train_until,
 )
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
@@ -51,17 +49,6 @@ def build(
     )  # fmt: skip
     torch.manual_seed(0)
     return build_model(cfg)
-
-
-def step(model, inputs=None, iteration=0):
-    model.zero_grad()
-    with EventStorage(iteration):
-        torch.manual_seed(3)
-        losses = model(inputs or batch())
-    sum(losses.values()).backward()
-    module = getattr(model, "module", model)
-    grads = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
-    return {k: v.detach() for k, v in losses.items()}, grads
 
 
 def test_the_terms_come_on_top_and_change_no_other_loss(teacher_files):
@@ -177,18 +164,14 @@ def test_objects_that_the_teacher_does_not_know_are_no_background(teacher_files)
     torch.testing.assert_close(losses["loss_distill_box_cls"], expected, rtol=1e-4, atol=0)
 
 
-def test_names_are_read_where_a_dataset_has_not_been_loaded_yet(tmp_path):
+def test_names_are_read_where_a_dataset_has_not_been_loaded_yet(new_datasets, tmp_path):
     path = tmp_path / "coco.json"
     kinds = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": kinds}))
     for name, file in (("not_loaded", path), ("not_there", tmp_path / "nothing.json")):
         register_coco_instances(name, {}, str(file), str(tmp_path))
-    try:
-        assert class_names(["never_registered", "not_loaded"]) == ["cat", "dog"]
-        assert class_names(["not_there"]) == class_names([]) == []
-    finally:
-        for name in ("not_loaded", "not_there"):
-            DatasetCatalog.remove(name), MetadataCatalog.remove(name)
+    assert class_names(["never_registered", "not_loaded"]) == ["cat", "dog"]
+    assert class_names(["not_there"]) == class_names([]) == []
 
 
 def test_a_teacher_with_turned_classes_is_the_same_teacher(teacher_files):
@@ -330,12 +313,7 @@ def test_a_run_in_parts_resumes_bit_by_bit(teacher_files, shapes, tmp_path):
         MODEL__DISTILLER__HEADS__TEACHER_CLASSES=CLASSES,
     )  # fmt: skip
     cfg.DATASETS.TEST = ()
-
-    whole = train_until(cfg, tmp_path / "whole").model.state_dict()
-    train_until(cfg, tmp_path / "parts", until=2)
-    resumed = train_until(cfg, tmp_path / "parts", resume=True).model.state_dict()
-    assert "distiller.balance.norm_mask" in resumed
-    assert not differing(whole, resumed)
+    assert "distiller.balance.norm_mask" in check_resume(cfg, tmp_path, until=2)
 
 
 def worker(teacher_files, out):
@@ -352,8 +330,7 @@ def worker(teacher_files, out):
 
 @pytest.mark.slow
 def test_two_processes_agree(teacher_files, tmp_path):
-    port = 20000 + os.getpid() % 20000
-    launch(worker, 2, dist_url=f"tcp://127.0.0.1:{port}", args=(teacher_files, str(tmp_path)))
+    launch(worker, 2, dist_url="auto", args=(teacher_files, str(tmp_path)))
     (first, grads), (second, others) = (torch.load(tmp_path / str(i)) for i in range(2))
     assert all(first[k] != second[k] for k in TERMS)
     assert all(torch.equal(grads[k], v) for k, v in others.items())

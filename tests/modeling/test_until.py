@@ -4,12 +4,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from skd import student_config
 from skd.study.benchmark.measure import launches
-from tests.helpers import batch, differing, distilling, tiny_config, train_until
+from tests.helpers import batch, check_resume, distilling, one_process, tiny_config
 
 
 def config(teacher_files, until=0.5, **keys):
@@ -68,16 +67,11 @@ def test_then_a_step_starts_next_to_no_more_operations_than_the_students(teacher
 
 def test_data_parallel_training_goes_on_after_the_end(teacher_files, tmp_path):
     """One process is enough for its reducer to complain of a parameter without a gradient."""
-    dist.init_process_group(
-        "gloo", rank=0, world_size=1, init_method=f"file://{tmp_path / 'store'}"
-    )
-    try:
+    with one_process(tmp_path):
         parallel = DistributedDataParallel(build(config(teacher_files)), broadcast_buffers=False)
         assert not parallel.find_unused_parameters
         for iteration in (3, 4, 5):
             sum(step(parallel, iteration).values()).backward()
-    finally:
-        dist.destroy_process_group()
 
 
 def test_unlabelled_images_and_heads_end_too(teacher_files):
@@ -99,11 +93,7 @@ def test_unlabelled_images_and_heads_end_too(teacher_files):
 
 def test_a_run_that_resumes_after_the_end_goes_on_as_the_baseline(teacher_files, shapes, tmp_path):
     cfg = config(teacher_files, until=0.25, SOLVER__CHECKPOINT_PERIOD=3, DATASETS__TEST=())
-    whole = train_until(cfg, tmp_path / "whole").model.state_dict()
-    train_until(cfg, tmp_path / "parts", until=3)
-    resumed = train_until(cfg, tmp_path / "parts", resume=True).model.state_dict()
-    assert resumed["distiller.balance.iteration"] == 2
-    assert not differing(whole, resumed)
+    assert check_resume(cfg, tmp_path, until=3)["distiller.balance.iteration"] == 2
 
 
 @pytest.mark.parametrize("until", [0, -0.5, 1.5, True, "half"])
