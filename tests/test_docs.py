@@ -108,7 +108,7 @@ def test_the_code_map_names_what_is_there():
                 assert re.search(rf"^(def|class) {name}\b", text, re.M), (paths, name)
 
 
-def test_conversion_of_weights():
+def test_the_conversion_of_weights_in_method_md_holds():
     """method.md: weights tuned with "sum" at N images of R pixels, times sqrt(N R / reference)."""
     from skd.distillers.attention import difference_norm
 

@@ -88,7 +88,7 @@ def test_shapes_configs_build(name):
     assert parameters < 4.5e6
 
 
-def test_distill_and_back():
+def test_a_config_that_distils_goes_back_to_the_students():
     plain = student_config(tiny_config("retinanet"))
     cfg = plain.clone()
     add_skd_config(cfg)

@@ -99,7 +99,7 @@ def test_a_yaml_file_alone_imports_nothing(toy):
     assert "toy_project" not in sys.modules
 
 
-def test_errors_of_names(toy):
+def test_a_wrong_name_of_a_project_is_told(toy):
     for name, words in (
         ("no_such_package", "no_such_package.*PYTHONPATH"),
         ("toy_project:add_nothing", "no function 'add_nothing'.*add_toy_config"),
@@ -173,7 +173,7 @@ def detic(cfg):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_keys_that_collide(first):
+def test_keys_that_collide_are_told_apart_or_refused(first):
     cfg = get_cfg()
     mean_teacher(cfg) if first else add_skd_config(cfg)
     with pytest.raises(ValueError, match="MODEL.TEACHER .*another project's.*skd.distilling"):

@@ -97,7 +97,9 @@ def test_the_same_for_lazy_configs(name, mine):
         check_datasets(cfg)
 
 
-def test_from_the_command_line(files, shapes, new_datasets, tmp_path):
+def test_a_dataset_is_registered_and_checked_from_the_command_line(
+    files, shapes, new_datasets, tmp_path
+):
     cfg = student_config(tiny_config(SOLVER__MAX_ITER=2))
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("my_train",), ("my_val",)
     config = tmp_path / "student.yaml"

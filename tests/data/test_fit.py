@@ -810,7 +810,7 @@ def test_facts_of_both_forms_of_config():
         (1, (WIDTH, HEIGHT), None, None),
     ],
 )
-def test_exif(flag, size, level, said, add, tmp_path, caplog):
+def test_annotations_of_an_image_that_exif_turns(flag, size, level, said, add, tmp_path, caplog):
     content = content_of(tmp_path)
     for image in content["images"]:
         picture = Image.new("RGB", size)
@@ -864,7 +864,7 @@ def test_exif_that_the_annotations_follow(add, tmp_path):
     assert check_coco(add("a", content), str(tmp_path / "images")) == []
 
 
-def test_links_and_roots(add, tmp_path):
+def test_images_may_be_links_and_their_root_any_folder(add, tmp_path):
     content = content_of(tmp_path)
     os.rename(tmp_path / "images", tmp_path / "store")
     (tmp_path / "images").mkdir()

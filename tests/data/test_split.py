@@ -70,7 +70,7 @@ def test_what_is_no_dataset_is_refused(text, words, tmp_path):
         open_coco(str(path))
 
 
-def test_command(tmp_path):
+def test_the_command_writes_the_folds_it_is_told_to_take(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(CONTENT))
     args = [tmp_path / "all.json", tmp_path / "part.json", "--folds", 2, "--take", 1]
     out = call_script("tools/split_dataset.py", *args)

@@ -51,7 +51,7 @@ def check_plain(path):
     return result.unexpected_keys
 
 
-def test_default_trainer(folder, teacher_files):
+def test_a_default_trainer_writes_a_plain_student(folder, teacher_files):
     space = {}
     exec(block("DefaultTrainer(cfg)", teacher_files), space)
     assert space["trainer"].iter == 2
@@ -60,7 +60,7 @@ def test_default_trainer(folder, teacher_files):
     assert "TEACHER" not in (folder / "output" / "student.yaml").read_text()
 
 
-def test_plain_loop(folder, teacher_files):
+def test_a_plain_loop_writes_a_plain_student(folder, teacher_files):
     space = {}
     exec(block("optimizer.step()", teacher_files), space)
     assert "loss_distill_structured_am" in space["losses"]
@@ -68,7 +68,7 @@ def test_plain_loop(folder, teacher_files):
     assert check_plain("student.pth") == []
 
 
-def test_plain_train_net(folder, teacher_files):
+def test_plain_train_net_trains_and_resumes_with_another_setup(folder, teacher_files):
     """That script's setup, as changed, and its loop's calls."""
     space = {}
     exec(block("def setup(args)", teacher_files), space)
@@ -125,7 +125,7 @@ def test_the_written_out_lazy_config_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
-def test_inference_and_augmentation(kind, folder, teacher_files):
+def test_stock_detectron2_predicts_with_the_student_and_augments(kind, folder, teacher_files):
     """Of a distilled student's checkpoint, by stock Detectron2."""
     cfg = student_config(tiny_config(kind, TEST__AUG__MIN_SIZES=(96, 128), TEST__AUG__MAX_SIZE=256))
     (folder / "your_config.yaml").write_text(cfg.dump())

@@ -119,7 +119,7 @@ def test_any_default_trainer_will_do(teacher_files, shapes, tmp_path):
     assert any(k.startswith("distiller.") for k in weights(tmp_path))
 
 
-def test_clipping_and_frozen_layers(teacher_files, shapes, tmp_path):
+def test_gradients_are_clipped_and_frozen_layers_stay_frozen(teacher_files, shapes, tmp_path):
     cfg = distilling(tiny_config(), teacher_files, MODEL__BACKBONE__FREEZE_AT=2)
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1e-3

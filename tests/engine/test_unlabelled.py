@@ -128,7 +128,7 @@ def test_a_resume_says_that_others_are_there_now(config, folder):
     assert said == [f"the images of dataset '{folder}': other content under the name"]
 
 
-def test_fewer_images_than_processes(config, monkeypatch):
+def test_fewer_images_than_processes_are_refused(config, monkeypatch):
     run = describe(config)
     monkeypatch.setattr("skd.engine.unlabelled.comm.get_world_size", lambda: 5)
     with pytest.raises(ValueError, match="has 4 images, fewer than there are processes, 5"):

@@ -61,7 +61,7 @@ def project(tmp_path, monkeypatch, shapes):
     META_ARCH_REGISTRY._obj_map.pop("YourRCNN", None)
 
 
-def test_a_yaml_config(project):
+def test_a_yaml_config_trains_and_loads_plainly(project):
     """From the command line: train, evaluate, and load plainly, with equal results."""
     text = re.sub(r"\\\n\s*", " ", read("docs/your_project.md"))
     (line,) = re.findall(r"python train_net.py (--project .*)", text)
@@ -77,7 +77,7 @@ def test_a_yaml_config(project):
     assert "YourRCNN" in open("out/student.yaml").read()
 
 
-def test_a_lazy_config(project, teacher_files):
+def test_a_lazy_config_is_a_model_that_distils(project, teacher_files):
     for name in ("student", "teacher"):
         with open(f"your_{name}.py", "w") as f:
             f.write(LAZY.format(config=teacher_files[0]))
@@ -87,7 +87,7 @@ def test_a_lazy_config(project, teacher_files):
     assert isinstance(model, DistillRCNN) and model.distiller.balance is not None
 
 
-def test_a_trainer_of_ones_own(project):
+def test_a_trainer_of_ones_own_sees_its_config_and_distils(project):
     class Trainer(DefaultTrainer):
         @classmethod
         def build_train_loader(cls, cfg):

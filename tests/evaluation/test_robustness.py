@@ -34,7 +34,7 @@ def test_another_seed_is_another_noise():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 90), (33, 20)])
-def test_small_images(size):
+def test_small_images_keep_their_size(size):
     assert corrupt(picture(*size), "fog", 3, (0,)).shape == (*size, 3)
 
 

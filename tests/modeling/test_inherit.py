@@ -45,7 +45,7 @@ def test_a_backbone_without_fpn_is_not_inherited(tmp_path):
     assert "backbone" not in components(build_model(student_config(cfg)))
 
 
-def test_off_by_default(wide):
+def test_nothing_is_inherited_by_default(wide):
     torch.manual_seed(0)
     model = build_model(distilling(tiny_config(), wide))
     torch.manual_seed(0)

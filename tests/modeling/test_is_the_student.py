@@ -145,7 +145,7 @@ def gradients(model):
 
 
 @pytest.mark.parametrize("features", ["backbone", "backbone.bottom_up"])
-def test_activation_checkpointing(build, features):
+def test_activation_checkpointing_changes_no_loss_and_no_gradient(build, features):
     keys = {f"MODEL__{who}__FEATURES": features for who in ("STUDENT", "TEACHER")}
     expected, grads = gradients(build(**keys)[0])
     model, _ = build(**keys)
@@ -167,14 +167,14 @@ def test_checkpointing_that_cuts_the_maps_off_is_refused(build):
         step(model)
 
 
-def test_a_compiled_backbone(build):
+def test_a_compiled_backbone_gives_the_same_losses(build):
     expected = step(build()[0])
     model, _ = build()
     model.backbone = torch.compile(model.backbone, backend="eager")
     same(step(model), expected)
 
 
-def test_synchronized_batch_norm(build):
+def test_batch_norm_is_synchronized_in_place(build):
     model, _ = build()
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert converted is model

@@ -163,7 +163,7 @@ def test_what_returns_no_maps_is_refused(name):
         teacher_of(model, name)
 
 
-def test_images_of_other_channels():
+def test_images_of_four_channels_need_a_teacher_of_the_same():
     """A detector of four channels is measured with four."""
     model = YoloLike()
     model.backbone = Body(4)
@@ -173,16 +173,6 @@ def test_images_of_other_channels():
     assert teacher(images, "BGR")["0"].shape == (1, 6, 8, 8)
     with pytest.raises(ValueError, match="4 channels in the format 'RGB', the teacher's"):
         teacher(images, "RGB")
-
-
-def test_gray_images():
-    cfg = tiny_config("faster_rcnn", MODEL__PIXEL_MEAN=[100.0], MODEL__PIXEL_STD=[50.0])
-    cfg.INPUT.FORMAT = "L"
-    teacher = teacher_of(build_model(student_config(cfg)), "backbone", input_format="L")
-    images = [{"image": torch.randint(0, 256, (1, 64, 64), dtype=torch.uint8)}]
-    assert "p2" in teacher(images, "L")
-    with pytest.raises(ValueError, match="format 'BGR', the teacher's have 'L'"):
-        teacher(images, "BGR")
 
 
 @pytest.mark.parametrize("name", ["image_format", "img_format"])
@@ -236,7 +226,7 @@ def test_students_that_say_nothing_of_their_maps(features):
             assert torch.equal(a, b)
 
 
-def test_a_gray_student():
+def test_a_gray_student_learns_from_a_gray_teacher():
     cfg = tiny_config("faster_rcnn", MODEL__PIXEL_MEAN=[100.0], MODEL__PIXEL_STD=[50.0])
     cfg.INPUT.FORMAT = "L"
     teacher = teacher_of(build_model(student_config(cfg)), "backbone", input_format="L")
@@ -246,6 +236,8 @@ def test_a_gray_student():
     with EventStorage():
         assert model.train()(inputs)["loss_distill_pkd"] > 0
     assert to_rgb(inputs[0]["image"], "L").shape == (96, 128, 3)
+    with pytest.raises(ValueError, match="format 'BGR', the teacher's have 'L'"):
+        teacher(inputs, "BGR")
 
 
 class Pair(GeneralizedRCNN):

@@ -50,7 +50,7 @@ def test_what_is_no_weights_is_one_line_that_names_the_file(data, expected, resu
     assert "\n" not in str(error.value) and len(str(error.value)) < 400 + len(path)
 
 
-def test_pickles_too(tmp_path):
+def test_a_pickle_without_weights_is_named_too(tmp_path):
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps({"model": None, "__author__": "me"}))
     with pytest.raises(CheckpointError, match="w.pkl' has None under 'model'"):

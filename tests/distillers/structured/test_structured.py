@@ -81,7 +81,7 @@ def test_every_term_equals_the_equations(fusion, channel_mask, reduction, n, c_s
 
 @pytest.mark.parametrize("pool", ["mean", "abs"])
 @pytest.mark.parametrize("adapter", [True, False])
-def test_attention_transfer_variants(pool, adapter):
+def test_every_variant_of_attention_transfer_equals_the_equation(pool, adapter):
     settings = {**SETTINGS, "pool": pool, "adapter": adapter, "weight_am": 0, "weight_nl": 0}
     distiller = make(6, 6, **settings)
     a_s, a_t = maps(2, 6, 6, 7, 11)
@@ -137,7 +137,7 @@ def test_dot_product_never_forms_the_affinity_matrix():
         ("softmax_of_sum", False, "mean", "embedded_gaussian"),
     ],
 )
-def test_gradients(fusion, channel_mask, reduction, affinity):
+def test_gradients_equal_numeric_ones(fusion, channel_mask, reduction, affinity):
     # M_s and M_c have no gradient, so the numeric derivative must see them as constants: a
     # temperature this high makes them so
     distiller = make(
