@@ -258,6 +258,17 @@ def one_process(folder, backend="gloo"):
         dist.destroy_process_group()
 
 
+def weights(folder):
+    """Of a run that has ended, by name."""
+    return torch.load(os.path.join(folder, "model_final.pth"))["model"]
+
+
+def take(loader, n):
+    """The first batches of a loader."""
+    iterator = iter(loader)
+    return [next(iterator) for _ in range(n)]
+
+
 def differing(a, b):
     """The names of what is not the same, to the bit, in two state dicts."""
     assert a.keys() == b.keys()

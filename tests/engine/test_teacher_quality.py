@@ -16,8 +16,7 @@ from skd.engine.run import check
 from skd.engine.teacher_quality import TeacherQuality
 from skd.evaluation import Quality, unseen_classes
 from skd.modeling.teacher import FrozenTeacher
-from tests.engine.test_training import weights
-from tests.helpers import Balanced, distilling, lazy_config, tiny_config, train_until
+from tests.helpers import Balanced, distilling, lazy_config, tiny_config, train_until, weights
 
 
 def test_teacher_and_student_are_compared_and_the_training_is_the_same(

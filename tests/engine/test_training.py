@@ -14,11 +14,7 @@ from detectron2.modeling import build_model
 
 from skd import student_config
 from skd.engine import SKDTrainer
-from tests.helpers import batch, distilling, save_detector, tiny_config, train_until
-
-
-def weights(folder):
-    return torch.load(os.path.join(folder, "model_final.pth"))["model"]
+from tests.helpers import batch, distilling, save_detector, tiny_config, train_until, weights
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,9 @@ from skd import (
 from skd.config import projects, yaml
 from skd.distillers.pkd import PKD
 from skd.modeling.partial_forward import given_shapes
-from tests.engine.test_run import lazy_config
 from tests.helpers import batch
 from tests.helpers import distilling as distilling_config
-from tests.helpers import save_detector, tiny_config
+from tests.helpers import lazy_config, save_detector, tiny_config
 from tests.modeling.test_partial_forward import Body, YoloStudent
 
 SHAPES = [["0", 8, 4], ["1", 16, 8]]

@@ -22,6 +22,7 @@ from tests.helpers import (
     patched_forward,
     process_config,
     run_script,
+    take,
     tiny_config,
     train_until,
 )
@@ -38,11 +39,6 @@ def noisy(record):
 
     numbers = [random.random(), np.random.rand(), torch.rand(1).item()]
     return {**record, "numbers": numbers}
-
-
-def take(loader, n):
-    iterator = iter(loader)
-    return [next(iterator) for _ in range(n)]
 
 
 def loader(workers=0, seed=5, batch=4, grouping=True, records=RECORDS):

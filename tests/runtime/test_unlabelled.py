@@ -8,7 +8,8 @@ import pytest
 from skd.runtime.loader import DataError, build_train_loader
 from skd.runtime.reproducible import ReproducibleSteps
 from skd.runtime.unlabelled import JoinedLoader, is_unlabelled, share_of, unlabelled_loader
-from tests.runtime.test_reproducible import RECORDS, At, noisy, take
+from tests.helpers import take
+from tests.runtime.test_reproducible import RECORDS, At, noisy
 
 OTHERS = [{"file_name": f"{i}.png", "image_id": 100 + i} for i in range(9)]
 

@@ -22,8 +22,15 @@ from skd.config.yaml import save_trained_student
 from skd.modeling.load import load_in_full
 from skd.study.common.command import RunError
 from skd.study.export import compare, matches, output_names, traceable
-from tests.engine.test_run import lazy_config
-from tests.helpers import ROOT, python_blocks, read, read_config, save_detector, tiny_config
+from tests.helpers import (
+    ROOT,
+    lazy_config,
+    python_blocks,
+    read,
+    read_config,
+    save_detector,
+    tiny_config,
+)
 
 SHAPES_TEACHER = f"{ROOT}/configs/shapes/teacher"
 PLAIN = """
