@@ -11,8 +11,11 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
     generalise.py           models on datasets they were not trained on
     gpu_day.py              all that needs a GPU, part by part
     results.py              ``make results``: the tables and pictures of the documents, made in
+        corrupted.py        what distillation gives on corrupted images
         gains.py            what the flag gives
         log_pictures.py     what a log looks like
+        more_to_learn.py    what images without labels, and the teacher's heads, give
+        photographs.py      what other methods, single terms and another domain give
         pieces.py           how the pieces fit
         teachers.py         what teachers of several strengths give
         zoo.py              all that was trained
