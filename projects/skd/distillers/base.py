@@ -1,5 +1,6 @@
 """What a method has to be: the two base classes, and what several methods share."""
 
+import functools
 from contextlib import AbstractContextManager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
 
@@ -230,6 +231,12 @@ def _never_halved(t: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
     if not t.is_floating_point() or changed.element_size() >= min(4, t.element_size()):
         return changed
     return torch.empty_like(changed, dtype=t.dtype).copy_(t)
+
+
+@functools.lru_cache(maxsize=None)
+def constant(values: Tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Numbers as a tensor, made once: to copy numbers to a GPU waits for it."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:

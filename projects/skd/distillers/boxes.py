@@ -5,6 +5,8 @@ from typing import List, Optional, Sequence
 
 import torch
 
+from .base import constant
+
 
 def fill_boxes(
     boxes: List[torch.Tensor],
@@ -58,7 +60,8 @@ def make_anchors(
     """
     kind = {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}
     sizes = [(math.sqrt(side**2 / ratio), ratio) for ratio in ratios]  # width, height / width
-    cells = torch.tensor([(-w / 2, -w * r / 2, w / 2, w * r / 2) for w, r in sizes], **kind)
+    shapes = tuple((-w / 2, -w * r / 2, w / 2, w * r / 2) for w, r in sizes)
+    cells = constant(shapes, **kind)
     y, x = (torch.arange(stride / 2, n * stride, stride, **kind) for n in like.shape[-2:])
     y, x = torch.meshgrid(y, x, indexing="ij")
     corners = torch.stack([x, y, x, y], -1).view(-1, 1, 4)

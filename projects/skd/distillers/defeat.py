@@ -46,8 +46,9 @@ class DeFeat(LevelwiseDistiller):
 
     def level_loss(self, level, student, teacher, boxes):
         stride = self.strides[level]
-        boxes = [b[self._levels_of(b) == int(math.log2(stride))] for b in boxes]
-        inside = fill_boxes(boxes, student, stride)[:, None]
+        # zeros for boxes of other levels: to choose from them would wait for the device
+        of_level = [self._levels_of(b) == int(math.log2(stride)) for b in boxes]
+        inside = fill_boxes(boxes, student, stride, of_level)[:, None]
         squares = (self.levels[level](student) - teacher).square()
         terms = {}
         for term, weight, mask in (

@@ -137,3 +137,20 @@ def test_products_follow_the_switch_of_convolutions(restored, convolutions, prod
     assert switches() == before
     with products_like_convolutions(torch.device("cpu")):
         assert switches() == before
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="since torch 2.9"
+)
+@pytest.mark.parametrize("products,convolutions", [("tf32", "ieee"), ("ieee", "tf32")])
+def test_they_follow_the_new_switches_too(products, convolutions):
+    """Of which the old ones, once they say something else, refuse to be read."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    matmul.fp32_precision, conv.fp32_precision = products, convolutions
+    try:
+        with products_like_convolutions(torch.device("cuda")):
+            assert matmul.fp32_precision == convolutions
+        assert matmul.fp32_precision == products
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before

@@ -1,7 +1,7 @@
 """TF32 on GPUs: the fused losses' matrix products follow the switch of convolutions."""
 
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Iterator, Optional
 
 import torch
 
@@ -19,17 +19,28 @@ def products_like_convolutions(device: torch.device) -> Iterator[None]:
         return
     # Since torch 2.9 there are two interfaces, and what reads one (the profiler, say) refuses a
     # mix. The old one's setter keeps both alike, but forgets "medium" and "none".
-    old, new = torch.get_float32_matmul_precision(), getattr(matmul, "fp32_precision", None)
-    matmul.allow_tf32 = _tf32_convolutions()
+    old, new = _old_interface(), getattr(matmul, "fp32_precision", None)
+    if old is None:
+        matmul.fp32_precision = "tf32" if _tf32_convolutions() else "ieee"
+    else:
+        matmul.allow_tf32 = _tf32_convolutions()
     try:
         yield
     finally:
         if old == "medium":
             torch.set_float32_matmul_precision(old)
-        else:
+        elif old is not None:
             matmul.allow_tf32 = old == "high"
         if new is not None:
             matmul.fp32_precision = new
+
+
+def _old_interface() -> Optional[str]:
+    """None where the user has set products by the new one, of which it refuses to say anything."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def _tf32_convolutions() -> bool:

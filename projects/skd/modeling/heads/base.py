@@ -7,6 +7,7 @@ import torch
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from ...distillers.base import constant
 from ...distillers.heads import HeadsSettings
 from ..features import LevelPair, Maps
 
@@ -129,6 +130,11 @@ def equal(values: Sequence[Any], what: str) -> None:
     student, teacher = values
     if student != teacher:
         raise Unfit(f"{what} is {student} in the student and {teacher} in the teacher")
+
+
+def of_classes(x: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
+    """Some classes of (M, K, ...), in the order of ``classes``."""
+    return x.index_select(1, constant(tuple(classes), torch.long, x.device))
 
 
 Level = Tuple[str, int, int]  # its name, its place in the student's list and in the teacher's

@@ -7,8 +7,9 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ...config.naming import called
+from ...distillers.base import constant
 from ...distillers.heads import soft_cross_entropy, weighted_l1
-from .base import HEAD_REGISTRY, HeadPair, Unfit, equal, submodule
+from .base import HEAD_REGISTRY, HeadPair, Unfit, equal, of_classes, submodule
 from .roi import ROI, roi_heads
 
 
@@ -81,12 +82,13 @@ class BoxHead(HeadPair):
 
 def _shared(logits: torch.Tensor, classes: List[int]) -> torch.Tensor:
     """(M, K + 1) -> (M, S + 1), the background last."""
-    return logits[:, [*classes, logits.shape[1] - 1]]
+    return of_classes(logits, [*classes, logits.shape[1] - 1])
 
 
 def _deltas(deltas: torch.Tensor, classes: List[int], heads: nn.Module) -> torch.Tensor:
     """(M, K * 4) -> (M, S, 4); (M, 4), of all classes -> (M, 1, 4)."""
     by_class = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
     if by_class.shape[1] > 1 or heads.num_classes == 1:
-        by_class = by_class[:, classes]
-    return by_class / deltas.new_tensor(list(heads.box_predictor.box2box_transform.weights))
+        by_class = of_classes(by_class, classes)
+    weights = tuple(heads.box_predictor.box2box_transform.weights)
+    return by_class / constant(weights, deltas.dtype, deltas.device)

@@ -12,7 +12,16 @@ from torch import nn
 
 from ...distillers.heads import EPSILON, giou_distance, quality_focal
 from ..features import crop
-from .base import HEAD_REGISTRY, HeadPair, Unfit, check_anchors, common_levels, equal, submodule
+from .base import (
+    HEAD_REGISTRY,
+    HeadPair,
+    Unfit,
+    check_anchors,
+    common_levels,
+    equal,
+    of_classes,
+    submodule,
+)
 
 PARTS = ("head", "head_in_features", "anchor_generator", "box2box_transform", "num_classes")
 Predictions = Tuple[List[torch.Tensor], ...]  # class logits and box deltas by level, and others
@@ -91,7 +100,7 @@ class DenseHead(HeadPair):
             logits, deltas = (crop(s_out[k][i].float(), t_out[k][j].float()) for k in (0, 1))
             anchors = _anchors(teacher, deltas[1], j)
             yield name, _Compared(
-                tuple(_flat(x, d.num_classes)[:, c] for x, (d, c) in zip(logits, sides)),
+                tuple(of_classes(_flat(x, d.num_classes), c) for x, (d, c) in zip(logits, sides)),
                 tuple(
                     d.box2box_transform.apply_deltas(_flat(x, 4), anchors)
                     for x, (d, _) in zip(deltas, sides)

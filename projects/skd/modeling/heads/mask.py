@@ -2,6 +2,7 @@
 
 import torch
 
+from ...distillers.base import constant
 from ...distillers.heads import soft_binary_cross_entropy
 from .base import HEAD_REGISTRY, HeadPair, Unfit, equal, submodule
 from .roi import ROI, roi_heads
@@ -36,17 +37,16 @@ class MaskHead(HeadPair):
         t_heads = teacher.get_submodule(ROI)
         kinds = torch.cat([x.gt_classes for x in instances])
         table = {s: t for s, t in zip(self.classes.student, self.classes.teacher)}
-        mapped = kinds.new_tensor(
-            [table.get(int(k), -1) for k in range(student.roi_heads.num_classes)]
-        )
-        teacher_kinds = mapped[kinds]
+        places = tuple(table.get(k, -1) for k in range(student.roi_heads.num_classes))
+        teacher_kinds = constant(places, kinds.dtype, kinds.device)[kinds]
         with torch.no_grad():
             boxes = [x.proposal_boxes for x in instances]
             pooled = t_heads.mask_pooler([maps[n] for n in t_heads.mask_in_features], boxes)
             t_logits = t_heads.mask_head.layers(pooled)
-        known = teacher_kinds >= 0
-        s = _of_class(logits[known], kinds[known])
-        t = _of_class(t_logits[known], teacher_kinds[known])
+        found = logits, kinds, t_logits, teacher_kinds
+        if -1 in places:  # to choose waits for the device
+            found = [x[teacher_kinds >= 0] for x in found]
+        s, t = _of_class(*found[:2]), _of_class(*found[2:])
         return {"loss_distill_mask": {"all": soft_binary_cross_entropy(s, t)}}
 
 

@@ -4,6 +4,7 @@ from typing import Dict, List
 
 import torch
 
+from ...distillers.base import constant
 from ...distillers.heads import soft_binary_cross_entropy, weighted_l1
 from ..features import crop
 from .base import HEAD_REGISTRY, HeadPair, check_anchors, common_levels, submodule
@@ -52,4 +53,5 @@ class RPNHead(HeadPair):
 def _by_anchor(deltas: torch.Tensor, scale: List[float]) -> torch.Tensor:
     """(N, A * 4, H, W) -> (N, A, H, W, 4), without the factors that a detector trains with."""
     n, _, h, w = deltas.shape
-    return deltas.view(n, -1, 4, h, w).permute(0, 1, 3, 4, 2) / deltas.new_tensor(scale)
+    factors = constant(tuple(scale), deltas.dtype, deltas.device)
+    return deltas.view(n, -1, 4, h, w).permute(0, 1, 3, 4, 2) / factors
