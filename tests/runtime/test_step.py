@@ -1,7 +1,8 @@
 """Gradient accumulation gives the gradient of the whole."""
 
 import math
-import sys
+import os
+import traceback
 import warnings
 from collections import Counter
 
@@ -10,6 +11,7 @@ import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skd import student_config
 from skd.engine import SKDTrainer
@@ -118,31 +120,52 @@ def test_with_a_teacher_without_and_in_two_processes(teacher_files, shapes, tmp_
         assert "ACCUMULATE" not in f.read()
 
 
-class Counts:
+class Waits(TorchDispatchMode):
     """
-    How often a tensor's value was asked for, or one was made of a number, which on a GPU makes the
-    host wait.
+    What makes the host wait for the device, were this one a GPU: a value that is asked for, a
+    choice by a mask, a tensor made of numbers; by where it is.
     """
 
-    NAMES = ("item", "tolist", "__bool__", "__int__", "__float__", "new_tensor")
-    CPU_ONLY = {"saved_gradients"}  # functions that ask for a tensor's value on a CPU only
+    ASK = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh"}
+    ASK |= {"repeat_interleave", "_unique2", "unique_dim", "equal", "is_nonzero"}
+    # a tensor's value that is asked for on CPUs only; sizes, which stay on the host
+    ON_HOST = {"saved_gradients", "from_tensors", "shapes_to_tensor"}
 
     def __init__(self, monkeypatch):
-        self.calls = 0
-        for name in self.NAMES:
-            monkeypatch.setattr(torch.Tensor, name, self._counting(getattr(torch.Tensor, name)))
+        super().__init__()
+        self.places = Counter()
+        tolist = torch.Tensor.tolist  # of a tensor on a CPU it dispatches nothing
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda x: self._see() or tolist(x))
 
-    def _counting(self, method):
-        def counted(tensor, *args):
-            self.calls += sys._getframe(1).f_code.co_name not in self.CPU_ONLY
-            return method(tensor, *args)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masked = name.startswith("index") and isinstance(args[1], (list, tuple))
+        if (
+            name in self.ASK
+            or masked
+            and any(i.dtype == torch.bool for i in args[1] if i is not None)
+        ):
+            self._see()
+        return func(*args, **(kwargs or {}))
 
-        return counted
+    def _see(self):
+        stack = traceback.extract_stack()[:-2]
+        names = {frame.name for frame in stack}
+        if not names & self.ON_HOST:
+            place = [f"{f.filename}:{f.lineno}" for f in stack if "/torch/" not in f.filename][-1]
+            self.places[BACKWARD if "_engine_run_backward" in names else place] += 1
 
 
-def steps(trainer, n=2):
-    with EventStorage() as storage:
-        for trainer.iter in range(n):
+BACKWARD = "backward"
+
+
+def total(places):
+    return sum(places.values())
+
+
+def steps(trainer, n=2, first=0):
+    with EventStorage(first) as storage:
+        for trainer.iter in range(first, first + n):
             trainer.run_step()
             storage.step()
         return storage
@@ -178,36 +201,45 @@ def test_a_step_asks_for_no_more_values_than_detectron2s(monkeypatch):
     data = [[{"image_id": i}] for i in range(9)]
     stock, ours = Losses(loss_a=1.0, loss_b=2.0), Losses(loss_a=1.0, loss_b=2.0)
     ours.metrics = {f"distill/{i}": torch.tensor(float(i)) for i in range(5)}
-    counts = Counts(monkeypatch)
-    steps(SimpleTrainer(stock, iter(data), torch.optim.SGD(stock.parameters(), lr=0.1)))
-    expected = counts.calls
-    storage = steps(losses_trainer(ours))
-    assert expected == 2 * 2 and counts.calls - expected == 2 * 1
+    theirs = SimpleTrainer(stock, iter(data), torch.optim.SGD(stock.parameters(), lr=0.1))
+    mine = losses_trainer(ours)
+    with monkeypatch.context() as patch, Waits(patch) as counts:
+        steps(theirs)
+        expected = total(counts.places)
+        storage = steps(mine)
+    assert expected == 2 * 2 and total(counts.places) - expected == 2 * 1
     assert storage.latest()["distill/4"][0] == 4.0 and storage.latest()["total_loss"][0] < 3.0
 
 
-def waits(trainer, device, monkeypatch):
-    """How often two steps make the host wait for the device, and on a GPU where."""
+def waits(trainer, device, first, monkeypatch):
+    """How often two steps make the host wait for the device, by where."""
     if device == "cpu":
-        with monkeypatch.context() as patch:
-            counts = Counts(patch)
-            steps(trainer)
-        return counts.calls, {}
+        with monkeypatch.context() as patch, Waits(patch) as counts:
+            steps(trainer, first=first)
+        return counts.places
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            steps(trainer)
+            steps(trainer, first=first)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     where = [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing" in str(w.message)]
-    return len(where), Counter(where)
+    return Counter(BACKWARD if "/autograd/" in place else place for place in where)
+
+
+PHASES = {"measuring": 5, "between measurements": 45, "after the teacher": 85}  # of 90 iterations
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_distillation_waits_for_no_value(teacher_files, device, monkeypatch):
-    """Balance included: the only difference to Detectron2's step is its copy of each loss."""
-    cfg = distilling(tiny_config(), teacher_files, balance=True)
+@pytest.mark.parametrize("phase", PHASES)
+def test_distillation_waits_for_no_value(teacher_files, device, phase, monkeypatch):
+    """
+    The only difference to Detectron2's step is its copy of each loss; and where the balance
+    measures, the detector's own backward pass, whose waits come a second time.
+    """
+    cfg = distilling(tiny_config(SOLVER__MAX_ITER=90), teacher_files, balance=True)
+    cfg.MODEL.DISTILLER.BALANCE.UNTIL = 0.9
     found = []
     for make, config in ((SimpleTrainer, student_config(cfg)), (build_trainer, cfg)):
         torch.manual_seed(0)
@@ -215,10 +247,30 @@ def test_distillation_waits_for_no_value(teacher_files, device, monkeypatch):
         trainer = make(model, iter([batch()] * 3), torch.optim.SGD(model.parameters(), 0.0))
         steps(trainer, 1)  # what is made once
         torch.manual_seed(3)  # for the sampling of proposals
-        found.append(waits(trainer, device, monkeypatch))
+        found.append(waits(trainer, device, PHASES[phase], monkeypatch))
+    stock, ours = found
     own = 5  # losses of a Mask R-CNN, each copied by Detectron2 in each of two steps
-    (stock, stock_where), (ours, where) = found
-    assert ours == stock - 2 * own + 2 * 1, Counter(where) - Counter(stock_where)
+    again = stock[BACKWARD] if phase == "measuring" else 0
+    assert total(ours) == total(stock) - 2 * own + 2 * 1 + again, (ours - stock, stock - ours)
+    assert stock[BACKWARD]
+
+
+def test_heads_wait_where_detectron2s_poolers_do_and_nowhere_else(teacher_files, monkeypatch):
+    cfg = distilling(tiny_config(SOLVER__MAX_ITER=90), teacher_files, balance=True)
+    found = []
+    for names in (["RPNHead", "BoxHead", "MaskHead"], []):
+        heads = cfg.MODEL.DISTILLER.HEADS
+        heads.NAMES, heads.STUDENT_CLASSES, heads.TEACHER_CLASSES = names, *[list("abcdef")] * 2
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        trainer = build_trainer(
+            model, iter([batch()] * 3), torch.optim.SGD(model.parameters(), 0.0)
+        )
+        steps(trainer, 1)
+        torch.manual_seed(3)
+        found.append(waits(trainer, "cpu", 45, monkeypatch))
+    files = {place.split(":")[0] for place in found[0] - found[1]}
+    assert {os.path.basename(file) for file in files} == {"poolers.py", "wrappers.py"}
 
 
 def test_detectron2s_metrics_are_all_there():

@@ -84,7 +84,8 @@ class GradientBalance(nn.Module):
 
     The norms are measured by an extra backward pass from the losses to the maps. All processes use
     the same ones. They are buffers, so that a run that resumes has the weights it had. No step
-    waits for the device.
+    waits for the device, but for what the detector's own backward pass waits for, which is run a
+    second time where the norms are measured.
     """
 
     Settings = BalanceSettings

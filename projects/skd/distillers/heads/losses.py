@@ -33,7 +33,7 @@ def soft_cross_entropy(
     if not len(student):
         return student.sum() * 0
     weights = torch.ones_like(student[0])
-    weights[-1] = background_weight
+    weights[-1].fill_(background_weight)
     soft = F.softmax(teacher / temperature, 1) * weights
     loss = -(soft * F.log_softmax(student / temperature, 1)).sum(1).mean()
     return loss * temperature**2
