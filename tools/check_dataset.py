@@ -10,7 +10,7 @@ any of it, with 0 if there are warnings at most.
 import sys
 
 from skd.data.check import examine
-from skd.data.coco import facts_of, what_reaches
+from skd.data.dataset_facts import facts_of, what_reaches
 from skd.data.mend import finish
 from skd.study.common.command import command_parser, run_command
 

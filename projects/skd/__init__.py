@@ -18,7 +18,7 @@ from .modeling.student_class import detach, student_of
 from .modeling.teacher import FrozenTeacher, build_teacher
 from .modeling.timm_backbone import TimmBackbone
 
-interrupt.told_as_before()
+interrupt.show_traceback()
 
 __version__ = "0.1.0"
 

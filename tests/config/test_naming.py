@@ -13,7 +13,7 @@ from torch import nn
 from skd import DistillRCNN, FrozenTeacher, GradientBalance, StructuredDistiller
 from skd.config.naming import LAZY, PYTHON, YAML, called, setting_to, written_as
 from skd.config.run_settings import settings
-from skd.data.fit import Model, _check_heads
+from skd.data.fit import ModelFacts, _check_heads
 from skd.distillers.pkd import PKD
 from skd.engine.readout import _warnings
 from skd.engine.run import check_device
@@ -168,7 +168,7 @@ def test_a_teacher_s_opts_are_named(form, word, teacher_files):
 
 
 def test_a_number_of_classes_is_set_as_the_form_sets_it():
-    model = Model((("model.roi_heads.num_classes", 80),))
+    model = ModelFacts((("model.roi_heads.num_classes", 80),))
     with written_as(LAZY):
         message = message_of(lambda: _check_heads("d", ["a", "b"], model))
     assert "has model.roi_heads.num_classes=80. Set model.roi_heads.num_classes=2, or" in message

@@ -22,15 +22,15 @@ from PIL import Image
 from skd import register_coco
 from skd.data import check_datasets, coco, records
 from skd.data.check import check_coco, examine
-from skd.data.fit import Model, check_fit, lazy_model, yaml_model
+from skd.data.fit import ModelFacts, check_fit, lazy_model, yaml_model
 from skd.evaluation import build_evaluator
 from skd.modeling.model_zoo import find_config
 from skd.runtime.words import shown
 from tests.helpers import leave_together, tiny_config
 
 WIDTH, HEIGHT = 60, 40
-BOXES = Model()
-MASKS = Model((("MODEL.ROI_HEADS.NUM_CLASSES", 2),), "MODEL.MASK_ON True")
+BOXES = ModelFacts()
+MASKS = ModelFacts((("MODEL.ROI_HEADS.NUM_CLASSES", 2),), "MODEL.MASK_ON True")
 
 
 def content_of(folder, classes=("bolt", "nut"), images=4):
@@ -191,7 +191,7 @@ def test_classes_with_other_ids_and_fewer_of_them(add, tmp_path):
         x = {10: 25, 20: 5}[entry["category_id"]]  # where the three have them
         entry["bbox"] = [x, 5, 15, 20]
     add("b", content)
-    check_fit(["a"], ["b"], Model((("NUM_CLASSES", 3),)))
+    check_fit(["a"], ["b"], ModelFacts((("NUM_CLASSES", 3),)))
     results = evaluate("b", tmp_path, ("bolt", "nut", "cap"))["bbox"]
     assert np.isnan(results["AP-nut"])
     assert results["AP-cap"] == results["AP-bolt"] == pytest.approx(100)
@@ -673,7 +673,7 @@ def with_keypoints(content, names=("left", "right", "top")):
 
 
 def keypoints(number, sigmas=()):
-    return Model(keypoints=("NUM_KEYPOINTS", number), sigmas=("SIGMAS", sigmas))
+    return ModelFacts(keypoints=("NUM_KEYPOINTS", number), sigmas=("SIGMAS", sigmas))
 
 
 def test_own_keypoints(add, tmp_path):
@@ -784,7 +784,7 @@ def test_metadata_set_by_hand_stays(add, tmp_path):
 
 def test_facts_of_both_forms_of_config():
     cfg = tiny_config(MODEL__KEYPOINT_ON=True, TEST__KEYPOINT_OKS_SIGMAS=[0.1])
-    assert yaml_model(cfg) == Model(
+    assert yaml_model(cfg) == ModelFacts(
         (("MODEL.ROI_HEADS.NUM_CLASSES", 6),), "MODEL.MASK_ON True",
         ("INPUT.MASK_FORMAT", cfg.INPUT.MASK_FORMAT),
         ("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 17), ("TEST.KEYPOINT_OKS_SIGMAS", (0.1,)),

@@ -34,10 +34,10 @@ def test_ctrl_c_during_imports_is_a_word(tmp_path):
 def test_the_package_leaves_a_program_its_own_words(monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", None)
     importlib.reload(skd.study)  # which is for commands only
-    assert sys.excepthook is interrupt._tell
-    interrupt.told_as_before()  # as after import skd
-    assert sys.excepthook is interrupt._before is not interrupt._tell
+    assert sys.excepthook is interrupt._hook
+    interrupt.show_traceback()  # as after import skd
+    assert sys.excepthook is interrupt._before is not interrupt._hook
     seen = []
     monkeypatch.setattr(interrupt, "_before", lambda *error: seen.append(error))
-    interrupt._tell(ValueError, ValueError("x"), None)
+    interrupt._hook(ValueError, ValueError("x"), None)
     assert len(seen) == 1 and not capsys.readouterr().err

@@ -13,7 +13,8 @@ Datasets: the built-in one, and one's own in COCO's format, checked and mended b
     records.py         Detectron2's records, from what the check has parsed
 
     fit.py             whether the datasets of a config fit its model, and each other
-    model_facts.py     what of a model has to fit
+    dataset_facts.py   what of a dataset has to fit a model
+    model_facts.py     what of a model has to fit a dataset
     keypoints.py       the same for keypoints
     mirror.py          which keypoints swap when an image is mirrored
 

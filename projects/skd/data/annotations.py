@@ -14,7 +14,7 @@ from pycocotools import mask as mask_util
 
 from ..runtime.words import shown
 from .box_forms import other_form
-from .clean import LEAST, Size, not_clean
+from .clean import LEAST, Bounds, not_clean
 from .images import is_side, most_pixels
 from .mend import Notes, column
 from .problems import Problem, annotation_name, image_name, is_number, short
@@ -101,12 +101,12 @@ def _empty_masks(annotations: List[Dict[str, Any]], notes: Notes) -> None:
         notes.flat.append(annotation)
 
 
-def _has_no_box(annotation: Dict[str, Any], size: Size) -> bool:
+def _has_no_box(annotation: Dict[str, Any], size: Bounds) -> bool:
     (x, y, w, h), (width, height, _) = annotation["bbox"], size
     return min(x + w, width) - max(x, 0) <= LEAST or min(y + h, height) - max(y, 0) <= LEAST
 
 
-def _is_flat(annotation: Dict[str, Any], size: Size) -> bool:
+def _is_flat(annotation: Dict[str, Any], size: Bounds) -> bool:
     """Whether a mask, without errors, has no pixel of its image."""
     mask, (width, height, _) = annotation.get("segmentation"), size
     if not mask or annotation["iscrowd"] or not (is_side(width) and is_side(height)):
@@ -120,7 +120,7 @@ def _is_flat(annotation: Dict[str, Any], size: Size) -> bool:
     return not sum(mask_util.area(mask if isinstance(mask, list) else [mask]))
 
 
-def _size(image: Dict[str, Any]) -> Size:
+def _size(image: Dict[str, Any]) -> Bounds:
     # (of an image whose own size is an error, no coordinate is judged by it)
     width, height = image.get("width"), image.get("height")
     if not (is_side(width) and is_side(height)) or max(width, height) > most_pixels():
@@ -147,7 +147,7 @@ def _annotation(annotation, images, sizes, categories) -> Iterator[Problem]:
         yield Problem("error", where, what)
 
 
-def _box(annotation: Dict[str, Any], size: Size, where: str) -> Iterator[Problem]:
+def _box(annotation: Dict[str, Any], size: Bounds, where: str) -> Iterator[Problem]:
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         what = f"bbox is {short(box)}; it must be [x, y, width, height]"
@@ -167,7 +167,7 @@ def _box(annotation: Dict[str, Any], size: Size, where: str) -> Iterator[Problem
         yield Problem("warning", where, what)
 
 
-def _mask(annotation: Dict, image: Dict, size: Size, where: str) -> Iterator[Problem]:
+def _mask(annotation: Dict, image: Dict, size: Bounds, where: str) -> Iterator[Problem]:
     mask = annotation.get("segmentation")
     if not mask:  # for Detectron2 there is none, then
         return
@@ -228,7 +228,7 @@ def _decodes(rle: Dict[str, Any]) -> bool:
     return mask_util.decode(rle).shape == (height, width)
 
 
-def _keypoints(annotation: Dict, size: Size, where: str) -> Iterator[Problem]:
+def _keypoints(annotation: Dict, size: Bounds, where: str) -> Iterator[Problem]:
     points = annotation.get("keypoints")
     if not points:
         return

@@ -5,7 +5,7 @@ from typing import Any, List, NamedTuple
 from .annotations import check_annotations
 from .images import check_files, check_pixels
 from .mend import Notes, mend
-from .problems import Problem, once
+from .problems import Problem, merge_repeated
 from .reading import read_coco, without_gc
 
 
@@ -55,5 +55,5 @@ def examine(
             problems += [Problem("warning", where, what) for where, what in notes.lines()]
         if read_images and content is not None:
             problems += check_pixels(content, image_root, problems)
-    problems = once(problems)
+    problems = merge_repeated(problems)
     return Report(content, problems, notes)

@@ -9,13 +9,13 @@ from typing import Any, Collection, Dict, Iterator, List, Mapping, Tuple
 
 import numpy as np
 
-Size = Tuple[float, float, float]  # an image's width and height, and how far away is too far
+Bounds = Tuple[float, float, float]  # an image's width and height, and how far away is too far
 LEAST = 1e-5  # pixels of a box's side: Detectron2's filter_empty_instances drops smaller ones
 CHUNK = 20_000  # annotations at a time, so that the arrays stay small
 
 
 def not_clean(
-    annotations: List[Dict[str, Any]], sizes: Mapping[Any, Size], categories: Collection[Any]
+    annotations: List[Dict[str, Any]], sizes: Mapping[Any, Bounds], categories: Collection[Any]
 ) -> Iterator[Dict[str, Any]]:
     """
     In their order, those with a reference that leads nowhere, a box, polygon or flag that is not
@@ -32,7 +32,7 @@ def not_clean(
             yield part[i]
 
 
-def _not_clean(part, sizes: Mapping[Any, Size], categories: Collection[Any]) -> Collection[int]:
+def _not_clean(part, sizes: Mapping[Any, Bounds], categories: Collection[Any]) -> Collection[int]:
     found, rows = set(), []
     # their fromlist() takes numbers only, and is many times as fast as numpy's reading of lists
     boxes, limits, points = array("d"), array("d"), array("d")

@@ -14,10 +14,8 @@ import re
 import threading
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import chain
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin, load_coco_json
 from detectron2.utils import comm
@@ -27,50 +25,16 @@ from iopath.common.file_io import get_cache_dir
 from ..runtime.whole_files import write_whole
 from ..runtime.words import shown
 from . import records
-from .annotations import masks_missing
 from .check import Report, examine
-from .clean import LEAST
+from .dataset_facts import DatasetFacts, facts_of, names_of
 from .images import sample_images
 from .mend import finish, renumber
 from .mirror import flips
-from .problems import once, summary
+from .problems import merge_repeated, summary
 from .reading import without_gc
 
 logger = logging.getLogger(__name__)
-PATIENCE = 5.0  # seconds until a line says what takes so long
-
-
-class Checked(NamedTuple):
-    """
-    What a model is compared with.
-
-    Attributes:
-        source: the user's file.
-        json_file: the same, or its mended copy.
-        classes: names in Detectron2's order.
-        annotated: whether there is a list of annotations at all.
-        objects: annotations in the file, by class.
-        usable: those of them that a training's loader keeps, by class.
-        masks: annotations that are no crowds and have a mask.
-        rles: masks among them that are RLE.
-        without_mask: annotations that are no crowds and have none.
-        keypoint_names: of the categories, if all agree.
-        keypoints: numbers of keypoints of the annotations.
-        options: of :func:`check_one`, to do the same on a machine that does not see the copy.
-    """
-
-    source: str
-    json_file: str
-    classes: Tuple[str, ...]
-    annotated: bool
-    objects: Tuple[int, ...]
-    usable: Tuple[int, ...]
-    masks: int
-    rles: int
-    without_mask: int
-    keypoint_names: Tuple[str, ...]
-    keypoints: Tuple[int, ...]
-    options: Dict[str, Any]
+SLOW_SECONDS = 5.0  # until a line says what takes so long
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +84,7 @@ def _load(name: str) -> List[Dict[str, Any]]:
     if options is None or not PathManager.isfile(metadata.json_file):
         # nobody has, or on a machine that does not see the other's cache
         options = {k: v for k, v in (options or {}).items() if k != "anywhere"}
-        use(name, check_registered(name, **options, keep=True))
+        use(name, check_by_name(name, **options, keep=True))
     if records.kept(name):
         return records.take(name)
     return load_coco_json(metadata.json_file, metadata.image_root, name)
@@ -153,14 +117,14 @@ def source_of(name: str) -> str:
     return PathManager.get_local_path(json_file)  # as Detectron2 reads it
 
 
-def check_registered(name: str, **options: Any) -> Checked:
-    """:func:`check_one` of a dataset that is registered, by whichever function."""
+def check_by_name(name: str, **options: Any) -> DatasetFacts:
+    """:func:`check_one` for a dataset that is registered already, by whichever function."""
     metadata = MetadataCatalog.get(name)
     anywhere = (metadata.get("check_options") or {}).get("anywhere", not is_own(name))
     return check_one(name, source_of(name), metadata.image_root, anywhere=anywhere, **options)
 
 
-def use(name: str, checked: Checked) -> None:
+def use(name: str, checked: DatasetFacts) -> None:
     """
     Let loader and evaluator of this process read what was checked. One that Detectron2 has
     registered, and that had to be mapped by name, is this module's from then on.
@@ -192,7 +156,7 @@ def check_one(
     classes: Optional[Sequence[str]] = None,
     keep: bool = False,
     anywhere: bool = False,
-) -> Checked:
+) -> DatasetFacts:
     """
     Check and mend a dataset.
 
@@ -215,19 +179,19 @@ def check_one(
     options = dict(
         with_masks=with_masks, with_keypoints=with_keypoints, classes=classes, anywhere=anywhere
     )
-    with _patience(f"Checking dataset '{name}' ('{json_file}') ..."), without_gc():
+    with _log_if_slow(f"Checking dataset '{name}' ('{json_file}') ..."), without_gc():
         # a function of its own: what it read is gone before garbage is looked for again
         return _check_one(name, json_file, image_root, options, keep)
 
 
 def _check_one(
     name: str, json_file: str, image_root: str, options: Dict[str, Any], keep: bool
-) -> Checked:
+) -> DatasetFacts:
     report = examine(json_file, image_root, anywhere=options["anywhere"])
     _stop_at_errors(name, report, json_file, image_root)
     finish(report.content, report.notes, options["with_masks"], options["with_keypoints"])
     _map_classes(name, json_file, report, options["classes"])
-    problems = once([*report.problems, *sample_images(report.content, image_root)])
+    problems = merge_repeated([*report.problems, *sample_images(report.content, image_root)])
     _stop_at_errors(name, report._replace(problems=problems), json_file, image_root)
     if problems:
         _warn_once(json_file, f"Dataset '{name}':\n{summary(problems, 8)}")
@@ -246,8 +210,8 @@ def _is_folder(path: str) -> bool:
 
 
 @contextmanager
-def _patience(text: str) -> Iterator[None]:
-    timer = threading.Timer(PATIENCE, logger.info, (text,))
+def _log_if_slow(text: str) -> Iterator[None]:
+    timer = threading.Timer(SLOW_SECONDS, logger.info, (text,))
     timer.daemon = True
     timer.start()
     try:
@@ -262,11 +226,6 @@ def _stop_at_errors(name: str, report: Report, json_file: str, image_root: str) 
             f"Dataset '{name}' cannot be trained or evaluated on. '{json_file}' must be in COCO's "
             f"format, and its file names must start from '{image_root}':\n{summary(report.errors)}"
         )
-
-
-def names_of(content: Dict[str, Any]) -> List[str]:
-    """Names of the classes, in Detectron2's order: by id."""
-    return [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
 
 
 @lru_cache(maxsize=None)  # register_coco checks a dataset, and check_datasets for the model again
@@ -320,68 +279,3 @@ def _write_copy(name: str, content: Dict[str, Any]) -> str:
         write_whole(path, lambda f: f.write(text))  # several processes may do so at once
     _warn_once(path, f"Dataset '{name}' is read from a mended copy: '{path}'.")
     return path
-
-
-def facts_of(content: Dict[str, Any], json_file: str) -> Checked:
-    """Of a file that was checked and mended."""
-    annotations = content.get("annotations", [])
-    index = records.class_index(content)
-    classes = np.array([index[a["category_id"]] for a in annotations], dtype=np.int64)
-    crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
-    keep = ~crowd & _boxes_with_area(content)
-
-    def by_class(which) -> Tuple[int, ...]:
-        return tuple(np.bincount(classes[which], minlength=len(index)).tolist())
-
-    masks = [a["segmentation"] for a in annotations if not a["iscrowd"] and a.get("segmentation")]
-    points = [len(a.get("keypoints", ())) // 3 for a in annotations if not a["iscrowd"]]
-    return Checked(
-        source=json_file,
-        json_file=json_file,
-        classes=tuple(names_of(content)),
-        annotated="annotations" in content,
-        objects=by_class(slice(None)),
-        usable=by_class(keep),
-        masks=len(masks),
-        rles=sum(isinstance(mask, dict) for mask in masks),
-        without_mask=masks_missing(content)[0],
-        keypoint_names=category_keypoints(content),
-        keypoints=tuple(sorted(set(points) - {0})),
-        options={},
-    )
-
-
-def what_reaches(checked: Checked) -> str:
-    """How many of the objects a training's loader keeps, by class, in words."""
-    usable, objects = sum(checked.usable), sum(checked.objects)
-    pairs = list(zip(checked.classes, checked.usable, checked.objects))
-    fewer = [pair for pair in pairs if pair[1] < pair[2]]
-    listed = ", ".join(f"{shown([c])} {n} of {m}" for c, n, m in (fewer or pairs)[:20])
-    more = ", ..." if len(fewer or pairs) > 20 else ""
-    why = "; crowds, 'ignore' and objects without area are left out" if fewer else ""
-    return f"{usable} of {objects} objects reach the model{why} ({listed}{more})"
-
-
-def _boxes_with_area(content: Dict[str, Any]) -> np.ndarray:
-    """Which boxes have an area once they are clipped to the image: bool (annotations,)."""
-    annotations = content.get("annotations", [])
-    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    boxes = _table((a["bbox"] for a in annotations), 4)
-    limits = _table((sizes[a["image_id"]] for a in annotations), 2)
-    low = boxes[:, :2].clip(min=0)
-    high = np.minimum(boxes[:, :2] + boxes[:, 2:], limits)
-    return (high - low > LEAST).all(1)
-
-
-def _table(rows: Iterable[Iterable[float]], columns: int) -> np.ndarray:
-    # of millions of rows, in a fraction of the time of np.array
-    return np.fromiter(chain.from_iterable(rows), dtype=np.float64).reshape(-1, columns)
-
-
-def category_keypoints(content: Dict[str, Any]) -> Tuple[str, ...]:
-    """Names of the keypoints of a file's categories, if all agree."""
-    found = [c["keypoints"] for c in content["categories"] if c.get("keypoints")]
-    good = all(
-        isinstance(names, list) and all(isinstance(n, str) for n in names) for names in found
-    )
-    return tuple(found[0]) if found and good and found.count(found[0]) == len(found) else ()

@@ -16,18 +16,15 @@ from ..config.naming import setting_to, written_as
 from ..runtime.words import shown
 from . import records
 from .coco import (
-    Checked,
-    category_keypoints,
-    check_registered,
+    check_by_name,
     different_classes,
     is_of_detectron2,
     is_registered_by_user,
-    names_of,
     source_of,
     to_map,
     use,
-    what_reaches,
 )
+from .dataset_facts import DatasetFacts, category_keypoints, names_of, what_reaches
 from .keypoints import (
     check_mirrored,
     check_test_keypoints,
@@ -36,7 +33,7 @@ from .keypoints import (
     keypoint_names,
 )
 from .mend import Notes
-from .model_facts import Model, lazy_model, yaml_model
+from .model_facts import ModelFacts, lazy_model, yaml_model
 from .reading import open_coco, read_coco, without_gc
 
 logger = logging.getLogger(__name__)
@@ -91,17 +88,17 @@ def _hand_to_lazy_evaluator(cfg: DictConfig, name: str) -> None:
 
 
 def check_fit(
-    train: Sequence[str], test: Sequence[str], model: Model, eval_only: bool = False
+    train: Sequence[str], test: Sequence[str], model: ModelFacts, eval_only: bool = False
 ) -> None:
     """As :func:`check_datasets`, of names. Those that nobody has registered are passed over."""
     train, test = ([n for n in names if n in DatasetCatalog] for names in (train, test))
     parsed = {} if comm.is_main_process() else _parse(test if eval_only else train)
-    for name, checked in _told_by_main(lambda: _check(train, test, model, eval_only)):
+    for name, checked in _from_main_process(lambda: _check(train, test, model, eval_only)):
         use(name, checked)
         content = parsed.pop(name, None)
         if content is not None and checked.json_file == checked.source:
             records.keep(name, content, MetadataCatalog.get(name).image_root)
-        _evaluate(name, checked, model)
+        _set_evaluated_tasks(name, checked, model)
     for name in [] if eval_only else dict.fromkeys(train):
         check_mirrored(name, model)
 
@@ -116,8 +113,8 @@ def _parse(names: Sequence[str]) -> Dict[str, Any]:
         return {name: read_coco(json_file, Notes())[0] for name, json_file in own.items()}
 
 
-def _told_by_main(make: Callable[[], Any]) -> Any:
-    """What ``make`` gives or raises in the main process, in every process."""
+def _from_main_process(make: Callable[[], Any]) -> Any:
+    """Call ``make`` in the main process; return or raise in every process what it did there."""
     given, error = None, None
     if comm.is_main_process():
         try:
@@ -130,17 +127,20 @@ def _told_by_main(make: Callable[[], Any]) -> Any:
     return given
 
 
-def _check(train, test, model: Model, eval_only: bool) -> List[Tuple[str, Checked]]:
-    found = []
+def _check(
+    train: Sequence[str], test: Sequence[str], model: ModelFacts, eval_only: bool
+) -> List[Tuple[str, DatasetFacts]]:
+    """:func:`check_fit` in the main process: what was found, by the names of the checked sets."""
+    found: List[Tuple[str, DatasetFacts]] = []
     classes = _known_classes(train, model) if eval_only else None
     for name in [] if eval_only else dict.fromkeys(train):
-        checked = _one(name, model, classes, True, True, found)
+        checked = _check_against_model(name, model, classes, True, True, found)
         if checked:
             _check_training(name, checked, model)
         classes = classes or thing_classes(name, checked)
     for name in dict.fromkeys(test):
         if name not in dict(found):
-            _one(name, model, classes, not eval_only, eval_only, found)
+            _check_against_model(name, model, classes, not eval_only, eval_only, found)
         if name in dict(found):
             _check_test(name, dict(found)[name], model)
     if model.keypoints[1]:
@@ -161,7 +161,7 @@ def _warn_of_shared_files(train: Sequence[str], test: Sequence[str]) -> None:
         )
 
 
-def _keypoint_names(name: str, found: Dict[str, Checked]) -> Sequence[str]:
+def _keypoint_names(name: str, found: Dict[str, DatasetFacts]) -> Sequence[str]:
     names = keypoint_names(name, found.get(name))
     if names or name in found or not is_registered_by_user(name):
         return names
@@ -171,12 +171,29 @@ def _keypoint_names(name: str, found: Dict[str, Checked]) -> Sequence[str]:
         return ()
 
 
-def _one(
-    name: str, model: Model, classes, strict: bool, soon: bool, found: List
-) -> Optional[Checked]:
+def _check_against_model(
+    name: str,
+    model: ModelFacts,
+    classes: Optional[Sequence[str]],
+    strict: bool,
+    soon: bool,
+    found: List[Tuple[str, DatasetFacts]],
+) -> Optional[DatasetFacts]:
+    """
+    Check a dataset, and its classes against training's and the model's.
+
+    Args:
+        classes: training's, in their order; None if they are not known yet.
+        strict: whether other classes than training's are an error; else they are a warning.
+        soon: whether it is loaded next.
+        found: gets the dataset's facts.
+
+    Returns:
+        These facts; None for a dataset that is not checked, see :func:`is_registered_by_user`.
+    """
     checked = None
     if is_registered_by_user(name) or _is_mappable(name, classes):
-        checked = check_registered(
+        checked = check_by_name(
             name,
             with_masks=bool(model.masks),
             with_keypoints=bool(model.keypoints[1]),
@@ -205,7 +222,7 @@ def _is_mappable(name: str, classes: Optional[Sequence[str]]) -> bool:
     return bool(own) and to_map(own, classes)
 
 
-def _known_classes(train: Sequence[str], model: Model) -> Optional[Sequence[str]]:
+def _known_classes(train: Sequence[str], model: ModelFacts) -> Optional[Sequence[str]]:
     """
     Of the training set that a config for evaluation names too, and that may not even be there.
     Only one whose number of classes is the model's can be what the model was trained on.
@@ -224,7 +241,7 @@ def _known_classes(train: Sequence[str], model: Model) -> Optional[Sequence[str]
 def _check_heads(
     name: str,
     classes: Optional[Sequence[str]],
-    model: Model,
+    model: ModelFacts,
     learned: Optional[Sequence[str]] = None,
 ) -> None:
     for key, number in model.heads:
@@ -238,7 +255,7 @@ def _check_heads(
             )
 
 
-def thing_classes(name: str, checked: Optional[Checked] = None) -> Optional[Sequence[str]]:
+def thing_classes(name: str, checked: Optional[DatasetFacts] = None) -> Optional[Sequence[str]]:
     """Names of a registered dataset's classes, without reading its images; None if unknown."""
     if checked:
         return list(checked.classes)
@@ -252,7 +269,7 @@ def thing_classes(name: str, checked: Optional[Checked] = None) -> Optional[Sequ
     return None
 
 
-def _check_training(name: str, checked: Checked, model: Model) -> None:
+def _check_training(name: str, checked: DatasetFacts, model: ModelFacts) -> None:
     _say_what_reaches(name, checked)
     if model.masks and checked.without_mask:
         raise ValueError(
@@ -271,7 +288,7 @@ def _check_training(name: str, checked: Checked, model: Model) -> None:
         check_training_keypoints(name, checked, model)
 
 
-def _say_what_reaches(name: str, checked: Checked) -> None:
+def _say_what_reaches(name: str, checked: DatasetFacts) -> None:
     usable, objects = sum(checked.usable), sum(checked.objects)
     if not usable:
         raise ValueError(
@@ -288,7 +305,7 @@ def _say_what_reaches(name: str, checked: Checked) -> None:
         )
 
 
-def _check_test(name: str, checked: Checked, model: Model) -> None:
+def _check_test(name: str, checked: DatasetFacts, model: ModelFacts) -> None:
     where = f"dataset '{name}' ('{checked.source}')"
     if not checked.annotated:
         logger.warning(f"Dataset '{name}' has no annotations: predictions are written only.")
@@ -309,8 +326,8 @@ def _check_test(name: str, checked: Checked, model: Model) -> None:
     check_test_keypoints(name, checked, model)
 
 
-def _evaluate(name: str, checked: Checked, model: Model) -> None:
-    """What of the predictions can be evaluated, for :func:`skd.evaluation.build_evaluator`."""
+def _set_evaluated_tasks(name: str, checked: DatasetFacts, model: ModelFacts) -> None:
+    """Note in the metadata which tasks can be evaluated, for ``skd.evaluation.build_evaluator``."""
     lost = []
     if model.masks and checked.annotated and checked.without_mask and not checked.masks:
         lost.append("segm")

@@ -14,15 +14,15 @@ from detectron2.utils import comm
 
 from ..config.naming import setting_to
 from ..runtime.words import shown
-from .coco import Checked
+from .dataset_facts import DatasetFacts
 from .mirror import without_partner
-from .model_facts import Model
+from .model_facts import ModelFacts
 
 logger = logging.getLogger(__name__)
 COCO_KEYPOINTS = len(COCO_PERSON_KEYPOINT_NAMES)  # those that pycocotools knows sigmas for
 
 
-def keypoint_names(name: str, checked: Optional[Checked] = None) -> Tuple[str, ...]:
+def keypoint_names(name: str, checked: Optional[DatasetFacts] = None) -> Tuple[str, ...]:
     """Those of the metadata, which a user may have set, or of the categories; () if unknown."""
     known = MetadataCatalog.get(name).get("keypoint_names")
     return tuple(known or (checked.keypoint_names if checked else ()))
@@ -57,7 +57,7 @@ def _differ(name: str, points: List[str], first: str, learned: List[str], strict
     logger.warning(f"{message} They are taken as they are numbered.")
 
 
-def check_training_keypoints(name: str, checked: Checked, model: Model) -> None:
+def check_training_keypoints(name: str, checked: DatasetFacts, model: ModelFacts) -> None:
     """
     Raises:
         ValueError: names what does not fit, and the key to set.
@@ -81,7 +81,7 @@ def check_training_keypoints(name: str, checked: Checked, model: Model) -> None:
         raise ValueError(f"No annotation of {where} has keypoints, which the model needs ({key}).")
 
 
-def check_mirrored(name: str, model: Model) -> None:
+def check_mirrored(name: str, model: ModelFacts) -> None:
     """
     Whether mirrored images would be learned with sides swapped, once the metadata is set.
 
@@ -110,7 +110,7 @@ def check_mirrored(name: str, model: Model) -> None:
         )
 
 
-def check_test_keypoints(name: str, checked: Checked, model: Model) -> None:
+def check_test_keypoints(name: str, checked: DatasetFacts, model: ModelFacts) -> None:
     """
     Raises:
         ValueError: names what does not fit, and the key to set.

@@ -11,7 +11,7 @@ from ..config.lazy import made_by
 _AUGMENTATIONS = "dataloader.train.mapper.augmentations"
 
 
-class Model(NamedTuple):
+class ModelFacts(NamedTuple):
     """
     What of a model has to fit the datasets. A key and its value each, as the user writes it.
 
@@ -32,18 +32,18 @@ class Model(NamedTuple):
     flip: str = ""
 
 
-def yaml_model(cfg: CfgNode) -> Model:
+def yaml_model(cfg: CfgNode) -> ModelFacts:
     """Of a YAML config that does not distil."""
     model, name = cfg.MODEL, cfg.MODEL.META_ARCHITECTURE
     if name == "RetinaNet":
-        return Model((("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES),))
+        return ModelFacts((("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES),))
     if name not in ("GeneralizedRCNN", "PanopticFPN"):
-        return Model()  # class-agnostic, like an RPN, or not known here
+        return ModelFacts()  # class-agnostic, like an RPN, or not known here
     heads = [("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES)]
     if model.ROI_MASK_HEAD.get("POINT_HEAD_ON", False):
         heads.append(("MODEL.POINT_HEAD.NUM_CLASSES", model.POINT_HEAD.NUM_CLASSES))
     points = model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if model.KEYPOINT_ON else 0
-    return Model(
+    return ModelFacts(
         tuple(heads),
         "MODEL.MASK_ON True" if model.MASK_ON else "",
         ("INPUT.MASK_FORMAT", cfg.INPUT.MASK_FORMAT),
@@ -53,7 +53,7 @@ def yaml_model(cfg: CfgNode) -> Model:
     )
 
 
-def lazy_model(cfg: DictConfig) -> Model:
+def lazy_model(cfg: DictConfig) -> ModelFacts:
     """Of a LazyConfig that does not distil."""
 
     def find(key: str, default: Any) -> Any:
@@ -65,7 +65,7 @@ def lazy_model(cfg: DictConfig) -> Model:
     masks, mapper = "model.roi_heads.mask_head", "dataloader.train.mapper.instance_mask_format"
     points = "model.roi_heads.keypoint_head.num_keypoints"
     sigmas = "dataloader.evaluator.kpt_oks_sigmas"
-    return Model(
+    return ModelFacts(
         heads,
         masks if find(masks, None) is not None else "",
         (mapper, find(mapper, "polygon")),

@@ -21,7 +21,7 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
-def once(problems: List[Problem], errors: bool = False) -> List[Problem]:
+def merge_repeated(problems: List[Problem], errors: bool = False) -> List[Problem]:
     """
     Errors first; what is the same of many images or annotations once. Of errors only if asked for:
     a tool is to list all.
@@ -42,7 +42,7 @@ def _first(places: List[str], most: int = 3) -> str:
 
 def summary(problems: List[Problem], most: int = 10) -> str:
     """The first of them, one a line, and how many more there are; what many share is one."""
-    problems = once(problems, errors=True)
+    problems = merge_repeated(problems, errors=True)
     lines = [f"  {problem}" for problem in problems[:most]]
     if len(problems) > most:
         lines.append(f"  and {len(problems) - most} more")

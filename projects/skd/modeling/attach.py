@@ -99,8 +99,9 @@ def attach(
     with torch.random.fork_rng(devices=[]):
         shapes = {name: (p.student, p.teacher) for name, p in pairs.items()}
         distiller.bind_once(shapes, balance, min(s.stride for s in student_shapes.values()))
-    state = DistillState(input_format, features, every, pairs, present_form())
-    state.unlabelled_weight, state.heads = unlabelled_weight, heads
+    state = DistillState(
+        input_format, features, every, pairs, present_form(), unlabelled_weight, heads
+    )
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
 
 

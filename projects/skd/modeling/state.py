@@ -10,10 +10,6 @@ from torch import nn
 from .features import LevelPair, Maps
 from .heads import TeacherHeads
 
-# The attributes that distilling gives a student, besides those with the private prefix _skd. The
-# methods of DistillRCNN come on top, see attach.
-ATTRIBUTES = ("distiller", "teacher")
-
 
 class AlignedMaps(NamedTuple):
     """
@@ -36,12 +32,17 @@ class DistillState:
     """
     A distilling model's ``_skd``.
 
-    input_format: color order of the model's images; features: the student's module that is tapped;
-    every: see ``MODEL.DISTILLER.EVERY``; pairs: of maps, by the student's name; form: of
-    the config that it was made from, whose words errors use; unlabelled_weight: see
-    ``MODEL.DISTILLER.UNLABELLED_WEIGHT``; heads: what is learned from the teacher's; watcher:
-    see :func:`watch_maps`; running: whether the student's forward is under way; unlabelled: whether
-    there were images without labels.
+    Attributes:
+        input_format: color order of the model's images.
+        features: name of the student's module that is tapped.
+        every: see ``MODEL.DISTILLER.EVERY``.
+        pairs: of maps, by the student's name.
+        form: of the config that the model was made from, whose words errors use.
+        unlabelled_weight: see ``MODEL.DISTILLER.UNLABELLED_WEIGHT``.
+        heads: what is learned from the teacher's.
+        watcher: see :func:`watch_maps`.
+        running: whether the student's forward is under way.
+        unlabelled: whether there were images without labels.
     """
 
     input_format: str

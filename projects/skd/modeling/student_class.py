@@ -11,10 +11,11 @@ from typing import Any, Callable, Dict, Optional, Tuple, Type
 from torch import nn
 
 from ..distillers import GradientBalance
-from .state import ATTRIBUTES
 
 STATE = "_skd"  # the attribute with the model's DistillState
-PARTS = (*ATTRIBUTES, STATE)
+# What distilling gives a student, besides the methods of DistillRCNN. In this order: the teacher is
+# checked against the state.
+PARTS = (STATE, "distiller", "teacher")
 
 
 @functools.lru_cache(maxsize=None)
@@ -66,7 +67,7 @@ def set_parts(student: nn.Module, base: Type[nn.Module], parts: Dict[str, Any]) 
         The student.
     """
     student.__class__ = class_of(base, type(student))
-    for name in (STATE, *ATTRIBUTES):  # the teacher is checked against the former
+    for name in PARTS:
         setattr(student, name, parts[name])
     return student
 

@@ -1,5 +1,5 @@
 """
-Ctrl-C while a command imports what it needs, which takes seconds: a word, not a traceback of torch.
+Ctrl-C while a command imports what it needs, which takes seconds: one word, no traceback of torch.
 Importing this module sets that up, so that it can be what the package imports first.
 """
 
@@ -10,16 +10,17 @@ from typing import Optional, Type
 _before = sys.excepthook
 
 
-def told_as_before() -> None:
-    """To be called after the imports, which Ctrl-C lets end before."""
+def hide_traceback() -> None:
+    """From here on Ctrl-C prints "Interrupted."; other errors have their traceback."""
+    sys.excepthook = _hook
+
+
+def show_traceback() -> None:
+    """From here on Ctrl-C prints its traceback, as before this module was imported."""
     sys.excepthook = _before
 
 
-def told_shortly() -> None:
-    sys.excepthook = _tell
-
-
-def _tell(
+def _hook(
     kind: Type[BaseException], error: BaseException, traceback: Optional[TracebackType]
 ) -> None:
     if issubclass(kind, KeyboardInterrupt):
@@ -28,4 +29,4 @@ def _tell(
         _before(kind, error, traceback)
 
 
-told_shortly()
+hide_traceback()

@@ -30,4 +30,4 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
 
 from ..runtime import interrupt
 
-interrupt.told_shortly()  # for what commands import; Ctrl-C after that is theirs
+interrupt.hide_traceback()  # for what commands import; Ctrl-C after that is theirs

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ...data import register_coco
 from ...data.coco import check_one
-from ...data.fit import Model, check_fit
+from ...data.fit import ModelFacts, check_fit
 from ...runtime.memory import peak_resident
 from ..common.bench_table import MB
 
@@ -70,7 +70,7 @@ def _load() -> None:
 def checked(json_file: str, images: str) -> None:
     """The same by the main process of this project's training."""
     register_coco("large", json_file, images, check=False)
-    check_fit(["large"], [], Model())
+    check_fit(["large"], [], ModelFacts())
     _load()
 
 
