@@ -10,6 +10,7 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
     fetch_lite_weights.py   ImageNet weights of EfficientNet-Lite
     generalise.py           models on datasets they were not trained on
     gpu_day.py              all that needs a GPU, part by part
+    originals.py            public photographs in COCO's format (convert_photographs.py)
     results.py              ``make results``: the tables and pictures of the documents, made in
         corrupted.py        what distillation gives on corrupted images
         gains.py            what the flag gives
