@@ -12,10 +12,11 @@ has its own time, and one that fails does not stop the others. Writes OUTPUT/gpu
 import os
 import sys
 
-from skd.study.common.command import command_parser, run_command
-from skd.study.gpu_day import BENCH, TESTS, gpu_day
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "projects"))  # a bare machine has not installed skd
+
+from skd.study.common.command import command_parser, run_command  # noqa: E402
+from skd.study.gpu_day import BENCH, TESTS, gpu_day  # noqa: E402
 
 
 def argument_parser():

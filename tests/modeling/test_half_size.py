@@ -272,7 +272,7 @@ def test_a_square_is_no_cheaper_which_is_said(caplog):
     )
     assert teacher(images(sizes=[(128, 100)]), "BGR")["image"].shape == (1, 3, 64, 64)
     with pytest.raises(
-        ValueError, match="gets an image with a side of 65 pixels, and pads its .*64"
+        ValueError, match="side of 65 pixels, half of its size, and pads .* squares of 64.*than 128"
     ):
         teacher(images(sizes=[(129, 100)]), "BGR")
 

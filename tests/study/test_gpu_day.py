@@ -10,7 +10,16 @@ import time
 import pytest
 import torch
 
-from skd.study.gpu_day import BENCH, TESTS, TESTS_SECONDS, Part, gpu_day, run_parts
+from skd.study.benchmark.measure import machine
+from skd.study.gpu_day import (
+    BENCH,
+    TESTS,
+    TESTS_SECONDS,
+    Part,
+    _files_with_gpu_tests,
+    gpu_day,
+    run_parts,
+)
 from skd.study.results import fill
 from tests.helpers import ROOT, environment, read
 
@@ -61,6 +70,26 @@ def test_a_dry_run_measures_on_the_cpu(tmp_path):
     os.rename(tmp_path / "gpu.json", tmp_path / "docs" / "results" / "gpu.json")
     made = fill("<!-- gpu: made by make results -->\n<!-- end -->", str(tmp_path))
     assert "| loss_time " in made and "| loss   | done |" in made
+
+
+def test_a_part_whose_time_is_over_may_write_what_it_has(tmp_path):
+    xml = tmp_path / "tests.xml"
+    writes = f"open({str(xml)!r}, 'w').write({JUNIT!r})"
+    code = f"import time\ntry: time.sleep(9)\nexcept KeyboardInterrupt: {writes}"
+    day = run_parts(
+        [python("tests", code, seconds=1.5, file=xml)], 60, str(tmp_path / "gpu.json"), ROOT
+    )
+    assert day["parts"][0]["status"] == "stopped after 2 s" and len(day["tests"]) == 3
+
+
+def test_what_a_bare_machine_lacks_hides_nothing(tmp_path, monkeypatch):
+    """Packages that only other tests need, an installed skd, git."""
+    files = _files_with_gpu_tests(ROOT)
+    names = {os.path.relpath(file, ROOT) for file in files}
+    assert os.path.join("tests", "modeling", "test_teacher.py") in names
+    assert os.path.join("tests", "study", "test_study.py") not in names  # CUDA_VISIBLE_DEVICES
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine("cpu")["commit"] == ""
 
 
 def test_the_parts_fit_nine_minutes_but_for_what_waits_for_time():

@@ -106,7 +106,7 @@ class FrozenTeacher(nn.Module):
         self._runner = runner = make_runner(
             model, features, PRECISIONS[precision], compile, overrides
         )
-        self.detector = runner.detector
+        self.detector, runner.halved = runner.detector, half_size
         self.whole, self.classes = copy.copy(model) if heads else None, list(classes)
         self.requires_grad_(False)
         self.eval()

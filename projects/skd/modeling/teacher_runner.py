@@ -61,7 +61,10 @@ class BackboneRunner:
     Attributes:
         detector: what is kept of the model.
         shapes: of the maps, by name.
+        halved: whether images come at half their size.
     """
+
+    halved = False
 
     def __init__(
         self,
@@ -245,10 +248,11 @@ class BackboneRunner:
         largest = max(max(x.shape[-2:]) for x in images)
         if 0 < square < largest:
             raise ValueError(
-                f"The teacher gets an image with a side of {largest} pixels, and pads its images "
-                f"to squares of {square}. Make the student's training images no larger "
-                f"than that ({called('INPUT.MAX_SIZE_TRAIN')}), or the teacher's square larger "
-                f"(backbone.square_pad)."
+                f"The teacher gets an image with a side of {largest} pixels"
+                f"{', half of its size,' if self.halved else ''} and pads its images to squares of "
+                f"{square}. Make the student's training images no larger than "
+                f"{2 * square if self.halved else square} ({called('INPUT.MAX_SIZE_TRAIN')}), or "
+                "the teacher's square larger (backbone.square_pad)."
             )
 
 

@@ -24,6 +24,7 @@ BENCH = {
 CPU_TIMES = 4  # as many seconds, in a dry run
 TESTS = "tests"
 TESTS_SECONDS = 180
+LAST_SECONDS = 5  # of a part whose time is over, to write what it has
 
 
 class Part(NamedTuple):
@@ -84,7 +85,8 @@ def _tests(args: argparse.Namespace, root: str) -> Part:
     """Files with tests marked ``gpu``: others may import what a bare machine lacks."""
     file = os.path.join(os.path.abspath(args.output), "tests.xml")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--junitxml", file]
-    command += ["-p", "no:cacheprovider", *(["--collect-only"] if args.dry_run else [])]
+    command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    command += [*(["--collect-only"] if args.dry_run else [])]
     return Part(TESTS, TESTS_SECONDS, [*command, *_files_with_gpu_tests(root)], file)
 
 
@@ -95,7 +97,7 @@ def _files_with_gpu_tests(root: str) -> List[str]:
             path = os.path.join(folder, name)
             if name.startswith("test_") and name.endswith(".py"):
                 with open(path) as f:
-                    found += [path] if re.search(r"mark\.gpu|DEVICES", f.read()) else []
+                    found += [path] if re.search(r"mark\.gpu|\bDEVICES\b", f.read()) else []
     return sorted(found)
 
 
@@ -155,9 +157,19 @@ def _status(command: List[str], limit: float, log: str, root: str) -> str:
             code = process.wait(limit)
             return "done" if code == 0 else f"ended with {code}"
         except subprocess.TimeoutExpired:
+            _interrupt(process)
             return f"stopped after {limit:.0f} s"
         finally:
             _kill_group(process)
+
+
+def _interrupt(process: subprocess.Popen) -> None:
+    """pytest then writes the tests that it has run."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(LAST_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
 
 
 def _kill_group(process: subprocess.Popen) -> None:

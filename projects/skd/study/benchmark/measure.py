@@ -156,20 +156,26 @@ def machine(device: str) -> Dict[str, Any]:
     gemm = min(seconds(lambda: x @ x, device) for _ in range(5))
     z = torch.empty_like(y)
     copy = min(seconds(lambda: z.copy_(y), device) for _ in range(5))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": commit,
+        "commit": _commit(),
         "load": os.getloadavg()[0],
         "gemm_gflops": 2 * 2048**3 / gemm / 1e9,
         "copy_gbytes": 2 * y.numel() * 4 / copy / 1e9,
     }
+
+
+def _commit() -> str:
+    """Empty without git or a repository."""
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _processor() -> str:
