@@ -6,9 +6,12 @@ import re
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from skd import add_skd_config
+from skd.config.run_settings import select
 from skd.distillers import DISTILLER_REGISTRY, PRESETS
 from tests.helpers import ROOT, batch, distilling, python_blocks, read, tiny_config
 
@@ -106,6 +109,19 @@ def test_the_code_map_names_what_is_there():
         for name in names:
             if name.isidentifier() and name != "Settings":
                 assert re.search(rf"^(def|class) {name}\b", text, re.M), (paths, name)
+
+
+KEY = re.compile(r"\b(?:MODEL|SOLVER|DATASETS|DATALOADER|INPUT|TEST)(?:\.[A-Z0-9_]+)+\b")
+EXAMPLE = "MODEL.DISTILLER.PLAINMIMIC."  # the method that docs/extending.md adds
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_keys_that_pages_name_are_declared(page):
+    cfg = get_cfg()
+    add_skd_config(cfg)
+    pairs = [key.rpartition(".") for key in KEY.findall(read(page)) if not key.startswith(EXAMPLE)]
+    unknown = {f"{node}.{key}" for node, _, key in pairs if key not in (select(cfg, node) or ())}
+    assert unknown == set()
 
 
 def test_the_conversion_of_weights_in_method_md_holds():
