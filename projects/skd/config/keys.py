@@ -40,7 +40,7 @@ def has_timm(cfg: CN) -> bool:
 
 
 def fetch_no_timm_weights(cfg: CN) -> None:
-    """In place: the backbone's own weights are not looked for, all are in ``MODEL.WEIGHTS``."""
+    """Leave the backbone's own weights alone, in place: all are in ``MODEL.WEIGHTS``."""
     if has_timm(cfg):
         cfg.MODEL.TIMM.PRETRAINED = False
         cfg.MODEL.TIMM.WEIGHTS = ""

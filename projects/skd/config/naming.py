@@ -54,7 +54,10 @@ _NAMERS = {YAML: _yaml_key, LAZY: _lazy_path, PYTHON: in_python}
 @contextmanager
 def written_as(form: str) -> Iterator[None]:
     """
-    Within, the user's words are those of ``YAML``, ``LAZY`` or, as they are outside, ``PYTHON``.
+    Name settings in errors as a form of config does, within the block.
+
+    Args:
+        form: ``YAML``, ``LAZY`` or, as it is outside of any block, ``PYTHON``.
     """
     token = _form.set(form)
     try:
@@ -65,7 +68,7 @@ def written_as(form: str) -> Iterator[None]:
 
 
 def present_form() -> str:
-    """Of which form the user's words are now: for what names settings later, see above."""
+    """The form that :func:`written_as` has set, for what names settings later."""
     return _form.get()
 
 

@@ -209,7 +209,7 @@ def _absent(name: str, module: str, error: ImportError) -> str:
 
 
 def projects_of(content: Dict[str, Any]) -> List[str]:
-    """Those of Detectron2's projects that a YAML file's keys tell of."""
+    """Names of Detectron2's projects whose keys a YAML file has."""
     return [name for key, name in PROJECT_OF_KEY.items() if _has(content, key)]
 
 
@@ -241,7 +241,7 @@ def declare_installed(cfg: CN, content: Dict[str, Any], path: str) -> None:
 
 
 def hint(content: Dict[str, Any]) -> str:
-    """For a YAML file with unknown keys: which project may be missing."""
+    """Advice for a YAML file with unknown keys: which project may be missing."""
     names = projects_of(content)
     if names:
         return f"It has keys of {', '.join(names)}: give --project {' --project '.join(names)}."

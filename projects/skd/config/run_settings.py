@@ -262,12 +262,12 @@ def settings() -> Tuple[Setting, ...]:
 
 
 def keys_of(form: str) -> Dict[str, str]:
-    """From a setting's name to its key in ``YAML`` or its path in ``LAZY``."""
+    """Keys in ``YAML``, or paths in ``LAZY``, by the settings' names."""
     return {s.name: s.key(form) for s in settings() if s.key(form)}
 
 
 def lazy_paths() -> Dict[str, str]:
-    """From a YAML config's key to a LazyConfig's path."""
+    """A LazyConfig's paths by a YAML config's keys."""
     return {s.yaml: s.lazy for s in settings() if s.yaml and s.lazy}
 
 
@@ -372,7 +372,7 @@ def declare(cfg: CfgNode) -> None:
 
 
 def changed(cfg: Config) -> Dict[str, Any]:
-    """By key: those that stock Detectron2 does not know, where they are not as by default."""
+    """Settings that stock Detectron2 does not know and that are not at their default, by key."""
     form = form_name(cfg)
     added = [setting for setting in settings() if form in setting.added]
     values = [(setting, _read(cfg, setting)) for setting in added]

@@ -25,6 +25,11 @@ FAR, FAR_LEAST = 10, 10_000  # times; pixels
 
 
 def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem]:
+    """
+    Args:
+        content: of a COCO file, as :func:`mend` leaves it.
+        notes: gets the annotations whose masks or boxes have no area.
+    """
     for key in ("images", "categories"):
         for value, count in Counter(entry["id"] for entry in content[key]).items():
             if count > 1:

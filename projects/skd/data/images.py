@@ -76,7 +76,7 @@ def is_side(value: Any) -> bool:
 
 
 def most_pixels() -> int:
-    """Of an image: what Pillow, which Detectron2 reads with, decodes; at most what fits an int."""
+    """Pixels of the largest image that Pillow, and so Detectron2, decodes; they fit an int."""
     return min(2 * (Image.MAX_IMAGE_PIXELS or 2**30), 2**31 - 1)
 
 
@@ -96,7 +96,7 @@ class _Folder:
         return {_folded(name): name for name in self.entries}
 
     def what_is_wrong(self, name: str) -> str:
-        """With an image's file; "" if nothing is."""
+        """What is wrong with an image's file, in words; "" if nothing is."""
         path, entry = os.path.join(self.path, name), self.entries.get(name)
         if entry is None:
             return f"there is no file {short(path)}{self._alike(name)}"

@@ -23,7 +23,7 @@ COCO_KEYPOINTS = len(COCO_PERSON_KEYPOINT_NAMES)  # those that pycocotools knows
 
 
 def keypoint_names(name: str, checked: Optional[DatasetFacts] = None) -> Tuple[str, ...]:
-    """Those of the metadata, which a user may have set, or of the categories; () if unknown."""
+    """A dataset's keypoints, by the metadata (a user may have set it) or the categories; or ()."""
     known = MetadataCatalog.get(name).get("keypoint_names")
     return tuple(known or (checked.keypoint_names if checked else ()))
 

@@ -13,7 +13,7 @@ _AUGMENTATIONS = "dataloader.train.mapper.augmentations"
 
 class ModelFacts(NamedTuple):
     """
-    What of a model has to fit the datasets. A key and its value each, as the user writes it.
+    What a model needs of the datasets: pairs of a key and its value, as the user writes them.
 
     Attributes:
         heads: of heads that classify: numbers of classes.
@@ -33,7 +33,7 @@ class ModelFacts(NamedTuple):
 
 
 def yaml_model(cfg: CfgNode) -> ModelFacts:
-    """Of a YAML config that does not distil."""
+    """The facts of a YAML config that does not distil."""
     model, name = cfg.MODEL, cfg.MODEL.META_ARCHITECTURE
     if name == "RetinaNet":
         return ModelFacts((("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES),))
@@ -54,7 +54,7 @@ def yaml_model(cfg: CfgNode) -> ModelFacts:
 
 
 def lazy_model(cfg: DictConfig) -> ModelFacts:
-    """Of a LazyConfig that does not distil."""
+    """The facts of a LazyConfig that does not distil."""
 
     def find(key: str, default: Any) -> Any:
         value = OmegaConf.select(cfg, key)

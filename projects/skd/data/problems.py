@@ -58,7 +58,7 @@ def annotation_name(annotation: Dict[str, Any]) -> str:
 
 
 def short(value: Any) -> str:
-    """For a message: numbers of a thousand digits and lists of a million stay out of it."""
+    """A value for a message, shortened: it may have a thousand digits or a million items."""
     try:
         text = repr(value)
     except ValueError:  # too many digits

@@ -55,7 +55,7 @@ def drop(name: str) -> None:
 
 
 def class_index(content: Dict[str, Any]) -> Index:
-    """As Detectron2 numbers the classes: in the order of their ids."""
+    """Places of the classes by category id, as Detectron2 numbers them: in the order of the ids."""
     ids = sorted(category["id"] for category in content["categories"])
     return {value: i for i, value in enumerate(ids)}
 

@@ -222,7 +222,7 @@ class LevelwiseDistiller(Distiller):
 
 
 def no_autocast(maps: Maps) -> AbstractContextManager:
-    """Within, operations compute in the type of their inputs."""
+    """Turn autocast off within the block: operations compute in the type of their inputs."""
     device = next(iter(maps.values())).device
     return torch.autocast(device.type, enabled=False)
 
@@ -240,6 +240,7 @@ def constant(values: Tuple[Any, ...], dtype: torch.dtype, device: torch.device) 
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+    """A tensor of any shape; fp16 and bf16 as fp32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -19,7 +19,7 @@ _namer: "ContextVar[Namer]" = ContextVar("the user's words", default=in_python)
 
 @contextmanager
 def named_by(namer: Namer) -> Iterator[None]:
-    """Within, errors name settings by ``namer``."""
+    """Name settings in errors by ``namer``, within the block."""
     token = _namer.set(namer)
     try:
         yield

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 def beside_training(cfg: Config, resume: bool) -> str:
     """
-    Where another process trains in the run's folder, let an evaluation write into one of its own
-    below it, and take that training's last checkpoint if it would resume. In place.
+    Give an evaluation a folder of its own, in place, if another process trains in the run's folder.
+    It is below that one, and the weights are that training's last checkpoint if it would resume.
 
     Returns:
         What to tell the user; empty where nobody trains there.

@@ -106,7 +106,7 @@ def distilling(
 
 
 def _check_keys(opts: Sequence[Any]) -> None:
-    """Of the model only: what a run does is the Trainer's affair, which does not see them."""
+    """Raise ValueError for keys of a run: these are the Trainer's affair, which never sees them."""
     if not isinstance(opts, (list, tuple)) or len(opts) % 2:
         raise ValueError(f"opts is {opts!r:.200}; it must be a list of KEY, VALUE, ...")
     ours, of_runs = tuple(f"MODEL.{n}." for n in NODES), {s.yaml for s in run_settings.settings()}

@@ -56,12 +56,12 @@ class Run(RunSettings):
 
     @property
     def form(self) -> str:
-        """Of its config: errors name settings as it does, see ``config/naming.py``."""
+        """The form of its config; errors name settings as it does, see ``config/naming.py``."""
         return form_name(self.cfg)
 
     @property
     def keys(self) -> Dict[str, str]:
-        """From a setting's name to the key, or the path, that the user wrote."""
+        """Keys or paths, as the user wrote them, by the settings' names."""
         return keys_of(self.form)
 
     @property
@@ -69,7 +69,7 @@ class Run(RunSettings):
         return [*(self.train_sets or ()), *(self.test_sets or ())]
 
     def facts(self, model: nn.Module, seed: int, training: bool = True) -> RunFacts:
-        """For the record: of the run with a model that it has built."""
+        """What goes into ``runs.jsonl`` of the run, with a model that it has built."""
         teacher = getattr(model, "teacher", None)
         weights, made_from = getattr(teacher, "weights", None), getattr(teacher, "config", None)
         return RunFacts(

@@ -158,7 +158,7 @@ class SKDTrainer(DefaultTrainer):
         return [AttentionPictures(self.run.vis_period), DistillationLog()]
 
     def _evaluate(self) -> Dict[str, Any]:
-        """Of the student, and of the average of its weights; once for an iteration."""
+        """Evaluate the student, and the average of its weights; once in an iteration."""
         if self._evaluated[0] == self.iter:  # an end that came early, after an evaluation
             return self._evaluated[1]
         results = {}

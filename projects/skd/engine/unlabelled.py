@@ -87,7 +87,7 @@ class UnlabelledImages:
 
 
 def find_unlabelled(run: Run) -> Optional[UnlabelledImages]:
-    """None where the run has none."""
+    """The images of ``DATASETS.UNLABELLED``, checked; None where the run names none."""
     return UnlabelledImages(run) if run.unlabelled else None
 
 

@@ -83,7 +83,7 @@ def _precise_bn(cfg: CfgNode, trainer: Any, model: nn.Module) -> Optional[hooks.
 
 
 def _check_test_sizes(cfg: CfgNode) -> None:
-    """Of images that are looked at after training only."""
+    """Raise ValueError for image sizes that only the evaluation would stop at."""
     least, most = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     if least < 0:
         raise ValueError(

@@ -127,7 +127,7 @@ def _build(config_file: str, cfg: Config) -> Dict[str, Any]:
 
 
 def _of_the_model(cfg: Config) -> Dict[str, Any]:
-    """What of a config a detector is made from."""
+    """The part of a config that a detector is made from."""
     if isinstance(cfg, CfgNode):
         return {"MODEL": cfg.MODEL, "INPUT": {"FORMAT": cfg.INPUT.FORMAT}}
     return {"model": OmegaConf.to_container(cfg.model)}

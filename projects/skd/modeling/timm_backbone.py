@@ -131,7 +131,7 @@ def _read_weights(path: str) -> Dict[str, torch.Tensor]:
 
 
 def _check_taken(model: nn.Module, state: Dict[str, torch.Tensor], path: str, name: str) -> None:
-    """By their values, because timm may have renamed them."""
+    """Raise or warn where a model took few of a file's tensors; by value, as timm renames them."""
 
     def tokens(tensors):
         return {(tuple(t.shape), t.double().sum().item()) for t in tensors if t.dim() > 1}

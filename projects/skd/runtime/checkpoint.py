@@ -153,7 +153,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         )
 
     def _last_run(self) -> Optional[str]:
-        """By the record: the newest checkpoint cannot say whose it is."""
+        """The last run's id in ``runs.jsonl``: the newest checkpoint cannot say whose it is."""
         runs = [r["run"] for r in read_records(self.save_dir) if "run" in r]
         return comm.all_gather(runs[-1] if runs else None)[0]
 

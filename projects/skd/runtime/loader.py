@@ -288,7 +288,7 @@ def build_train_loader(
 
 
 def aspect_groups(dataset) -> Optional[List[int]]:
-    """For each record 0 if it is wider than high, else 1."""
+    """A group for each record: 0 if it is wider than high, else 1. None if sizes are unknown."""
     try:
         return [0 if record["width"] > record["height"] else 1 for record in dataset]
     except KeyError:  # Detectron2's mapper finds the size when it reads the image

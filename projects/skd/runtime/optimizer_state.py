@@ -17,7 +17,7 @@ _ADDED = {
 
 
 def class_name(optimizer: torch.optim.Optimizer) -> str:
-    """The same whether its steps clip gradients or not, which Detectron2 does by a subclass."""
+    """An optimizer's class, without the subclass by which Detectron2 clips gradients."""
     names = [kind.__name__ for kind in type(optimizer).__mro__]
     return next(name for name in names if "GradientClip" not in name)
 

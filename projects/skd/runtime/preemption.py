@@ -35,7 +35,7 @@ LAST_WORD_SECONDS = 10.0
 
 
 def signals_to_take() -> List[int]:
-    """Of ``SIGNALS``, without those that somebody else has taken, or ignores, for good reasons."""
+    """``SIGNALS``, without those that somebody else has taken, or ignores, for good reasons."""
     if_free = (WARNING, HANGUP)
     return [s for s in SIGNALS if s not in if_free or signal.getsignal(s) == signal.SIG_DFL]
 
@@ -111,7 +111,7 @@ class PreemptionHook(HookBase):
             self._evaluating = False
 
     def _stop_evaluation(self) -> None:
-        """Beside an evaluation: process 0 saves, and all that have the signal exit."""
+        """Stop during an evaluation: process 0 saves, and all that have the signal exit."""
         if not comm.is_main_process():
             # if process 0 has no signal, all stop when the evaluation is over
             if not _wait_for_checkpoint(lambda: self._evaluating):

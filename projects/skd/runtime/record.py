@@ -87,7 +87,7 @@ def describe_run(facts: RunFacts) -> Optional[Dict[str, Any]]:
 
 
 def launch_id() -> Optional[str]:
-    """One and the same in all processes and restarts of a launch by torchrun; None without."""
+    """The id that all processes and restarts of a launch by torchrun share; None without one."""
     return os.environ.get(LAUNCH_VARIABLE)
 
 
@@ -289,7 +289,7 @@ def git_state() -> Dict[str, Any]:
 
 
 def file_sha256(path: str) -> str:
-    """Of a file's content, a block at a time: it need not fit into memory."""
+    """SHA-256 of a file's content, a block at a time: it need not fit into memory."""
     digest = hashlib.sha256()
     with PathManager.open(path, "rb") as f:
         for block in iter(lambda: f.read(1 << 20), b""):

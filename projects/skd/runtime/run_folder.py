@@ -87,7 +87,7 @@ class RunFolder(HookBase):
 
     def resume_or_load(self, weights: str, resume: bool) -> int:
         """
-        In place of the checkpointer's.
+        What the checkpointer's method of this name does, for a run and its folder.
 
         Args:
             weights: to start from; not used when there is a checkpoint to resume from.
@@ -184,7 +184,7 @@ class RunFolder(HookBase):
             append_record(self.folder, {**record, **of_run})
 
     def before_train(self) -> None:
-        """For who trains without :meth:`resume_or_load`."""
+        """Open the folder for a training without :meth:`resume_or_load`."""
         if self._open:
             return
         self._enter()

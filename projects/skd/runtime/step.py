@@ -171,7 +171,7 @@ class _Step:
         return False
 
     def _largest_gradient(self) -> Scalars:
-        """By a name for errors; nothing in mixed precision, where the scaler sees to it."""
+        """The largest gradient, named for errors; {} in mixed precision: the scaler sees to it."""
         if getattr(self, "grad_scaler", None) is not None:
             return {}
         groups = self.optimizer.param_groups

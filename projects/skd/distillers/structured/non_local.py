@@ -92,5 +92,5 @@ def relation(phi: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 
 
 def pooling_window(key_stride: int, height: int, width: int) -> Tuple[int, int]:
-    """Of the keys' max-pooling: a map may be smaller than its stride."""
+    """The window of the keys' max-pooling: a map may be smaller than its stride."""
     return min(key_stride, height), min(key_stride, width)

@@ -9,9 +9,9 @@ import torch
 @contextmanager
 def products_like_convolutions(device: torch.device) -> Iterator[None]:
     """
-    Within, matrix products, which stand for 1x1 convolutions, round their inputs to TF32 where
-    convolutions do (``torch.backends.cudnn.allow_tf32``, True by default), not where other products
-    do (``torch.backends.cuda.matmul``, False by default). Sums are in fp32 either way.
+    Let matrix products in the block, which stand for 1x1 convolutions, round their inputs to TF32
+    where convolutions do (``torch.backends.cudnn.allow_tf32``, True by default), not where other
+    products do (``torch.backends.cuda.matmul``, False by default). Sums are in fp32 either way.
     """
     matmul = torch.backends.cuda.matmul
     if device.type != "cuda" or _tf32_convolutions() == _tf32_products():
