@@ -91,10 +91,11 @@ def distillation(rows: List[Dict]) -> Dict[str, Any]:
     What distillation did in a run, from the rows of its metrics.json.
 
     Returns:
-        ``detector_loss``, the sum of the detector's own, and ``norm_detector``, of its gradient, at
-        the end; ``terms``, by name: ``share`` (of the detector's gradient, a part of 1) and
-        ``cosine``, both means over the run, and at the end ``last_share``, ``weight`` and ``norm``
-        (of the gradient without the weight). Empty for a run whose terms were not balanced.
+        ``detector_loss``, the sum of the detector's own, and ``norm_detector``, of its gradient;
+        ``terms``, by name: ``share`` (of the detector's gradient, a part of 1) and ``cosine``, both
+        means over the part of the run that has a teacher, and ``last_share``, ``weight`` and
+        ``norm`` (of the gradient without the weight). All but the means are of the end of that
+        part. Empty for a run whose terms were not balanced.
     """
     rows = [row for row in rows if any(key.startswith(_SHARE) for key in row)]
     if not rows:

@@ -55,7 +55,8 @@ def _tables(comparison: Comparison) -> List[Tuple[str, List[str], List[List[str]
     if terms:
         tables.append(
             (
-                "What the terms did, in shares of the detector's gradient: means over the seeds",
+                "What the terms did while there was a teacher, in shares of the detector's "
+                "gradient: means over the seeds; losses, norms and weights are its last ones",
                 TERMS_HEADER,
                 terms,
             )
