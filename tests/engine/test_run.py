@@ -22,7 +22,7 @@ from skd import GradientBalance, distill, student_config
 from skd.config import form_of
 from skd.config.naming import LAZY as LAZY_FORM
 from skd.config.run_settings import keys_of
-from skd.engine import SKDTrainer, describe, evaluate, prepare_evaluation
+from skd.engine import DistillationLog, SKDTrainer, describe, evaluate, prepare_evaluation
 from skd.engine.lazy_run import _build_test_loader
 from skd.engine.run import check, check_device
 from skd.runtime.checkpoint import SafeCheckpointer
@@ -188,9 +188,11 @@ def test_a_lazy_balance_learns_the_length_of_the_training(given, teacher_files, 
 def test_both_forms_have_the_same_hooks_and_return_the_results(shapes, tmp_path):
     cfg = tiny_config(OUTPUT_DIR=str(tmp_path / "yaml"), SOLVER__MAX_ITER=1)
     names = []
-    for form in (cfg, lazy_config(tmp_path, "train.max_iter=1")):
+    lazy = lazy_config(tmp_path, "train.max_iter=1", "train.log_period=3")
+    for form, period in ((cfg, 100), (lazy, 15)):
         trainer = SKDTrainer(form)
         names.append([type(h).__name__ for h in trainer._hooks])
+        assert hook(trainer, DistillationLog).period == period
         assert {"bbox", "segm"} == set(trainer.train())
     assert names[0] == names[1]
     shown = ["AttentionPictures", "DistillationLog"]

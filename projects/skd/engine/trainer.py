@@ -155,7 +155,8 @@ class SKDTrainer(DefaultTrainer):
 
     def _readouts(self) -> List[HookBase]:
         """What is shown of a distillation; nothing in other trainings."""
-        return [AttentionPictures(self.run.vis_period), DistillationLog()]
+        run = self.run
+        return [AttentionPictures(run.vis_period), DistillationLog(5 * run.log_period)]
 
     def _evaluate(self) -> Dict[str, Any]:
         """Evaluate the student, and the average of its weights; once in an iteration."""

@@ -126,8 +126,9 @@ def write_study(study: Study, output: str, command: str) -> None:
         terms = terms_table(comparison)
         if terms:
             lines += [
-                "What the terms did while there was a teacher, in shares of the detector's gradient "
-                "at the maps, means over the seeds; losses, norms and weights are its last ones:\n",
+                "What the terms did while there was a teacher, in shares of the detector's "
+                "gradient at the maps, means over the seeds; losses, norms and weights are its "
+                "last ones:\n",
                 markdown_table(TERMS_HEADER, terms),
             ]
     failed = [row for row in results if row["status"] == "failed"]
