@@ -79,6 +79,31 @@ def setup(args: argparse.Namespace) -> Config:
         ValueError: a teacher without a config that distils, or the reverse; classes that differ.
         FolderInUseError: another run is using the output folder; nothing has been written to it.
     """
+    cfg = _read(args)
+    form = form_of(cfg)
+    # an evaluation writes beside a training that is using the folder; a training keeps others out
+    beside = beside_training(cfg, args.resume) if args.eval_only else ""
+    args.resume = args.resume and not beside
+    folder = form.output_dir(cfg)
+    if not args.eval_only:
+        with written_as(run_settings.form_name(cfg)):
+            open_folder(folder)
+    log = setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
+    if beside:
+        log.warning(beside)
+    register_shapes()  # the config may name them
+    check_datasets(cfg, args.eval_only)
+    form.freeze(cfg)
+    with _kept(os.path.join(folder, "config.yaml"), args.eval_only):
+        default_setup(cfg, args)
+    if comm.is_main_process() and is_distilling(cfg):
+        weights = os.path.join(folder, "model_final.pth")
+        form.save_trained_student(cfg, weights, os.path.join(folder, "student.yaml"))
+    return cfg
+
+
+def _read(args: argparse.Namespace) -> Config:
+    """The config from file, flags and options, in this order; checked, and nothing written."""
     for name in args.project:
         use_project(name)
     cfg = read_config(args.config_file)
@@ -98,23 +123,6 @@ def setup(args: argparse.Namespace) -> Config:
     if args.eval_only or not is_distilling(cfg):
         # nothing to learn, or nobody to learn from
         cfg = form.student_config(cfg, keep_settings=True)
-    beside = beside_training(cfg, args.resume) if args.eval_only else ""
-    args.resume = args.resume and not beside
-    folder = form.output_dir(cfg)
-    if not args.eval_only:
-        with written_as(run_settings.form_name(cfg)):
-            open_folder(folder)
-    log = setup_logger(folder, distributed_rank=comm.get_rank(), name="skd")
-    if beside:
-        log.warning(beside)
-    register_shapes()  # the config may name them
-    check_datasets(cfg, args.eval_only)
-    form.freeze(cfg)
-    with _kept(os.path.join(folder, "config.yaml"), args.eval_only):
-        default_setup(cfg, args)
-    if comm.is_main_process() and is_distilling(cfg):
-        weights = os.path.join(folder, "model_final.pth")
-        form.save_trained_student(cfg, weights, os.path.join(folder, "student.yaml"))
     return cfg
 
 
