@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 
 from skd.config import is_distilling, student_config
 from skd.modeling import distill_step
-from skd.study.benchmark import cases
+from skd.study.benchmark import cases, methods
 from skd.study.benchmark.step import every_rows, half_size_rows, heads_rows, unlabelled_rows
 from tests.helpers import distilling, tiny_config
 
@@ -52,3 +52,23 @@ def test_rows_of_what_is_learned_from(rows, names, options, teacher_files, monke
     assert [row["name"] for row in found] == names and built == options
     assert all(row["measured"] > 0 and row["reference"] > 0 for row in found)
     assert set(seen) == {2 if rows is unlabelled_rows else 1}
+
+
+def test_every_method_has_its_step_and_its_memory(teacher_files, monkeypatch):
+    def build(cfg):
+        tiny = distilling(tiny_config(MODEL__ROI_HEADS__NUM_CLASSES=80), teacher_files)
+        tiny.MODEL.DISTILLER.NAME = cfg.MODEL.DISTILLER.NAME if is_distilling(cfg) else "PKD"
+        model = build_model(tiny if is_distilling(cfg) else student_config(tiny))
+        built.append(type(model.distiller).__name__ if is_distilling(cfg) else "")
+        return model
+
+    built = []
+    monkeypatch.setattr(cases, "build_model", build)
+    monkeypatch.setattr(methods, "methods_named", lambda names: ["CWD", "FGD"])
+    # in place of a process
+    monkeypatch.setattr(methods, "in_new_process", lambda function, *args: function(*args))
+    args = Namespace(device="cpu", images=1, size=(64, 96), repeats=1, full=False)
+    found = methods.methods_rows(args)
+    names = ["step_CWD", "step_memory_CWD", "step_FGD", "step_memory_FGD"]
+    assert [row["name"] for row in found] == names
+    assert {"CWD", "FGD"} < set(built) and all(row["measured"] > 0 for row in found)

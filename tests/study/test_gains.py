@@ -83,7 +83,7 @@ def test_pictures_and_blocks_are_made_and_then_stay(folder):
     root = folder.parent.parent
     (root / "README.md").write_text("<!-- gains: made by make results -->\n<!-- end -->\n")
     changed = results(str(root))
-    made = ["README.md", "curves.png", "gains.png", "pieces.png"]
+    made = ["README.md", "curves.png", "gains.png", "methods.png", "pieces.png"]
     assert sorted(p.rsplit("/", 1)[1] for p in changed) == made
     assert "+4.5 ± 1.2" in (root / "README.md").read_text()
     assert results(str(root)) == []

@@ -62,6 +62,20 @@ def test_robustness_resumes_and_reports(shapes, poor, tmp_path):
     assert cv2.imread(str(tmp_path / "segm.png")).std() > 5
 
 
+def test_models_are_timed_in_turns(shapes, poor, tmp_path):
+    call_script(
+        "tools/speed.py", *models(poor), "--dataset", "skd_shapes_val", "--images", 2,
+        "--repeats", 2, "--threads", 1, "--output", tmp_path,
+    )  # fmt: skip
+    poor_row, good_row, machine = json.loads((tmp_path / "results.json").read_text())
+    assert good_row["ratio"] == good_row["min"] == good_row["max"] == 1.0
+    assert poor_row["min"] <= poor_row["ratio"] <= poor_row["max"]
+    assert poor_row["parameters"] < good_row["parameters"] > 3e6
+    page = re.sub(" +", " ", (tmp_path / "README.md").read_text())
+    assert f"| good | {good_row['parameters'] / 1e6:.1f} | {1 / good_row['seconds']:.1f} |" in page
+    assert "2 images, one at a time, in 2 rounds" in page and "1 threads on" in page
+
+
 def test_generalise_reports_all_models(shapes, poor, tmp_path):
     mapping = tmp_path / "mapping.yaml"
     command = ["tools/generalise.py", *models(poor), "--dataset", "skd_shapes_val"]

@@ -18,7 +18,8 @@ from pycocotools import mask as rle
 from .common.result_files import write_text
 
 SIZES = {"carparts": (512, 512), "voc": 400, "nuclei": 512}  # (width, height), or the longest side
-SPECK, SPLINTER = 4.0, 0.1  # square pixels, and a part of the largest wheel
+SPECK = 4.0  # square pixels: less is no object
+SPLINTER = 0.1  # of the largest wheel of a car: less is a piece of one
 QUALITY = {"carparts": 90, "voc": 88, "nuclei": 92}  # of JPEG
 VOC = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
@@ -37,12 +38,15 @@ class Part:
     images: List[Dict[str, Any]] = field(default_factory=list)
     annotations: List[Dict[str, Any]] = field(default_factory=list)
 
-    def add_image(self, source: str, name: str, size: Any, quality: int) -> Tuple[float, float]:
+    def add_image(
+        self, source: str, name: str, size: Any, quality: int, keep: bool = False
+    ) -> Tuple[float, float]:
         """
         Args:
             source: the original.
             name: of the JPEG file to write.
             size: (width, height), or the longest side there may be.
+            keep: the file as it is where it has that size; it is JPEG.
 
         Returns:
             By how much its width and height were scaled.
@@ -50,9 +54,8 @@ class Part:
         path = os.path.join(self.folder, self.name, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with Image.open(source) as image:
-            before, format = image.size, image.format
-            after = _fitted(before, size)
-            if after == before and format == "JPEG":
+            before, after = image.size, _fitted(image.size, size)
+            if after == before and keep:
                 shutil.copyfile(source, path)
             else:
                 image = image.convert("RGB")
@@ -115,7 +118,7 @@ def car_parts(source: str, folder: str) -> None:
         for image in sorted(contents[name]["images"], key=lambda x: x["file_name"]):
             original = os.path.join(source, place, "JPEGImages", image["file_name"])
             scale = part.add_image(
-                original, image["file_name"], SIZES["carparts"], QUALITY["carparts"]
+                original, image["file_name"], SIZES["carparts"], QUALITY["carparts"], keep=True
             )
             for entry in of_image.get(image["id"], ()):
                 _add_polygons(part, named[entry["category_id"]], entry["segmentation"], scale)
@@ -212,9 +215,9 @@ def nuclei(source: str, folder: str) -> None:
 def _add_mask(part: Part, path: str, size: Tuple[int, int]) -> None:
     with Image.open(path) as image:
         image = image.convert("L")
-        image = image if image.size == size else image.resize(size, Image.NEAREST)
+        image = image if image.size == size else image.resize(size, Image.BILINEAR)
         mask = np.asfortranarray(np.asarray(image) > 127, dtype=np.uint8)
-    if mask.any():
+    if mask.sum() >= SPECK:
         code = rle.encode(mask)
         box = [float(x) for x in rle.toBbox(code)]
         code = {"size": list(code["size"]), "counts": code["counts"].decode()}

@@ -14,12 +14,14 @@ from tabulate import tabulate
 
 from .common.bench_table import bench_table, machine_line
 from .common.result_files import write_text
+from .common.tables import NOT_RUN
 from .corrupted import draw_robustness, robustness_table
 from .gains import draw_curves, draw_gains, gains_table, sizes_table
 from .log_pictures import draw_healthy, draw_sick
 from .more_to_learn import heads_table, unlabelled_table
 from .photographs import domains_table, draw_methods, methods_table, terms_table
 from .pieces import draw_pieces
+from .speed import speed_page
 from .teachers import teachers_table
 from .zoo import zoo_table
 
@@ -72,6 +74,12 @@ def _bench(folder: str) -> str:
     return bench_table(_read(folder, "bench.json"))
 
 
+def _speed(folder: str) -> str:
+    path = os.path.join("real", "speed", "results.json")
+    known = os.path.exists(os.path.join(folder, path))
+    return speed_page(_read(folder, path)).rstrip() if known else NOT_RUN
+
+
 def _gpu(folder: str) -> str:
     if not os.path.exists(os.path.join(folder, "gpu.json")):
         return "**It was not run yet**: no GPU was at hand."
@@ -115,6 +123,7 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "carparts": _carparts,
     "bench": _bench,
     "gpu": _gpu,
+    "speed": _speed,
     "gains": gains_table,
     "sizes": sizes_table,
     "teachers": teachers_table,

@@ -150,6 +150,7 @@ def mask_rcnn(
     side_stream: bool = False,
     half_size: bool = False,
     heads: Sequence[str] = (),
+    method: str = "StructuredDistiller",
 ) -> Tuple[nn.Module, nn.Module]:
     """
     Mask R-CNN R50 <- R101 of the zoo, and the baseline: R50 by itself, with the same weights.
@@ -163,6 +164,7 @@ def mask_rcnn(
     cfg.MODEL.TEACHER.SIDE_STREAM = side_stream
     cfg.MODEL.TEACHER.HALF_SIZE = half_size
     cfg.MODEL.DISTILLER.EVERY = every
+    cfg.MODEL.DISTILLER.NAME = method
     cfg.MODEL.DISTILLER.HEADS.NAMES = list(heads)
     # as after the first iterations: from then on BALANCE measures gradients in every 20th only
     cfg.MODEL.DISTILLER.BALANCE.BURN_IN = 1

@@ -12,6 +12,7 @@ from ..common.result_files import write_text
 from .loader import loader_rows, startup_rows
 from .loss import growth_rows, loss_rows, memory_rows, peer_rows
 from .measure import machine, use_all_cores
+from .methods import methods_rows
 from .scaling import scaling_rows
 from .step import (
     balance_rows,
@@ -40,6 +41,7 @@ PARTS = {
     "eval": eval_rows,
     "teacher": teacher_rows,
     "compile": compile_rows,
+    "methods": methods_rows,
     "processes": scaling_rows,
     "startup": startup_rows,
     "loader": loader_rows,

@@ -48,7 +48,7 @@ def step_rows(args: Namespace) -> List[Dict[str, Any]]:
     return rows
 
 
-def _small(size: Sequence[int]) -> Tuple[int, ...]:
+def small(size: Sequence[int]) -> Tuple[int, ...]:
     """At most 320 x 480."""
     return tuple(min(a, b) for a, b in zip(size, (320, 480)))
 
@@ -83,7 +83,7 @@ def _four_steps(
         more: of a batch, what the model gets besides.
     """
     gpu = args.device == "cuda"
-    size = args.size if gpu or args.full else _small(args.size)
+    size = args.size if gpu or args.full else small(args.size)
     batch = inputs(args.images if gpu else 1, size)
     models = mask_rcnn(args.device, "fp16" if gpu else "fp32", **options)
     batches = [*batch, *more(batch)], batch
@@ -99,7 +99,7 @@ def _four(step: Function) -> Function:
 def balance_rows(args: Namespace) -> List[Dict[str, Any]]:
     """A step of which every PERIOD-th measures gradients for BALANCE, against one that does not."""
     gpu = args.device == "cuda"
-    batch = inputs(args.images if gpu else 1, args.size if gpu or args.full else _small(args.size))
+    batch = inputs(args.images if gpu else 1, args.size if gpu or args.full else small(args.size))
     model, _ = mask_rcnn(args.device, "fp16" if gpu else "fp32")
     period = model.distiller.balance.settings.period
     # the first step of all measures whatever its number
@@ -133,7 +133,7 @@ def eval_rows(args: Namespace) -> List[Dict[str, Any]]:
     models = [model.eval() for model in mask_rcnn(args.device)]
     for model in models:
         model.proposal_generator.post_nms_topk[False] = 100
-    batch = inputs(1, _small(args.size))
+    batch = inputs(1, small(args.size))
     sides = tuple(functools.partial(model, batch) for model in models)
     with torch.no_grad():
         counts = count(*sides)
