@@ -1,10 +1,12 @@
 """The tables of photographs, from results as the study files in configs/real name them."""
 
+import glob
 import json
 import os
 
 import pytest
 
+from skd.config import read_config
 from skd.study.compare.design import Study, load_study
 from skd.study.corrupted import draw_robustness, robustness_table
 from skd.study.gains import read_pairs
@@ -162,3 +164,15 @@ def test_without_results_they_say_so(tmp_path):
     assert all("Not run yet" in table(str(tmp_path)) for table in TABLES)
     for draw in (draw_methods, draw_robustness):
         assert not draw(str(tmp_path), str(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize("path", sorted(glob.glob(os.path.join(ROOT, "configs", "real", "*.yaml"))))
+def test_a_teacher_is_built_as_it_was_trained(path, tmp_path):
+    """The runs that distil have its config alone, not the options of its training."""
+    spec = load_study(path)
+    for run in Study(spec, str(tmp_path)).teachers.values() if "compare" in spec else ():
+        alone = read_config(os.path.join(ROOT, run.config))
+        trained = alone.clone()
+        trained.merge_from_list(list(run.opts))
+        same = [(c.MODEL.MASK_ON, c.MODEL.ROI_HEADS.NUM_CLASSES) for c in (alone, trained)]
+        assert same[0] == same[1], run.name
