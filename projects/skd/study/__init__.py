@@ -21,6 +21,7 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
         teachers.py         what teachers of several strengths give
         zoo.py              all that was trained
     robustness.py           models on corrupted images
+    speed.py                images a second of student and teacher
     slim_checkpoint.py      the student alone, in half precision
     tune/                   a search for a method's settings
     visualize_attention.py  pictures of attention of trained models

@@ -152,6 +152,8 @@ def _status(command: List[str], limit: float, log: str, root: str) -> str:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, cwd=root, env=environment,
             start_new_session=True,
+            # a shell's background jobs ignore Ctrl-C, and so would this
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         try:
             code = process.wait(limit)

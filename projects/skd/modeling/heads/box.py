@@ -57,10 +57,11 @@ class BoxHead(HeadPair):
             t_logits, t_deltas = t_heads.box_predictor(t_heads.box_head(pooled))
         s_logits, s_deltas = (x.float() for x in calls["predictor"].output)
         s_heads = student.get_submodule(ROI)
-        known = self._known(calls["heads"].output[0], s_heads.num_classes)
-        s_logits, s_deltas, t_logits, t_deltas = (
-            x[known] for x in (s_logits, s_deltas, t_logits, t_deltas)
-        )
+        if len(self.classes.student) < s_heads.num_classes:  # else nothing waits for a mask
+            known = self._known(calls["heads"].output[0], s_heads.num_classes)
+            s_logits, s_deltas, t_logits, t_deltas = (
+                x[known] for x in (s_logits, s_deltas, t_logits, t_deltas)
+            )
         s = _shared(s_logits, self.classes.student)  # (M, S + 1)
         t = _shared(t_logits, self.classes.teacher)
         settings = self.settings
