@@ -143,6 +143,16 @@ def test_a_distiller_has_one_student():
         distiller.bind_once({"p3": (shape, shape)})
 
 
+def test_a_balance_has_one_student():
+    balance = GradientBalance(enabled=None)
+    StructuredDistiller(preset="one_stage").bind_once(MAPS, balance)  # which does not use it
+    StructuredDistiller().bind_once(MAPS, balance)
+    second = StructuredDistiller()
+    with pytest.raises(ValueError, match="GradientBalance is another model's balance"):
+        second.bind_once(MAPS, balance)
+    second.bind_once(MAPS, GradientBalance())
+
+
 def test_balance_s_settings_are_checked():
     cfg = get_cfg()
     add_skd_config(cfg)

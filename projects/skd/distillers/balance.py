@@ -86,9 +86,13 @@ class GradientBalance(nn.Module):
     the same ones. They are buffers, so that a run that resumes has the weights it had. No step
     waits for the device, but for what the detector's own backward pass waits for, which is run a
     second time where the norms are measured.
+
+    Attributes:
+        taken: whether it weighs a distiller's terms; set by :meth:`Distiller.bind_once`.
     """
 
     Settings = BalanceSettings
+    taken = False
 
     def __init__(
         self,

@@ -100,12 +100,18 @@ class Distiller(nn.Module):
             student_stride: of the finest of the student's maps.
 
         Raises:
-            ValueError: it was done before: the layers are those of another student.
+            ValueError: it was done before: the layers are those of another student; or the
+                ``balance`` weighs another student's terms.
         """
         if self._bound:
             raise ValueError(
                 f"The {type(self).__name__} is another model's distiller: it has layers that fit, "
                 "and learn with, that one's student. Make one for each student."
+            )
+        if balance is not None and balance.taken:
+            raise ValueError(
+                f"The {type(balance).__name__} is another model's balance: it has the lengths of "
+                "that one's gradients, and counts its iterations. Make one for each student."
             )
         if balance is not None:
             self.balanced = self.wants_balance(balance.settings.enabled)
@@ -114,6 +120,8 @@ class Distiller(nn.Module):
         self.bind(shapes)
         self.balance = balance if self.balanced else None
         self._bound = True
+        if self.balance is not None:
+            self.balance.taken = True
 
     def is_of_two_stages(self, shapes: Shapes) -> bool:
         """

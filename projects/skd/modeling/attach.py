@@ -70,8 +70,8 @@ def attach(
     Raises:
         TypeError: a student, teacher or distiller of another kind.
         ValueError: an unknown module or level, no common stride, nothing to inherit, an ``every``
-            below 1, a balance of another kind, a distiller that has a student already, or a student
-            that has an attribute of a name that is needed.
+            below 1, a balance of another kind, a distiller or a balance that has a student already,
+            or a student that has an attribute of a name that is needed.
     """
     _check_kinds(student, teacher, distiller)
     check_every(every)
