@@ -1,7 +1,7 @@
 """
 Losses on pairs of feature maps. They know tensors and shapes, no detector.
 
-    base.py         what a method has to be: Distiller, LevelwiseDistiller
+    base.py         what a method has to be: Distiller, LevelwiseDistiller, StagewiseDistiller
     settings.py     how a method declares its settings: config keys, arguments and checks in one
     registry.py     the methods by name
     balance.py      weighs the terms by their gradients

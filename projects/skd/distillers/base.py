@@ -1,8 +1,8 @@
-"""What a method has to be: the two base classes, and what several methods share."""
+"""What a method has to be: the base classes, and what several methods share."""
 
 import functools
 from contextlib import AbstractContextManager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Type
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -229,6 +229,25 @@ class LevelwiseDistiller(Distiller):
             yield name, at_least_fp32(student[name]), at_least_fp32(teacher[name])
 
 
+class StagewiseDistiller(LevelwiseDistiller):
+    """
+    A method whose authors have other settings for two-stage than for one-stage detectors. Those of
+    its ``Settings`` that are None are taken from them.
+
+    Attributes:
+        two_stage, one_stage: the authors' settings, by name; one of them is ``num_levels``, how
+            many of the levels are distilled, the finest first.
+    """
+
+    two_stage: Mapping[str, Any]
+    one_stage: Mapping[str, Any]
+
+    def bind(self, shapes: Shapes) -> None:
+        authors = self.two_stage if self.is_of_two_stages(shapes) else self.one_stage
+        self.settings = self.settings.filled(authors)
+        super().bind(dict(list(shapes.items())[: self.settings.num_levels]))
+
+
 def no_autocast(maps: Maps) -> AbstractContextManager:
     """Turn autocast off within the block: operations compute in the type of their inputs."""
     device = next(iter(maps.values())).device
@@ -273,8 +292,3 @@ def wide_adapter(student: ShapeSpec, teacher: ShapeSpec, std: float) -> nn.Modul
     conv = nn.Conv2d(student.channels, teacher.channels, 3, padding=1)
     nn.init.trunc_normal_(conv.weight, std=std, a=-2 * std, b=2 * std)
     return conv
-
-
-def finest(shapes: Shapes, count: int) -> Shapes:
-    """The first so many levels, which are the finest."""
-    return dict(list(shapes.items())[:count])

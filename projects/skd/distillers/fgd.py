@@ -11,30 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import channel_attention, spatial_attention
-from .base import LevelwiseDistiller, adapter, finest
+from .base import StagewiseDistiller, adapter
 from .boxes import fill_boxes, grid
 from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, whole
 
-# alpha, beta, gamma and lambda of the authors' configs; P2-P5 and P3-P7
-TWO_STAGE = {
-    "weight_object": 5e-5,
-    "weight_background": 2.5e-5,
-    "weight_attention": 5e-5,
-    "weight_global": 5e-7,
-    "num_levels": 4,
-}
-ONE_STAGE = {
-    "weight_object": 1e-3,
-    "weight_background": 5e-4,
-    "weight_attention": 5e-4,
-    "weight_global": 5e-6,
-    "num_levels": 5,
-}
-
 
 @DISTILLER_REGISTRY.register()
-class FGD(LevelwiseDistiller):
+class FGD(StagewiseDistiller):
     """
     Focal distillation: squared differences weighted by the teacher's spatial and channel attention,
     apart for objects (each weighted by 1 / area) and background (1 / its size), and the L1 distance
@@ -48,6 +32,21 @@ class FGD(LevelwiseDistiller):
     """
 
     needs_boxes = True
+    # alpha, beta, gamma and lambda of the authors' configs; P2-P5 and P3-P7
+    two_stage = {
+        "weight_object": 5e-5,
+        "weight_background": 2.5e-5,
+        "weight_attention": 5e-5,
+        "weight_global": 5e-7,
+        "num_levels": 4,
+    }
+    one_stage = {
+        "weight_object": 1e-3,
+        "weight_background": 5e-4,
+        "weight_attention": 5e-4,
+        "weight_global": 5e-6,
+        "num_levels": 5,
+    }
 
     @dataclass(frozen=True)
     class Settings(Settings):
@@ -63,11 +62,6 @@ class FGD(LevelwiseDistiller):
         weight_global: Optional[float] = number(None)
         # How many of the levels are distilled, the finest first.
         num_levels: Optional[int] = whole(None)
-
-    def bind(self, shapes):
-        defaults = TWO_STAGE if self.is_of_two_stages(shapes) else ONE_STAGE
-        self.settings = self.settings.filled(defaults)
-        super().bind(finest(shapes, self.settings.num_levels))
 
     def make_layers(self, student, teacher):
         layers = {

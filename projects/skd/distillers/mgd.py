@@ -8,23 +8,23 @@ from typing import Optional
 import torch
 from torch import nn
 
-from .base import LevelwiseDistiller, adapter, finest
+from .base import StagewiseDistiller, adapter
 from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, whole
 
-# alpha and lambda of the paper, section 4.2; levels of the authors' configs: P2-P5 and P3-P7
-TWO_STAGE = {"weight": 5e-7, "masked": 0.45, "num_levels": 4}
-ONE_STAGE = {"weight": 2e-5, "masked": 0.65, "num_levels": 5}
-
 
 @DISTILLER_REGISTRY.register()
-class MGD(LevelwiseDistiller):
+class MGD(StagewiseDistiller):
     """
     The teacher's map is generated from the student's with random positions blanked: the sum of
     (A_T - conv3x3(ReLU(conv3x3(mask * align(A_S)))))^2 (equations 3 to 5), divided by N.
 
     As in the authors' code; of which levels, their configs say, and here ``num_levels``.
     """
+
+    # alpha and lambda of the paper, section 4.2; levels of the authors' configs: P2-P5 and P3-P7
+    two_stage = {"weight": 5e-7, "masked": 0.45, "num_levels": 4}
+    one_stage = {"weight": 2e-5, "masked": 0.65, "num_levels": 5}
 
     @dataclass(frozen=True)
     class Settings(Settings):
@@ -36,11 +36,6 @@ class MGD(LevelwiseDistiller):
         masked: Optional[float] = number(None, below=1)
         # How many of the levels are distilled, the finest first.
         num_levels: Optional[int] = whole(None)
-
-    def bind(self, shapes):
-        defaults = TWO_STAGE if self.is_of_two_stages(shapes) else ONE_STAGE
-        self.settings = self.settings.filled(defaults)
-        super().bind(finest(shapes, self.settings.num_levels))
 
     def make_layers(self, student, teacher):
         layers = {

@@ -9,17 +9,13 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 
-from .base import LevelwiseDistiller, adapter, finest
+from .base import StagewiseDistiller, adapter
 from .registry import DISTILLER_REGISTRY
 from .settings import Settings, number, whole
 
-# the authors' configs: P2-P5 and P3-P6
-TWO_STAGE = {"weight": 6.0, "num_levels": 4}
-ONE_STAGE = {"weight": 10.0, "num_levels": 4}
-
 
 @DISTILLER_REGISTRY.register()
-class PKD(LevelwiseDistiller):
+class PKD(StagewiseDistiller):
     """
     Half the mean squared difference of the maps after each channel of both was brought to mean 0
     and variance 1 over batch and positions (equations 3 to 5): one minus Pearson's correlation.
@@ -27,6 +23,10 @@ class PKD(LevelwiseDistiller):
     As in the authors' code, but that a constant channel has a finite gradient; of which levels,
     their configs say, and here ``num_levels``.
     """
+
+    # the authors' configs: P2-P5 and P3-P6
+    two_stage = {"weight": 6.0, "num_levels": 4}
+    one_stage = {"weight": 10.0, "num_levels": 4}
 
     @dataclass(frozen=True)
     class Settings(Settings):
@@ -36,11 +36,6 @@ class PKD(LevelwiseDistiller):
         weight: Optional[float] = number(None)
         # How many of the levels are distilled, the finest first.
         num_levels: Optional[int] = whole(None)
-
-    def bind(self, shapes):
-        defaults = TWO_STAGE if self.is_of_two_stages(shapes) else ONE_STAGE
-        self.settings = self.settings.filled(defaults)
-        super().bind(finest(shapes, self.settings.num_levels))
 
     def make_layers(self, student, teacher):
         return adapter(student, teacher)
