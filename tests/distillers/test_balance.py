@@ -8,7 +8,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, GradientBalance
-from skd.distillers.balance import DETECTOR
+from skd.distillers.gradient_norms import DETECTOR
 from tests.helpers import leave_together
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16}

@@ -5,6 +5,8 @@ Losses on pairs of feature maps. They know tensors and shapes, no detector.
     settings.py     how a method declares its settings: config keys, arguments and checks in one
     registry.py     the methods by name
     balance.py      weighs the terms by their gradients
+    gradient_norms.py   measures these
+    schedule.py     when there is a teacher, and how strongly it pulls
     idle.py         settings that have no effect with it, or without it
     combined.py     several methods at once
     words.py        what the user calls a setting, for errors

@@ -23,28 +23,16 @@ from types import MappingProxyType
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import torch
-from torch import distributed as dist
-from torch import nn
 
+from .gradient_norms import DETECTOR, GradientNorms
+from .schedule import DECAYS, Schedule
 from .settings import Settings, choice, count, flag, number, part, proportions, whole
-from .words import word
 
-Maps = Dict[str, torch.Tensor]
-Terms = Dict[str, Dict[str, torch.Tensor]]
-Shares = Union[Mapping[str, float], Sequence[Tuple[str, float]]]
+Maps = Dict[str, torch.Tensor]  # feature maps (N, C, H, W) by level
+Terms = Dict[str, Dict[str, torch.Tensor]]  # scalars by term and level
+Shares = Union[Mapping[str, float], Sequence[Tuple[str, float]]]  # by term, or pairs of the same
 
-DETECTOR = "detector"
 PREFIX = "loss_distill_"
-DECAYS = ("none", "linear", "cosine")
-# A student of small capacity that goes on copying gives up what it could find by itself (J. H. Cho
-# and B. Hariharan, ICCV 2019). The number is from docs/results/default/PROTOCOL.md.
-UNTIL = 1 / 3
-# Gradients at fp16 maps are too small for fp16: they are taken of the loss times this, and the
-# factor is halved where it was too large.
-FP16_SCALE = 2.0**16
-# Never 1: the fused losses hand out what they have saved if the gradient that comes back is 1, and
-# autograd may add to it, while it is still needed for the step's own backward pass.
-SCALE = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,14 +66,14 @@ class BalanceSettings(Settings):
     momentum: float = number(0.9, below=1)
 
 
-class GradientBalance(nn.Module):
+class GradientBalance(GradientNorms, Schedule):
     """
     Weighs the terms of any :class:`Distiller`. Knows tensors only.
 
     The norms are measured by an extra backward pass from the losses to the maps. All processes use
-    the same ones. They are buffers, so that a run that resumes has the weights it had. No step
-    waits for the device, but for what the detector's own backward pass waits for, which is run a
-    second time where the norms are measured.
+    the same ones, and a run that resumes has the weights it had. No step waits for the device, but
+    for what the detector's own backward pass waits for, which is run a second time where the norms
+    are measured.
 
     Attributes:
         taken: whether it weighs a distiller's terms; set by :meth:`Distiller.bind_once`.
@@ -112,58 +100,19 @@ class GradientBalance(nn.Module):
                 names the setting.
             TypeError: a setting that there is not.
         """
-        super().__init__()
         settings["enabled"] = enabled
-        self.settings = s = self.Settings.make(settings, type(self))
-        self.max_iter = max_iter
-        self._check_schedule()
+        s = self.Settings.make(settings, type(self))
+        super().__init__(s.momentum, s.per_level)
+        self.settings, self.max_iter = s, max_iter
+        self.check_schedule()
         self._own_proportions: Dict[str, float] = {}
         self.limits: Dict[str, float] = {}  # of weights, by term, for those that have one
         self.proportions = {_short(name): value for name, value in dict(s.shares).items()}
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
-        self.register_buffer("scale", torch.tensor(FP16_SCALE))
         self._iteration: Optional[int] = None  # the same on the host, where nobody waits for it
         self._levels: List[str] = []  # names of the maps, in the order of the norms
         self._by_levels: Set[str] = set()  # terms that have a loss for each level
         self._every = 1
-        self.cosines: Dict[str, torch.Tensor] = {}  # of the last measurement, by term
-
-    def _check_schedule(self) -> None:
-        s = self.settings
-        for key, without in (("until", None), ("decay", "none")):
-            if getattr(s, key) != without and not self.max_iter:
-                raise ValueError(
-                    f"{self.called(key)} is {getattr(s, key)!r}, a part of the training, whose "
-                    f"length is not known: give {type(self).__name__} its max_iter."
-                )
-        if self.end() <= s.warmup + s.ramp:
-            raise ValueError(
-                f"{self.called('warmup')} and {self.called('ramp')} are {s.warmup + s.ramp} "
-                f"iterations, and the teacher stops at {self.end():.0f} of {self.max_iter} "
-                f"({self.called('until')}): nothing would be distilled. Make them fewer, or let it "
-                "run longer."
-            )
-
-    def end(self) -> float:
-        """The iteration from which on there is no teacher."""
-        if self.settings.until is None:
-            return UNTIL * self.max_iter or math.inf
-        return self.settings.until * self.max_iter
-
-    def by_length(self) -> List[str]:
-        """What goes by the length of the training, in words."""
-        found = []
-        if self.end() < self.max_iter:
-            end = math.ceil(self.end())
-            found.append(f"{self.called('until')}, the teacher stops at iteration {end}")
-        if self.settings.decay != "none":
-            found.append(f"{self.called('decay')} {self.settings.decay}")
-        return found
-
-    def learn_length(self, max_iter: int) -> None:
-        """Of the training, from who runs it, where ``max_iter`` was not given."""
-        self.max_iter = self.max_iter or max_iter
-        self._check_schedule()
 
     def is_over(self, iteration: Optional[int] = None) -> bool:
         """
@@ -177,10 +126,6 @@ class GradientBalance(nn.Module):
     def _next(self) -> int:
         """The iteration that :meth:`begin` counts by itself."""
         return int(self.iteration) if self._iteration is None else self._iteration + 1
-
-    def called(self, setting: str) -> str:
-        """What the user calls a setting."""
-        return word(type(self), setting)
 
     @classmethod
     def config_key(cls) -> str:
@@ -260,11 +205,11 @@ class GradientBalance(nn.Module):
         return {level: weights[level] * loss for level, loss in losses.items()}
 
     def _is_weighed_by_level(self, term: str) -> bool:
-        return self.settings.per_level and term in self._by_levels
+        return self.per_level and term in self._by_levels
 
     def _by_level(self, term: str, iteration: int) -> torch.Tensor:
-        """w_t,l, (L,)."""
-        norms = self._norms()
+        """Weights w_t,l of a term at each level, (L,)."""
+        norms = self.norms_by_level()
         weights = self._weight(term, norms[DETECTOR], norms[term], iteration)
         return weights.expand(len(self._levels) or len(weights))  # (1,) before a first measurement
 
@@ -274,40 +219,19 @@ class GradientBalance(nn.Module):
         # at the end of the warm-up the distiller's maps are others
         after_warmup = math.ceil(self.settings.warmup / self._every)
         begun = any(0 <= i - start < self.settings.burn_in for start in (0, after_warmup))
-        return begun or i % self.settings.period == 0 or not self._norms()
+        return begun or i % self.settings.period == 0 or not self.norms_by_level()
 
     def abstain(self) -> None:
-        """
-        Take part in the other processes' measurement without a value, in an iteration that failed
-        here: they would wait, and none of them uses what they measured.
-        """
-        norms = self._norms()
-        if self.due() and norms:
-            nothing = torch.full((2 * len(norms) - 1, *norms[DETECTOR].shape), math.nan).double()
-            lost = _mean_over_processes(nothing.to(self.scale.device))
-            self._smooth(dict(zip(norms, lost)))
-
-    def multiplier(self, iteration: int) -> float:
-        """m(i): 1, or what ramp and decay make of it. The warm-up needs no zero: see begin."""
-        done = iteration - self.settings.warmup
-        if done < 0:
-            return 1.0
-        if done < self.settings.ramp:
-            return (done + 1) / self.settings.ramp
-        if self.settings.decay == "none":
-            return 1.0
-        left = 1 - (done - self.settings.ramp) / (
-            self.end() - self.settings.warmup - self.settings.ramp
-        )
-        left = min(max(left, 0.0), 1.0)
-        return left if self.settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2
+        """In an iteration that failed here: see :meth:`measure_nothing`."""
+        if self.due() and self.norms_by_level():
+            self.measure_nothing()
 
     def terms(self) -> List[str]:
-        """Those that were measured."""
-        return [name for name in self._norms() if name != DETECTOR]
+        """Names of the terms that were measured."""
+        return [name for name in self.norms_by_level() if name != DETECTOR]
 
     def shares(self) -> Dict[str, float]:
-        """s_t by term."""
+        """Shares s_t by term."""
         terms = self.terms()
         unknown = sorted(set(self.proportions) - set(terms))
         if unknown:
@@ -352,7 +276,8 @@ class GradientBalance(nn.Module):
 
     def _length(self, term: str, iteration: int) -> torch.Tensor:
         """Of a term's gradient, weighted level by level."""
-        return torch.linalg.vector_norm(self._by_level(term, iteration) * self._norms()[term])
+        weights, norms = self._by_level(term, iteration), self.norms_by_level()[term]
+        return torch.linalg.vector_norm(weights * norms)
 
     def _weight(
         self, term: str, detector: torch.Tensor, norm: torch.Tensor, iteration: int
@@ -365,87 +290,9 @@ class GradientBalance(nn.Module):
         """Let these terms weigh no more than ``most``, whatever share they then have."""
         self.limits.update({_short(name): most for name in terms})
 
-    def norms(self) -> Dict[str, torch.Tensor]:
-        """
-        Smoothed norms of the gradients, of the detector's losses and of each unweighted term: of
-        all levels together.
-        """
-        return {name: torch.linalg.vector_norm(x) for name, x in self._norms().items()}
-
-    def _norms(self) -> Dict[str, torch.Tensor]:
-        """The same by level, (L,); without ``per_level`` of all together, (1,)."""
-        return {name[5:]: x for name, x in self._buffers.items() if name.startswith("norm_")}
-
-    def measure(
-        self,
-        detector: torch.Tensor,
-        maps: List[torch.Tensor],
-        totals: Dict[str, torch.Tensor],
-        seen: List[torch.Tensor],
-    ) -> None:
-        """Update the norms, and the cosines of the terms' gradients with the detector's."""
-        own = self._gradients(detector, maps)
-        squares, dots = [_dot(own, own)], []
-        for total in totals.values():
-            gradients = self._gradients(total, seen)
-            squares.append(_dot(gradients, gradients))
-            dots.append(_dot(gradients, own))
-            del gradients  # one set of maps less in memory when the next is made
-        of_levels = torch.stack(squares + dots)
-        if not self.settings.per_level:
-            of_levels = of_levels.sum(1, keepdim=True)
-        values = _mean_over_processes(of_levels)
-        squares, dots = values[: len(squares)], values[len(squares) :].sum(1)
-        lengths = squares.sum(1).sqrt()
-        lengths_of_both = lengths[0] * lengths[1:]
-        cosines = torch.where(lengths_of_both > 0, dots / lengths_of_both, 0.0)
-        self.cosines = dict(zip(totals, cosines.float()))
-        self._smooth(dict(zip([DETECTOR, *totals], squares.sqrt())))
-
-    def _gradients(self, loss: torch.Tensor, maps: List[torch.Tensor]) -> List[torch.Tensor]:
-        """d loss / d map in fp32; zeros where there is none, as for a student that is frozen."""
-        wanted = [x for x in maps if x.requires_grad] if loss.requires_grad else []
-        if not wanted:
-            return [torch.zeros_like(x, dtype=torch.float32) for x in maps]
-        half = any(x.dtype == torch.float16 for x in wanted)
-        # new_tensor() would copy its number to a GPU and wait for it
-        scale = self.scale.to(loss) if half else torch.full_like(loss, SCALE)
-        gradients = iter(
-            torch.autograd.grad(
-                loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True
-            )
-        )
-        found = [next(gradients) if x.requires_grad else None for x in maps]
-        return [
-            torch.zeros_like(x, dtype=torch.float32) if g is None else g.float() / scale
-            for g, x in zip(found, maps)
-        ]
-
-    def _smooth(self, norms: Dict[str, torch.Tensor]) -> None:
-        """Running means. A measurement that overflowed in any process is left out in all."""
-        finite = torch.stack(list(norms.values())).isfinite().all()
-        self.scale.copy_(torch.where(finite, self.scale, self.scale / 2).clamp_min(1))
-        for name, value in norms.items():
-            norm = self._buffers.get(f"norm_{name}")
-            if norm is None or norm.shape != value.shape:  # of a run with another PER_LEVEL
-                self.register_buffer(f"norm_{name}", torch.where(finite, value, 0.0))
-                continue
-            # the first finite value replaces a zero
-            smoothed = torch.where(norm > 0, norm.lerp(value, 1 - self.settings.momentum), value)
-            norm.copy_(torch.where(finite, smoothed, norm))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        # which terms there are is known from the first iteration on; a checkpoint knows it before
-        for key in [k for k in state_dict if k.startswith(prefix + "norm_")]:
-            value, name = state_dict[key], key[len(prefix) :]
-            if value.dim() == 0 and not self.settings.per_level:  # as older checkpoints have it
-                value = state_dict[key] = value.reshape(1)
-            if (value.dim() == 0) or (len(value) > 1 and not self.settings.per_level):
-                state_dict.pop(key)  # of other levels than are wanted: measured anew
-            elif name not in self._buffers:
-                self.register_buffer(name, torch.zeros_like(value, device=self.scale.device))
-        self._iteration = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._iteration = None  # the checkpoint's counts
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def split_losses(
@@ -458,17 +305,3 @@ def split_losses(
 
 def _short(term: str) -> str:
     return term[len(PREFIX) :] if term.startswith(PREFIX) else term
-
-
-def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:
-    """By level, (L,)."""
-    # rows first, the rest in fp64: one fp32 sum over millions of products loses digits
-    rows = [torch.linalg.vecdot(x, y).double().sum() for x, y in zip(a, b)]
-    return torch.stack(rows)
-
-
-def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-        values /= dist.get_world_size()
-    return values

@@ -12,7 +12,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ...distillers import GradientBalance
-from ...distillers.balance import DETECTOR, BalanceSettings, split_losses
+from ...distillers.balance import BalanceSettings, split_losses
+from ...distillers.gradient_norms import DETECTOR
 from ...engine.schedule import build_scheduler
 from ...engine.weights import RunCheckpointer
 from ...modeling.features import FeatureTap, Maps

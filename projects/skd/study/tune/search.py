@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
-from ...distillers.balance import DECAYS
+from ...distillers.schedule import DECAYS
 
 # Sum of the terms' gradients, in the detector's; and a term's proportion to the first one's.
 SHARE = PROPORTION = (0.1, 10.0)

@@ -8,8 +8,8 @@ from detectron2.modeling import build_model
 
 from ...config.methods import build_balance, build_distiller
 from ...distillers.balance import PREFIX
-from ...distillers.balance import UNTIL as DEFAULT_UNTIL
 from ...distillers.base import Shapes
+from ...distillers.schedule import UNTIL as DEFAULT_UNTIL
 from ...modeling.state import pairs_of
 from ..common.methods import methods_named
 from .search import UNTIL, WARMUP, Space

@@ -1,0 +1,160 @@
+"""
+How long the gradients of losses are at a student's feature maps: measured by an extra backward pass
+from the losses to the maps, in all processes together, and smoothed over the iterations.
+
+Shape legend: T terms, L maps.
+"""
+
+import math
+from typing import Dict, List
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+DETECTOR = "detector"
+# Gradients at fp16 maps are too small for fp16: they are taken of the loss times this, and the
+# factor is halved where it was too large.
+FP16_SCALE = 2.0**16
+# Never 1: the fused losses hand out what they have saved if the gradient that comes back is 1, and
+# autograd may add to it, while it is still needed for the step's own backward pass.
+SCALE = 2.0
+
+
+class GradientNorms(nn.Module):
+    """
+    Of the detector's losses and of each of a distiller's terms. They are buffers, so that a run
+    that resumes has them.
+
+    Attributes:
+        cosines: of each term's gradient and the detector's, scalars of the last measurement.
+    """
+
+    def __init__(self, momentum: float, per_level: bool):
+        """
+        Args:
+            momentum: of the running means.
+            per_level: keep the norm at each map; else that of all maps together.
+        """
+        super().__init__()
+        self.momentum, self.per_level = momentum, per_level
+        self.cosines: Dict[str, torch.Tensor] = {}
+        self.register_buffer("scale", torch.tensor(FP16_SCALE))
+
+    def norms(self) -> Dict[str, torch.Tensor]:
+        """
+        Smoothed norms of all levels together, scalars: of the gradient of the detector's losses, by
+        the name ``DETECTOR``, and of that of each unweighted term.
+        """
+        return {name: torch.linalg.vector_norm(x) for name, x in self.norms_by_level().items()}
+
+    def norms_by_level(self) -> Dict[str, torch.Tensor]:
+        """The norms of :meth:`norms` at each level, (L,); without ``per_level`` of all, (1,)."""
+        return {name[5:]: x for name, x in self._buffers.items() if name.startswith("norm_")}
+
+    def measure(
+        self,
+        detector: torch.Tensor,
+        maps: List[torch.Tensor],
+        totals: Dict[str, torch.Tensor],
+        seen: List[torch.Tensor],
+    ) -> None:
+        """
+        Update the norms, and the cosines of the terms' gradients with the detector's.
+
+        Args:
+            detector: the sum of its own losses, a scalar.
+            maps: L feature maps (N, C, H, W) of the student, of which ``detector`` was made.
+            totals: each term's sum over the levels, T scalars by name.
+            seen: the L maps of which these were made: ``maps``, or others in their place.
+        """
+        own = self._gradients(detector, maps)
+        squares, dots = [_dot(own, own)], []
+        for total in totals.values():
+            gradients = self._gradients(total, seen)
+            squares.append(_dot(gradients, gradients))
+            dots.append(_dot(gradients, own))
+            del gradients  # one set of maps less in memory when the next is made
+        of_levels = torch.stack(squares + dots)  # (1 + 2 T, L), so that one exchange will do
+        if not self.per_level:
+            of_levels = of_levels.sum(1, keepdim=True)
+        values = _mean_over_processes(of_levels)
+        squares, dots = values[: len(squares)], values[len(squares) :].sum(1)  # (1 + T, L), (T,)
+        lengths = squares.sum(1).sqrt()
+        lengths_of_both = lengths[0] * lengths[1:]
+        cosines = torch.where(lengths_of_both > 0, dots / lengths_of_both, 0.0)
+        self.cosines = dict(zip(totals, cosines.float()))
+        self._smooth(dict(zip([DETECTOR, *totals], squares.sqrt())))
+
+    def measure_nothing(self) -> None:
+        """
+        Take part in the other processes' :meth:`measure` without a value, where it failed here:
+        they would wait, and none of them uses what they measured.
+        """
+        norms = self.norms_by_level()
+        nothing = torch.full((2 * len(norms) - 1, *norms[DETECTOR].shape), math.nan).double()
+        lost = _mean_over_processes(nothing.to(self.scale.device))
+        self._smooth(dict(zip(norms, lost)))
+
+    def _gradients(self, loss: torch.Tensor, maps: List[torch.Tensor]) -> List[torch.Tensor]:
+        """d loss / d map in fp32; zeros where there is none, as for a student that is frozen."""
+        wanted = [x for x in maps if x.requires_grad] if loss.requires_grad else []
+        if not wanted:
+            return [torch.zeros_like(x, dtype=torch.float32) for x in maps]
+        half = any(x.dtype == torch.float16 for x in wanted)
+        # new_tensor() would copy its number to a GPU and wait for it
+        scale = self.scale.to(loss) if half else torch.full_like(loss, SCALE)
+        gradients = iter(
+            torch.autograd.grad(
+                loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True
+            )
+        )
+        found = [next(gradients) if x.requires_grad else None for x in maps]
+        return [
+            torch.zeros_like(x, dtype=torch.float32) if g is None else g.float() / scale
+            for g, x in zip(found, maps)
+        ]
+
+    def _smooth(self, norms: Dict[str, torch.Tensor]) -> None:
+        """
+        Update the running means. A measurement that overflowed in any process is left out in all.
+
+        Args:
+            norms: as :meth:`norms_by_level` has them.
+        """
+        finite = torch.stack(list(norms.values())).isfinite().all()
+        self.scale.copy_(torch.where(finite, self.scale, self.scale / 2).clamp_min(1))
+        for name, value in norms.items():
+            norm = self._buffers.get(f"norm_{name}")
+            if norm is None or norm.shape != value.shape:  # of a run with another PER_LEVEL
+                self.register_buffer(f"norm_{name}", torch.where(finite, value, 0.0))
+                continue
+            # the first finite value replaces a zero
+            smoothed = torch.where(norm > 0, norm.lerp(value, 1 - self.momentum), value)
+            norm.copy_(torch.where(finite, smoothed, norm))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # which terms there are is known from the first iteration on; a checkpoint knows it before
+        for key in [k for k in state_dict if k.startswith(prefix + "norm_")]:
+            value, name = state_dict[key], key[len(prefix) :]
+            if value.dim() == 0 and not self.per_level:  # as older checkpoints have it
+                value = state_dict[key] = value.reshape(1)
+            if (value.dim() == 0) or (len(value) > 1 and not self.per_level):
+                state_dict.pop(key)  # of other levels than are wanted: measured anew
+            elif name not in self._buffers:
+                self.register_buffer(name, torch.zeros_like(value, device=self.scale.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:
+    """Products of two sets of L maps (N, C, H, W), level by level: (L,)."""
+    # rows first, the rest in fp64: one fp32 sum over millions of products loses digits
+    rows = [torch.linalg.vecdot(x, y).double().sum() for x, y in zip(a, b)]
+    return torch.stack(rows)
+
+
+def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
