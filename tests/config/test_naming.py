@@ -18,7 +18,7 @@ from skd.distillers.pkd import PKD
 from skd.engine.readout import _warnings
 from skd.engine.run import check_device
 from skd.modeling import attach, distill_step, features, inherit, load, model_zoo, teacher
-from skd.modeling.build_detector import build_detector
+from skd.modeling.build_detector import DetectorSource, build_detector
 from skd.modeling.heads import TeacherHeads
 from skd.modeling.timm_backbone import TimmBackbone, _read_weights
 from skd.runtime.words import word
@@ -163,7 +163,8 @@ def test_a_yaml_user_reads_the_key_of_a_distiller_s_setting(cause, key):
 @pytest.mark.parametrize("form, word", [(YAML, "MODEL.TEACHER.OPTS"), (LAZY, "model.teacher.opts")])
 def test_a_teacher_s_opts_are_named(form, word, teacher_files):
     with written_as(form):
-        message = message_of(lambda: build_detector(*teacher_files, opts=["MODEL.NOSE", 1]))
+        source = DetectorSource(*teacher_files, opts=["MODEL.NOSE", 1])
+        message = message_of(lambda: build_detector(source))
     assert f" with {word} ['MODEL.NOSE', 1] cannot be read" in message
 
 

@@ -18,7 +18,7 @@ from skd import (
 )
 from skd.config import built
 from skd.engine import SKDTrainer
-from skd.modeling.build_detector import build_detector
+from skd.modeling.build_detector import DetectorSource, build_detector
 from tests.helpers import batch, lazy_config, tiny_config
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_is_said(detector, teacher_files, tmp_path):
     with pytest.raises(ValueError, match="^MODEL.TEACHER.WEIGHTS is 'weights.pth', and the teach"):
         build_model(cfg)
     with pytest.raises(ValueError, match="evaluate.* needs one that a config file names"):
-        build_detector(cfg.MODEL.TEACHER.CONFIG_FILE)
+        build_detector(DetectorSource.of_config(cfg))
     built._kept.clear()  # as in another process
     with pytest.raises(ValueError, match="'built in Python: .*another process"):
         build_model(cfg)

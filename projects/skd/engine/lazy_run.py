@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ..config import run_settings
 from ..config.lazy import check, check_teacher, image_format, is_distilling, made_by
 from ..config.naming import LAZY, written_as
-from ..modeling.build_detector import build_detector
+from ..modeling.build_detector import DetectorSource, build_detector
 from ..modeling.classes import class_names
 from ..modeling.student_class import balance_of
 from ..modeling.teacher import build_teacher
@@ -97,12 +97,13 @@ def _teacher_evaluation(cfg: DictConfig, values: Dict[str, Any]) -> Optional[Tea
         )
     names = ("config_file", "weights", "opts", "random_weights")
     teacher = cfg.model.teacher
-    build = {name: teacher[name] for name in names if name in teacher}
+    given = {name: teacher[name] for name in names if name in teacher}
+    source = DetectorSource(**given, projects=list(teacher.get("projects", ())))
     return teacher_evaluation(
         images,
         values["test_sets"],
         keys,
-        build=partial(build_detector, extra_projects=list(teacher.get("projects", ())), **build),
+        build=partial(build_detector, source),
         build_loader=lambda: _build_test_loader(cfg.dataloader.test),
         image_format=image_format(cfg) or "BGR",
     )

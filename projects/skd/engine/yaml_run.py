@@ -15,7 +15,7 @@ from ..config import is_distilling, run_settings, student_config
 from ..config.keys import DISTILS
 from ..config.naming import YAML
 from ..config.yaml import check_teacher
-from ..modeling.build_detector import build_detector
+from ..modeling.build_detector import DetectorSource, build_detector
 from .run import Run
 from .teacher_quality import TeacherEvaluation, teacher_evaluation
 
@@ -57,16 +57,12 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
 def _teacher_evaluation(cfg: CfgNode, trainer: Any) -> Optional[TeacherEvaluation]:
     if not is_distilling(cfg):
         return None
-    teacher, sets = cfg.MODEL.TEACHER, cfg.DATASETS.TEST
-    build = partial(
-        build_detector, teacher.CONFIG_FILE, teacher.WEIGHTS, list(teacher.OPTS),
-        teacher.RANDOM_WEIGHTS, from_yaml=True, extra_projects=list(teacher.PROJECTS),
-    )  # fmt: skip
+    sets = cfg.DATASETS.TEST
     return teacher_evaluation(
-        teacher.EVALUATE,
+        cfg.MODEL.TEACHER.EVALUATE,
         sets,
         run_settings.keys_of(YAML),
-        build=build,
+        build=partial(build_detector, DetectorSource.of_config(cfg)),
         build_loader=lambda: trainer.build_test_loader(cfg, sets[0]),
         image_format=cfg.INPUT.FORMAT,
     )

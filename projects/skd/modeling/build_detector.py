@@ -24,6 +24,28 @@ from .load import check_exists, load_in_full
 from .model_zoo import find_config, zoo_weights
 
 
+class DetectorSource(NamedTuple):
+    """
+    What a detector is built from.
+
+    config_file, weights, opts, random_weights, projects: see ``MODEL.TEACHER``.
+    from_yaml: only a YAML config names it, which may not lead to code.
+    """
+
+    config_file: str
+    weights: str = ""
+    opts: Sequence[str] = ()
+    random_weights: bool = False
+    projects: Sequence[str] = ()
+    from_yaml: bool = False
+
+    @classmethod
+    def of_config(cls, cfg: CfgNode) -> "DetectorSource":
+        """That of the teacher that a YAML config names."""
+        t = cfg.MODEL.TEACHER
+        return cls(t.CONFIG_FILE, t.WEIGHTS, list(t.OPTS), t.RANDOM_WEIGHTS, list(t.PROJECTS), True)
+
+
 class Detector(NamedTuple):
     """
     model: whole, in eval mode; input_format: the color order it was trained with; datasets: the
@@ -35,53 +57,34 @@ class Detector(NamedTuple):
     datasets: List[str]
 
 
-def build_detector(
-    config_file: str,
-    weights: str = "",
-    opts: Sequence[str] = (),
-    random_weights: bool = False,
-    from_yaml: bool = False,
-    extra_projects: Sequence[str] = (),
-) -> Detector:
+def build_detector(source: DetectorSource) -> Detector:
     """
     The whole detector whose backbone a :class:`FrozenTeacher` keeps.
-
-    Args:
-        config_file, weights, opts, random_weights: see ``MODEL.TEACHER``.
-        from_yaml: only a YAML config names it, which may not lead to code.
-        extra_projects: see ``MODEL.TEACHER.PROJECTS``.
 
     Raises:
         ValueError: a teacher that Python has built, of which only a part may be left.
     """
-    if find_built(config_file) is not None:
+    if find_built(source.config_file) is not None:
         raise ValueError(
-            f"The teacher is '{config_file}', and to look at what it finds "
+            f"The teacher is '{source.config_file}', and to look at what it finds "
             f"({called('MODEL.TEACHER.EVALUATE')}) needs one that a config file names."
         )
-    cfg, args = _read(config_file, weights, opts, random_weights, from_yaml, extra_projects)
-    args = {**args, **_build(config_file, cfg)}
-    if not random_weights:
-        load_in_full(args["model"], args["weights"])
+    cfg, weights = _read(source)
+    args = _build(source.config_file, cfg)
+    if not source.random_weights:
+        load_in_full(args["model"], weights)
     return Detector(
         args["model"].eval(), args["input_format"], run_settings.value_of(cfg, "train_sets") or []
     )
 
 
-def detector_args(
-    config_file: str,
-    weights: str = "",
-    opts: Sequence[str] = (),
-    random_weights: bool = False,
-    from_yaml: bool = False,
-    extra_projects: Sequence[str] = (),
-    **kwargs,
-) -> Dict[str, Any]:
+def detector_args(source: DetectorSource, **kwargs: Any) -> Dict[str, Any]:
     """The arguments of a :class:`FrozenTeacher`; ``kwargs`` are those that this does not make."""
-    cfg, args = _read(config_file, weights, opts, random_weights, from_yaml, extra_projects)
+    cfg, weights = _read(source)
     return {
-        **args,
-        **_build(config_file, cfg),
+        "weights": weights,
+        "random_weights": source.random_weights,
+        **_build(source.config_file, cfg),
         "config": _of_the_model(cfg),
         "classes": _class_names(cfg) if kwargs.get("heads") else [],
         **kwargs,
@@ -92,24 +95,16 @@ def _class_names(cfg: Config) -> List[str]:
     return class_names(run_settings.value_of(cfg, "train_sets") or [])
 
 
-def _read(
-    config_file: str,
-    weights: str,
-    opts: Sequence[str],
-    random_weights: bool,
-    from_yaml: bool,
-    extra_projects: Sequence[str],
-) -> Tuple[Config, Dict[str, Any]]:
+def _read(source: DetectorSource) -> Tuple[Config, str]:
     """The config, and where the weights are; whether they are there is known at once."""
-    path = find_config(config_file)
-    if from_yaml:
-        projects.check_allowed(extra_projects, "MODEL.TEACHER.PROJECTS")
-    if not weights and not random_weights:
-        weights = zoo_weights(config_file)
+    path, weights = find_config(source.config_file), source.weights
+    if source.from_yaml:
+        projects.check_allowed(source.projects, "MODEL.TEACHER.PROJECTS")
+    if not weights and not source.random_weights:
+        weights = zoo_weights(source.config_file)
     if weights:
         check_exists(weights)  # before the model is built, which takes long
-    cfg = _load_config(config_file, path, list(opts), from_yaml, extra_projects)
-    return cfg, {"weights": weights, "random_weights": random_weights}
+    return _load_config(source, path), weights
 
 
 def _build(config_file: str, cfg: Config) -> Dict[str, Any]:
@@ -133,21 +128,20 @@ def _of_the_model(cfg: Config) -> Dict[str, Any]:
     return {"model": OmegaConf.to_container(cfg.model)}
 
 
-def _load_config(
-    name: str, path: str, opts: List[str], from_yaml: bool, extra_projects: Sequence[str]
-) -> Config:
+def _load_config(source: DetectorSource, path: str) -> Config:
     """The detector's own: a student of this project may be a teacher in turn."""
+    opts = list(source.opts)
     if is_lazy_file(path):
-        for project in extra_projects:
+        for project in source.projects:
             projects.load_project(project)
         _check_opts(opts, opts, "'key=value'")
-        if not from_yaml:
+        if not source.from_yaml:
             return student_config(lazy.override(lazy.read(path), opts))
-        lazy.check_allowed(name, path, "MODEL.TEACHER.CONFIG_FILE")
+        lazy.check_allowed(source.config_file, path, "MODEL.TEACHER.CONFIG_FILE")
         return student_config(lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS"))
     _check_opts(opts, opts[::2], "KEY, VALUE")
     try:
-        cfg = yaml.read(path, extra_projects)
+        cfg = yaml.read(path, source.projects)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         given = f" with {called('MODEL.TEACHER.OPTS')} {opts}" if opts else ""

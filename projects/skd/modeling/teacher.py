@@ -14,7 +14,7 @@ from torch import nn
 from ..config.built import find_built
 from ..config.naming import called
 from ..config.projects import check_function_allowed, load_function
-from .build_detector import detector_args
+from .build_detector import DetectorSource, detector_args
 from .features import Maps, Tapped, square_side
 from .heads import check_full_size
 from .inherit import State, components
@@ -123,16 +123,7 @@ class FrozenTeacher(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
-        teacher = cfg.MODEL.TEACHER
-        return detector_args(
-            teacher.CONFIG_FILE,
-            weights=teacher.WEIGHTS,
-            opts=teacher.OPTS,
-            from_yaml=True,
-            extra_projects=teacher.PROJECTS,
-            random_weights=teacher.RANDOM_WEIGHTS,
-            **_running_args(cfg),
-        )
+        return detector_args(DetectorSource.of_config(cfg), **_running_args(cfg))
 
     @classmethod
     def of_built(cls, cfg: CfgNode, built: nn.Module) -> "FrozenTeacher":
@@ -354,7 +345,9 @@ def build_teacher(
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
         if built is not None:
             return of_built(built, {"projects": projects}, **kwargs)
-        return FrozenTeacher(**detector_args(config_file, extra_projects=projects, **kwargs))
+        given = {k: kwargs.pop(k) for k in DetectorSource._fields if k in kwargs}
+        source = DetectorSource(config_file, projects=projects, **given)
+        return FrozenTeacher(**detector_args(source, **kwargs))
 
 
 def of_built(

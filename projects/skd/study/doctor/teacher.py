@@ -11,7 +11,7 @@ from torch import nn
 
 from ...config import student_config
 from ...evaluation import Quality, class_agnostic_quality, detect, unseen_classes
-from ...modeling.build_detector import Detector, build_detector
+from ...modeling.build_detector import Detector, DetectorSource, build_detector
 from ...modeling.load import load_in_full
 from ...runtime.words import shown
 from .verdict import Finding, Verdict
@@ -40,11 +40,7 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
     dataset = (cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0]
     records = [r for r in get_detection_dataset_dicts(dataset) if r.get("annotations")][:images]
     inputs = [DatasetMapper(cfg, is_train=False)(record) for record in records]
-    given = cfg.MODEL.TEACHER
-    teacher = build_detector(
-        given.CONFIG_FILE, given.WEIGHTS, given.OPTS, given.RANDOM_WEIGHTS, from_yaml=True,
-        extra_projects=given.PROJECTS,
-    )  # fmt: skip
+    teacher = build_detector(DetectorSource.of_config(cfg))
     teacher.model.to(cfg.MODEL.DEVICE)
     flip = teacher.input_format != cfg.INPUT.FORMAT
 
