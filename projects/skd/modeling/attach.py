@@ -78,18 +78,8 @@ def attach(
     _check_weight(unlabelled_weight)
     _check_student(student, base)
     balance = _as_balance(balance)
-    input_format = input_format or getattr(student, "input_format", None)
-    if not isinstance(input_format, str) or not input_format:
-        raise ValueError(
-            f"{called('INPUT.FORMAT')} is {input_format!r}; it must be 'BGR' or 'RGB', the color "
-            "order of the training images: an argument of DistillRCNN, in a LazyConfig "
-            "model.input_format=RGB, or an attribute of the student."
-        )
-    features_key = called("MODEL.STUDENT.FEATURES")
-    student_shapes = given_shapes(feature_shapes, called("MODEL.STUDENT.FEATURE_SHAPES"))
-    if student_shapes:
-        check_module(student, features, features_key)
-    student_shapes = student_shapes or output_shapes(student, features, features_key)
+    input_format = _input_format(student, input_format)
+    student_shapes = _shapes(student, features, feature_shapes)
     pairs = _pair(student_shapes, teacher, levels)
     if heads is not None:
         heads.fit(student, teacher, pairs)
@@ -103,6 +93,29 @@ def attach(
         input_format, features, every, pairs, present_form(), unlabelled_weight, heads
     )
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
+
+
+def _input_format(student: nn.Module, given: Optional[str]) -> str:
+    found = given or getattr(student, "input_format", None)
+    if not isinstance(found, str) or not found:
+        raise ValueError(
+            f"{called('INPUT.FORMAT')} is {found!r}; it must be 'BGR' or 'RGB', the color order of "
+            "the training images: an argument of DistillRCNN, in a LazyConfig "
+            "model.input_format=RGB, or an attribute of the student."
+        )
+    return found
+
+
+def _shapes(
+    student: nn.Module, features: str, given: Sequence[Sequence[Any]]
+) -> Dict[str, ShapeSpec]:
+    """Of the student's maps, by name: as given, or else as the module says, or measured."""
+    key = called("MODEL.STUDENT.FEATURES")
+    shapes = given_shapes(given, called("MODEL.STUDENT.FEATURE_SHAPES"))
+    if not shapes:
+        return output_shapes(student, features, key)
+    check_module(student, features, key)
+    return shapes
 
 
 def _pair(

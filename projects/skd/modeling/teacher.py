@@ -20,7 +20,7 @@ from .heads import check_full_size
 from .inherit import State, components
 from .load import load_in_full
 from .partial_forward import given_shapes
-from .teacher_runner import Overrides, make_runner
+from .teacher_runner import Running, make_runner
 from .teacher_speed import PRECISIONS, fold_batch_norm, halve, of_halved
 
 logger = logging.getLogger(__name__)
@@ -84,28 +84,16 @@ class FrozenTeacher(nn.Module):
         super().__init__()
         _check(precision, weights, random_weights)
         check_full_size(heads and half_size)
-        if random_weights:
-            logger.warning(
-                f"THE TEACHER IS UNTRAINED ({called('MODEL.TEACHER.RANDOM_WEIGHTS')}): "
-                "the student learns nothing of use from it."
-            )
-        elif weights is not None:
-            load_in_full(model, weights)
-        self.input_format = input_format or getattr(model, "input_format", None)
-        if not isinstance(self.input_format, str) or not self.input_format:
-            raise ValueError(
-                f"The teacher's input_format is {self.input_format!r}; it must be 'BGR' or 'RGB', "
-                "or for images without colors the name that the student has for it too."
-            )
+        _load(model, weights, random_weights)
+        self.input_format = _input_format(model, input_format)
         self.weights, self.config = weights, config
         self.features = features
         self.side_stream, self.half_size = side_stream, half_size
         self._components = _on_host(components(model))
-        overrides = _overrides(feature_shapes, preprocess)
+        shapes = given_shapes(feature_shapes, called("MODEL.TEACHER.FEATURE_SHAPES"))
+        how = Running(features, PRECISIONS[precision], compile, shapes, _preprocess(preprocess))
         model.eval()
-        self._runner = runner = make_runner(
-            model, features, PRECISIONS[precision], compile, overrides
-        )
+        self._runner = runner = make_runner(model, how)
         self.detector, runner.halved = runner.detector, half_size
         self.whole, self.classes = copy.copy(model) if heads else None, list(classes)
         self.requires_grad_(False)
@@ -266,13 +254,31 @@ class FrozenTeacher(nn.Module):
         return tapped._replace(input_size=size and (2 * size[0], 2 * size[1]))
 
 
-def _overrides(
-    shapes: Sequence[Sequence[Any]], preprocess: Union[str, Callable, None]
-) -> Overrides:
-    if isinstance(preprocess, str):
-        key = called("MODEL.TEACHER.PREPROCESS")
-        preprocess = load_function(preprocess, key) if preprocess else None
-    return Overrides(given_shapes(shapes, called("MODEL.TEACHER.FEATURE_SHAPES")), preprocess)
+def _load(model: nn.Module, weights: Optional[str], random_weights: bool) -> None:
+    if random_weights:
+        logger.warning(
+            f"THE TEACHER IS UNTRAINED ({called('MODEL.TEACHER.RANDOM_WEIGHTS')}): "
+            "the student learns nothing of use from it."
+        )
+    elif weights is not None:
+        load_in_full(model, weights)
+
+
+def _input_format(model: nn.Module, given: Optional[str]) -> str:
+    found = given or getattr(model, "input_format", None)
+    if not isinstance(found, str) or not found:
+        raise ValueError(
+            f"The teacher's input_format is {found!r}; it must be 'BGR' or 'RGB', or for images "
+            "without colors the name that the student has for it too."
+        )
+    return found
+
+
+def _preprocess(given: Union[str, Callable, None]) -> Optional[Callable]:
+    """A function, or its name; the name may be empty."""
+    if not isinstance(given, str):
+        return given
+    return load_function(given, called("MODEL.TEACHER.PREPROCESS")) if given else None
 
 
 def _warn_of_square(detector: nn.Module) -> None:

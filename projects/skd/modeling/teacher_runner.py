@@ -44,14 +44,22 @@ NORMALIZED = 10.0  # numbers of normalized images are smaller, the means of othe
 Images = List[torch.Tensor]  # (C, H, W) each, in the teacher's color order
 
 
-class Overrides(NamedTuple):
+class Running(NamedTuple):
     """
-    What the user says of a detector in place of its own code: shapes of what is tapped, by name; a
-    function of the detector and its inputs that returns an ImageList or (N, C, H, W).
+    How a detector is run, and what the user says of it in place of its own code.
+
+    features: the module of it to read feature maps from.
+    dtype: to compute in.
+    compile: whether the backbone is compiled, at the first images.
+    shapes: of what is tapped, by name; empty where it says them itself, or they are measured.
+    preprocess: a function of the detector and its inputs that returns an ImageList or (N, C, H, W).
     """
 
-    shapes: Dict[str, ShapeSpec] = {}
-    preprocess: Optional[Callable] = None
+    features: str
+    dtype: torch.dtype
+    compile: bool
+    shapes: Dict[str, ShapeSpec]
+    preprocess: Optional[Callable]
 
 
 class BackboneRunner:
@@ -66,36 +74,24 @@ class BackboneRunner:
 
     halved = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        features: str,
-        dtype: torch.dtype,
-        compile: bool,
-        overrides: Overrides,
-    ):
+    def __init__(self, model: nn.Module, how: Running):
         """
         Args:
             model: in eval mode, with a ``preprocess_image`` and an ``output_shape()`` of what is
                 tapped, as far as the user does not give these.
-            features: the module of ``model`` to read feature maps from.
-            dtype: to compute in.
-            compile: the backbone, at the first images.
-            overrides: by the user.
         """
-        self._preprocess = overrides.preprocess
-        self._features, self._root = features, _root(model, features, overrides)
-        if compile and features != self._root:
+        self._features, self._root = how.features, _root(model, how)
+        if how.compile and how.features != self._root:
             raise ValueError(
                 f"{called('MODEL.TEACHER.COMPILE')} needs {setting_to(_key(), self._root)}, not "
-                f"'{features}'."
+                f"'{how.features}'."
             )
-        self.detector = _without_heads(model, features)
-        self._dtype, self._compile = dtype, compile
+        self.detector = _without_heads(model, how.features)
+        self._dtype, self._compile, self._preprocess = how.dtype, how.compile, how.preprocess
         self._run: Optional[Callable] = None
         self._checked_scale = False
         measured = {} if self._preprocess is None else self._measured()
-        self.shapes = overrides.shapes or self._own_shapes() or measured
+        self.shapes = how.shapes or self._own_shapes() or measured
 
     def _own_shapes(self) -> Dict[str, ShapeSpec]:
         if self._preprocess is not None and not says_its_shapes(self.detector, self._features):
@@ -259,25 +255,20 @@ class BackboneRunner:
 class ForwardRunner:
     """Runs a detector by its own forward, so that it sees images as it always does."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        features: str,
-        dtype: torch.dtype,
-        compile: bool,
-        overrides: Overrides,
-    ):
-        """See :class:`BackboneRunner`."""
-        self._features = features
-        measured, self._entry = measure(model, features, _key())
-        self.shapes = overrides.shapes or measured
-        if compile:
+    def __init__(self, model: nn.Module, how: Running):
+        """
+        Args:
+            model: in eval mode.
+        """
+        self._features, self._dtype = how.features, how.dtype
+        measured, self._entry = measure(model, how.features, _key())
+        self.shapes = how.shapes or measured
+        if how.compile:
             raise ValueError(
                 f"{called('MODEL.TEACHER.COMPILE')} needs a teacher with a preprocess_image() and "
-                f"an output_shape() of its '{features}'."
+                f"an output_shape() of its '{how.features}'."
             )
         self.detector = copy.copy(model)
-        self._dtype = dtype
 
     @property
     def backbone(self) -> nn.Module:
@@ -310,14 +301,12 @@ class ForwardRunner:
 Runner = Union[BackboneRunner, ForwardRunner]
 
 
-def make_runner(
-    model: nn.Module, features: str, dtype: torch.dtype, compile: bool, overrides: Overrides
-) -> Runner:
+def make_runner(model: nn.Module, how: Running) -> Runner:
     """The first where model or user say what that needs, or the model has no forward to run."""
-    shaped = bool(overrides.shapes) or says_its_shapes(model, features)
-    says = overrides.preprocess is not None or (_prepares_images(model) and shaped)
+    shaped = bool(how.shapes) or says_its_shapes(model, how.features)
+    says = how.preprocess is not None or (_prepares_images(model) and shaped)
     kind = BackboneRunner if says or not has_forward(model) else ForwardRunner
-    return kind(model, features, dtype, compile, overrides)
+    return kind(model, how)
 
 
 def _prepares_images(model: nn.Module) -> bool:
@@ -356,15 +345,14 @@ def _device(*modules: nn.Module) -> torch.device:
     return next(chain(*tensors, [torch.zeros(())])).device
 
 
-def _root(model: nn.Module, features: str, overrides: Overrides) -> str:
+def _root(model: nn.Module, how: Running) -> str:
     """The outermost module with feature maps around the one that is named: it takes images."""
-    key = _key()
-    if overrides.shapes or overrides.preprocess:
-        check_module(model, features, key)
+    if how.shapes or how.preprocess:
+        check_module(model, how.features, _key())
     else:
-        get_feature_module(model, features, key)  # or an error
-    names = [features, *feature_modules(model)]
-    return min((n for n in names if f"{features}.".startswith(f"{n}.")), key=len)
+        get_feature_module(model, how.features, _key())  # or an error
+    names = [how.features, *feature_modules(model)]
+    return min((n for n in names if f"{how.features}.".startswith(f"{n}.")), key=len)
 
 
 def _without_heads(model: nn.Module, features: str) -> nn.Module:
