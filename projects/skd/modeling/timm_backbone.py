@@ -7,6 +7,7 @@ know the backbone: ``import skd`` registers it, :func:`skd.add_skd_config` decla
 
 import logging
 import os
+from types import ModuleType
 from typing import Dict
 
 import torch
@@ -52,40 +53,13 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f"{_key('NORM')} is {norm!r}; it must be one of {', '.join(map(repr, _NORMS))}."
             )
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError(
-                f"The backbone '{name}' ({_key('NAME')}) comes from timm, which is not "
-                "installed: pip install timm."
-            ) from error
-        if not timm.is_model(name.split(".")[0]):
-            parts = [p for p in name.split("_") if p]
-            close = timm.list_models(f"*{parts[0] if parts else ''}*")[:8]
-            raise ValueError(
-                f"{_key('NAME')} is '{name}', which timm {timm.__version__} does not have. "
-                f"Similar: {', '.join(close) or 'none'}."
-            )
         if weights and pretrained:
             raise ValueError(
                 f"{_key('PRETRAINED')} is True and {_key('WEIGHTS')} is "
                 f"'{weights}'; only one of them can be what to start from."
             )
-        state = _read_weights(weights) if weights else None
-        try:
-            # timm itself leads a state dict to the names of the model without its head
-            self.body = timm.create_model(
-                name,
-                pretrained=pretrained or bool(weights),
-                features_only=True,
-                **({"pretrained_cfg_overlay": {"state_dict": dict(state)}} if weights else {}),
-            )
-        except (AssertionError, AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"'{name}' ({_key('NAME')}) cannot be built with feature maps: {error}"
-            ) from error
-        if weights:
-            _check_taken(self.body, state, weights, name)
+        timm = _import_timm(name)
+        self.body = _make_body(timm, name, pretrained, weights)
         if norm == "FrozenBN":
             self.body = timm.layers.freeze_batch_norm_2d(self.body)
         elif norm == "SyncBN":
@@ -117,6 +91,45 @@ class TimmBackbone(Backbone):
 def _key(name: str) -> str:
     """What the user calls a setting."""
     return called(f"MODEL.TIMM.{name}")
+
+
+def _import_timm(name: str) -> ModuleType:
+    """timm, which has a model of this name."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"The backbone '{name}' ({_key('NAME')}) comes from timm, which is not "
+            "installed: pip install timm."
+        ) from error
+    if not timm.is_model(name.split(".")[0]):
+        parts = [p for p in name.split("_") if p]
+        close = timm.list_models(f"*{parts[0] if parts else ''}*")[:8]
+        raise ValueError(
+            f"{_key('NAME')} is '{name}', which timm {timm.__version__} does not have. "
+            f"Similar: {', '.join(close) or 'none'}."
+        )
+    return timm
+
+
+def _make_body(timm: ModuleType, name: str, pretrained: bool, weights: str) -> nn.Module:
+    """timm's model, which returns its feature maps."""
+    state = _read_weights(weights) if weights else None
+    try:
+        # timm itself leads a state dict to the names of the model without its head
+        body = timm.create_model(
+            name,
+            pretrained=pretrained or bool(weights),
+            features_only=True,
+            **({"pretrained_cfg_overlay": {"state_dict": dict(state)}} if weights else {}),
+        )
+    except (AssertionError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"'{name}' ({_key('NAME')}) cannot be built with feature maps: {error}"
+        ) from error
+    if weights:
+        _check_taken(body, state, weights, name)
+    return body
 
 
 def _read_weights(path: str) -> Dict[str, torch.Tensor]:
