@@ -19,6 +19,7 @@ from ..distillers.base import at_least_fp32
 from .features import FeatureTap, Maps, Size, Tapped, check_input, check_maps, crop
 from .heads.teacher_heads import Calls
 from .losses import (
+    Losses,
     Terms,
     add_terms,
     check_terms,
@@ -59,7 +60,7 @@ def run_step(
         TypeError, ValueError: what the student or the teacher did cannot be distilled; says why.
     """
     labelled, unlabelled = split_call(ForwardArguments(args, kwargs))
-    call = partial(_call_student, model, forward, *labelled.args, **labelled.kwargs)
+    call = partial(_call_student, model, forward, labelled)
     if not torch.is_grad_enabled():  # nothing to distil, nor to measure
         return call()
     model._skd.unlabelled |= unlabelled is not None
@@ -69,32 +70,39 @@ def run_step(
         return _run_between(model, call, [*ended, *([TERM] if model._skd.unlabelled else [])])
     if not _distils_now(model):
         return _run_between(model, call)
-    batch = _read_batch(model.distiller, labelled.values)
-    wait_for_teacher = model.teacher.start(batch.inputs, model._skd.input_format)
-    heads = model._skd.heads
-    try:
-        with heads.watch(model) if heads else nullcontext() as calls:
-            output, student = _tap_student(model, call)
-    except FloatingPointError:  # of Detectron2's proposals, which are not finite here
-        _abstain(model)
-        raise
+    output, losses = _run_distilling(model, call, labelled)
+    if unlabelled is not None:
+        losses = add_terms(losses, _distil_unlabelled(model, forward, unlabelled))
+    return write_losses(output, losses)
+
+
+def _run_distilling(
+    model: nn.Module, call: Callable[[], Any], arguments: ForwardArguments
+) -> Tuple[Any, Losses]:
+    """
+    A step that distils, on images with labels.
+
+    Args:
+        call: runs the student; arguments: what it does so with.
+
+    Returns:
+        What the student returns, and its losses with the distiller's terms.
+    """
+    batch, wait_for_teacher = _start_teacher(model, arguments)
+    output, student, calls = _run_student(model, call)
     teacher = wait_for_teacher()
     losses = read_losses(output)
-    _check_pairs(model, student, teacher, batch)
-    maps = {name: student.maps[name] for name in pairs_of(model)}
+    maps = _paired_maps(model, student, teacher, batch)
     seen = _begin_balance(model, maps)
     aligned = _align(model, seen, teacher.maps)
     terms = _distil(model.distiller, *aligned, batch)
-    if heads is not None:
+    if model._skd.heads is not None:
         terms = {**terms, **_distil_heads(model, calls, teacher.maps)}
     own = sum_losses(losses)
     terms = _balance_terms(model, own, maps, terms, seen)
     _keep_metrics(model, own, terms)
     _show_maps(model, batch, *aligned)
-    losses = add_terms(losses, terms)
-    if unlabelled is not None:
-        losses = add_terms(losses, _distil_unlabelled(model, forward, unlabelled))
-    return write_losses(output, losses)
+    return output, add_terms(losses, terms)
 
 
 def _distils_now(model: nn.Module) -> bool:
@@ -178,13 +186,32 @@ def _object_boxes(distiller: Distiller, inputs: List[Dict[str, Any]]) -> List[to
     return [b.tensor.clone() for b in boxes]
 
 
-def _call_student(model: nn.Module, forward: Callable, /, *args: Any, **kwargs: Any) -> Any:
+def _start_teacher(
+    model: nn.Module, arguments: ForwardArguments
+) -> Tuple[_Batch, Callable[[], Tapped]]:
+    """The batch, and a function that waits for the teacher's maps of it."""
+    batch = _read_batch(model.distiller, arguments.values)
+    return batch, model.teacher.start(batch.inputs, model._skd.input_format)
+
+
+def _call_student(model: nn.Module, forward: Callable, arguments: ForwardArguments) -> Any:
     """A student that calls itself in its forward calls what it is without distillation."""
     model._skd.running = True
     try:
-        return forward(*args, **kwargs)
+        return forward(*arguments.args, **arguments.kwargs)
     finally:
         model._skd.running = False
+
+
+def _run_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped, Optional[Calls]]:
+    """What the student returns, its maps, and what its watched heads were called with."""
+    heads = model._skd.heads
+    try:
+        with heads.watch(model) if heads else nullcontext() as calls:
+            return (*_tap_student(model, call), calls)
+    except FloatingPointError:  # of Detectron2's proposals, which are not finite here
+        _abstain(model)
+        raise
 
 
 def _tap_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped]:
@@ -212,12 +239,14 @@ def _check_gradient(module: nn.Module, maps: Maps, key: str) -> None:
         )
 
 
-def _check_pairs(model: nn.Module, student: Tapped, teacher: Tapped, batch: _Batch) -> None:
+def _paired_maps(model: nn.Module, student: Tapped, teacher: Tapped, batch: _Batch) -> Maps:
+    """The student's maps that have a partner, once both sides are what was paired."""
     pairs = pairs_of(model).values()
     check_maps(student, {p.student_name: p.student for p in pairs}, batch.sizes, "student")
     check_maps(teacher, {p.teacher_name: p.teacher for p in pairs}, batch.sizes, "teacher")
     if student.input is not None:
         check_input(student.input, batch.sizes, model, "student")
+    return {name: student.maps[name] for name in pairs_of(model)}
 
 
 def _align(model: nn.Module, student: Maps, teacher: Maps) -> Tuple[Maps, Maps]:
@@ -275,16 +304,13 @@ def _distil_unlabelled(model: nn.Module, forward: Callable, call: ForwardArgumen
     ones have. The step's random numbers remain those of a step without such images.
     """
     check_needs_no_boxes(model.distiller, "marked as such in the batch")
-    batch = _read_batch(model.distiller, call.values)
-    run = partial(_call_student, model, forward, *call.args, **call.kwargs)
+    run, balance = partial(_call_student, model, forward, call), model.distiller.balance
     module, key = model.get_submodule(model._skd.features), called("MODEL.STUDENT.FEATURES")
     with own_random_numbers(next(model.parameters()).device), without_statistics(model):
-        wait_for_teacher = model.teacher.start(batch.inputs, model._skd.input_format)
+        batch, wait_for_teacher = _start_teacher(model, call)
         student = tap_and_stop(module, key, run).read()
         teacher = wait_for_teacher()
-        _check_pairs(model, student, teacher, batch)
-        maps = {name: student.maps[name] for name in pairs_of(model)}
-        balance = model.distiller.balance
+        maps = _paired_maps(model, student, teacher, batch)
         seen = maps if balance is None else balance.shown(maps)
         terms = _distil(model.distiller, *_align(model, seen, teacher.maps), batch)
     terms = terms if balance is None else balance.weigh(terms)
