@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skd import DistillRCNN, add_skd_config, distill, register_coco, train_net
-from skd.config import is_lazy_file, lazy, merge_file, read_config
+from skd.config import is_lazy_file, lazy_config, merge_file, read_config
 from skd.config.safe_yaml import (
     MAX_BYTES,
     MAX_FILE_DEPTH,
@@ -24,7 +24,7 @@ from skd.config.safe_yaml import (
     read_yaml,
     read_yaml_with_base,
 )
-from skd.config.yaml import override
+from skd.config.yaml_config import override
 from skd.modeling.teacher import build_teacher
 from skd.runtime.trust import TRUST_VARIABLE
 from skd.study.compare.design import Study
@@ -81,7 +81,7 @@ def write(folder, **files):
 def test_files_that_run_code_are_refused_and_named(attack, tmp_path):
     marker = tmp_path / "marker"
     evil = write(tmp_path, evil=ATTACKS[attack].format(marker=marker))
-    for read in (lambda path: merge_file(config(), path), read_yaml, lazy.read):
+    for read in (lambda path: merge_file(config(), path), read_yaml, lazy_config.read):
         with pytest.raises(UnsafeConfigError, match=f"evil.yaml', line .* code.*{TRUST_VARIABLE}"):
             read(evil)
     assert not marker.exists()
@@ -362,7 +362,7 @@ OUTPUT_DIR: {folder}/out
 @pytest.mark.parametrize("kind", ["py", "yaml"])
 @pytest.mark.parametrize("word", ["--teacher", "option", "variable", "--trust-lazy", "Python"])
 def test_these_are_the_users_word(word, kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(lazy, "_allowed", set())
+    monkeypatch.setattr(lazy_config, "_allowed", set())
     path, marker = lazy_file(tmp_path, kind)
     cfg = student(path)
     if word == "--teacher":
@@ -429,8 +429,10 @@ def test_options_in_a_yaml_change_no_target(option, tmp_path):
 
 
 def test_options_in_a_yaml_change_values():
-    cfg = lazy.read(os.path.join(ROOT, "configs", "COCO-Detection", "skd_fcos_R_50_FPN_1x.py"))
-    cfg = lazy.override_values(cfg, ["train.max_iter=3"], "MODEL.TEACHER.OPTS")
+    cfg = lazy_config.read(
+        os.path.join(ROOT, "configs", "COCO-Detection", "skd_fcos_R_50_FPN_1x.py")
+    )
+    cfg = lazy_config.override_values(cfg, ["train.max_iter=3"], "MODEL.TEACHER.OPTS")
     assert cfg.train.max_iter == 3
 
 
@@ -456,11 +458,11 @@ def test_lazy_files_are_told_by_what_they_hold(text, expected, tmp_path):
 
 def test_a_saved_lazy_config_is_read_back(tmp_path):
     name = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py"
-    cfg = lazy.read(os.path.join(os.path.dirname(model_zoo.__file__), "configs", name))
+    cfg = lazy_config.read(os.path.join(os.path.dirname(model_zoo.__file__), "configs", name))
     saved = str(tmp_path / "config.yaml")
-    lazy.LazyConfig.save(cfg, saved)
+    lazy_config.LazyConfig.save(cfg, saved)
     assert is_lazy_file(saved)
-    assert read_config(saved) == lazy.LazyConfig.load(saved)
+    assert read_config(saved) == lazy_config.LazyConfig.load(saved)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "a b", "/etc/x"])

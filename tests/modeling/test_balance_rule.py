@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 
 from skd import DISTILLER_REGISTRY, DistillRCNN, GradientBalance, detach
-from skd.config import lazy
+from skd.config import lazy_config
 from skd.modeling.parts import distilling_parts
 from skd.modeling.teacher import build_teacher
 from tests.helpers import distilling, tiny_config
@@ -33,7 +33,7 @@ def yaml_parts(cfg, method, preset, switch):
 
 def lazy_parts(cfg, method, preset, switch):
     cfg = OmegaConf.create({"model": {}, "train": {"max_iter": 7}})
-    lazy.distill(cfg, "teacher.yaml")
+    lazy_config.distill(cfg, "teacher.yaml")
     target = DISTILLER_REGISTRY.get(method)
     options = [f"model.distiller._target_={target.__module__}.{method}"]
     options += [f"model.distiller.preset={preset}"] if preset else []

@@ -37,7 +37,7 @@ from skd import (
     student_config,
     student_of,
 )
-from skd.config import yaml
+from skd.config import yaml_config
 from skd.config.naming import LAZY, written_as
 from skd.modeling.attach import _reserved
 from tests.helpers import TERMS, batch, distilling, environment, read, tiny_config
@@ -717,17 +717,17 @@ def test_a_subclass_in_a_yaml_config(teacher_files):
     META_ARCH_REGISTRY.register(Counts)
     try:
         cfg.MODEL.META_ARCHITECTURE = "Counts"
-        assert yaml.is_distilling(cfg)
+        assert yaml_config.is_distilling(cfg)
         assert student_config(cfg).MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
         model = build_model(cfg)
         assert set(step(model)) > set(TERMS) and model.steps == 1
         assert isinstance(pickle.loads(pickle.dumps(model)), Counts)
         again = cfg.clone()
-        yaml.distill(again, *teacher_files)
+        yaml_config.distill(again, *teacher_files)
         assert again.MODEL.META_ARCHITECTURE == "Counts"
         cfg.MODEL.TEACHER.CONFIG_FILE = ""
         with pytest.raises(ValueError, match="META_ARCHITECTURE is Counts, and MODEL.TEACHER"):
-            yaml.check_teacher(cfg)
+            yaml_config.check_teacher(cfg)
         cfg.MODEL.STUDENT.META_ARCHITECTURE = "Counts"
         with pytest.raises(ValueError, match="STUDENT.META_ARCHITECTURE is 'Counts'; it must"):
             build_model(cfg)

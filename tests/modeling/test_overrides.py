@@ -20,7 +20,7 @@ from skd import (
     train_net,
     use_project,
 )
-from skd.config import projects, yaml
+from skd.config import projects, yaml_config
 from skd.distillers.pkd import PKD
 from skd.modeling.partial_forward import given_shapes
 from tests.helpers import batch
@@ -220,7 +220,7 @@ def test_a_yaml_file_alone_imports_nothing(way, tmp_path):
 def test_these_are_the_users_word(word, way, tmp_path, shapes):
     cfg = config_of(tmp_path)
     if word == "option":
-        yaml.override(cfg, ["MODEL.TEACHER.PREPROCESS", "toy_way:Way.prepare"])
+        yaml_config.override(cfg, ["MODEL.TEACHER.PREPROCESS", "toy_way:Way.prepare"])
     elif word == "project":
         use_project("toy_way")
     elif word == "--trust-lazy":

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from skd import student_config
-from skd.config import yaml
+from skd.config import yaml_config
 from skd.distillers import GradientBalance
 from skd.engine import SKDTrainer, beside_training, describe
 from skd.runtime import lock, record
@@ -327,7 +327,7 @@ def test_an_evaluation_beside_a_training_writes_to_a_folder_of_its_own(base, tmp
 
 @pytest.mark.parametrize("before", [True, False])
 def test_distilling_goes_on_as_distilling_only(base, before):
-    configs = base, yaml.student_config(base, keep_settings=True)
+    configs = base, yaml_config.student_config(base, keep_settings=True)
     first, second = configs if before else configs[::-1]
     train(first)
     trainer = SKDTrainer(second)

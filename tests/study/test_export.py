@@ -17,8 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from skd import distill, student_config
-from skd.config import lazy
-from skd.config.yaml import save_trained_student
+from skd.config import form_of
 from skd.modeling.load import load_in_full
 from skd.study.common.command import RunError
 from skd.study.export import compare, matches, output_names, traceable
@@ -106,7 +105,7 @@ def test_the_student_of_a_lazy_config(shapes, tmp_path, monkeypatch, capsys):
     weights, config = str(tmp_path / "model_final.pth"), str(tmp_path / "student.yaml")
     torch.save({"model": instantiate(cfg.model).state_dict()}, weights)
     distill(cfg, "teacher.yaml")
-    lazy.save_trained_student(cfg, weights, config)
+    form_of(cfg).save_trained_student(cfg, weights, config)
     args = ["--format", "torchscript", "--sample-image", images(shapes)[0], "--output", tmp_path]
     assert run(monkeypatch, config, *args) == 0  # its weights are named in the config
     assert "of them as the model's" in capsys.readouterr().out
@@ -191,7 +190,7 @@ def test_a_student_with_a_timm_backbone_where_this_project_is_not(shapes, tmp_pa
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     _, weights = save_detector(cfg, tmp_path)
     config = str(tmp_path / "student.yaml")
-    save_trained_student(cfg, weights, config)
+    form_of(cfg).save_trained_student(cfg, weights, config)
     image, out = str(images(shapes)[0]), str(tmp_path / "found.pth")
     (code,) = python_blocks("docs/detectors.md")
     program = PLAIN.format(code=code, config=config, image=image, out=out)

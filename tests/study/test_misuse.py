@@ -12,7 +12,7 @@ import yaml
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 
-from skd.config import distill, lazy, read_config
+from skd.config import distill, lazy_config, read_config
 from skd.config.safe_yaml import UnsafeConfigError
 from skd.data import register_shapes
 from skd.distillers import DISTILLER_REGISTRY
@@ -185,7 +185,7 @@ def test_a_lazy_student_gets_the_method_of_its_name(name, tmp_path):
     (tmp_path / "c.py").write_text("model = {}\ntrain = dict(max_iter=5)\n")
     cfg = LazyConfig.load(str(tmp_path / "c.py"))
     distill(cfg, "t.yaml", "w")
-    cfg = lazy.override(cfg, lazy_options("MODEL.DISTILLER.NAME", name))
+    cfg = lazy_config.override(cfg, lazy_options("MODEL.DISTILLER.NAME", name))
     assert list(cfg.model.distiller) == ["_target_"]
     assert locate(cfg.model.distiller._target_) is DISTILLER_REGISTRY.get(name)
 

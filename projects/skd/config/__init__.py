@@ -6,8 +6,8 @@ either form of config.
     methods.py       MODEL.DISTILLER, and the methods that it describes
     run_settings.py  a run's settings, each declared once for both forms
 
-    yaml.py          the verbs of a YAML config
-    lazy.py          the same verbs of a LazyConfig
+    yaml_config.py   the verbs of a YAML config
+    lazy_config.py   the same verbs of a LazyConfig
     safe_yaml.py     YAML as data: reads every .yaml
     pipe.py          a config that comes through a pipe
     projects.py      other Detectron2 projects: --project
@@ -23,12 +23,12 @@ from detectron2.config import CfgNode
 from omegaconf import DictConfig
 from torch import nn
 
-from . import lazy, projects, yaml
+from . import lazy_config, projects, yaml_config
 from .built import keep
 from .keys import META_ARCHITECTURE, add_skd_config
 from .projects import use_project
 from .safe_yaml import outline
-from .yaml import is_distilling_class, merge_file
+from .yaml_config import is_distilling_class, merge_file
 
 Config = Union[CfgNode, DictConfig]
 
@@ -65,8 +65,8 @@ def is_lazy_file(path: str) -> bool:
 
 def form_of(cfg: Config) -> ModuleType:
     """
-    The module with the verbs for this form of config, :mod:`yaml` or :mod:`lazy`. Both have, with
-    the same arguments:
+    The module with the verbs for this form of config, :mod:`yaml_config` or :mod:`lazy_config`.
+    Both have, with the same arguments:
 
     - ``read``, ``override``: a file, and options of the command line on it;
     - ``check``, ``check_training``, ``check_teacher``: errors before a run;
@@ -74,7 +74,7 @@ def form_of(cfg: Config) -> ModuleType:
     - ``is_distilling``, ``distill``, ``student_config``, ``save_trained_student``: see below;
     - ``output_dir``, ``image_format``, ``test_mapper``, ``schedule_by_length``: what it says.
     """
-    return yaml if isinstance(cfg, CfgNode) else lazy
+    return yaml_config if isinstance(cfg, CfgNode) else lazy_config
 
 
 def read_config(path: str) -> Config:
@@ -82,7 +82,7 @@ def read_config(path: str) -> Config:
     A LazyConfig, or a YAML file on Detectron2's defaults and the keys of this project and of those
     in use.
     """
-    return (lazy if is_lazy_file(path) else yaml).read(path)
+    return (lazy_config if is_lazy_file(path) else yaml_config).read(path)
 
 
 def is_distilling(cfg: Config) -> bool:

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import run_settings, student_config
-from ..config.lazy import made_by
+from ..config.lazy_config import made_by
 from ..config.naming import setting_to, written_as
 from ..runtime.words import shown
 from . import records

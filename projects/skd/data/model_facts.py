@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import RandomFlip
 from omegaconf import DictConfig, OmegaConf
 
-from ..config.lazy import made_by
+from ..config.lazy_config import made_by
 
 _AUGMENTATIONS = "dataloader.train.mapper.augmentations"
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..config import run_settings
-from ..config.lazy import check, check_teacher, image_format, is_distilling, made_by
+from ..config.lazy_config import check, check_teacher, image_format, is_distilling, made_by
 from ..config.naming import LAZY, written_as
 from ..modeling.build_detector import DetectorSource, build_detector
 from ..modeling.classes import class_names

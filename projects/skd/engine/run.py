@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim import Optimizer
 
-from ..config import Config, form_of, lazy
+from ..config import Config, form_of, lazy_config
 from ..config.naming import LAZY, YAML, called, setting_to, written_as
 from ..config.run_settings import RunSettings, as_mapping, form_name, keys_of, settings
 from ..modeling.student_class import balance_of
@@ -129,7 +129,7 @@ def check(run: Run, training: bool = True) -> None:
 def _check(run: Run, training: bool) -> None:
     if training:
         if run.form == LAZY:
-            lazy.check_training(run.cfg)
+            lazy_config.check_training(run.cfg)
         _check_values(run)
         _check_best_metric(run)
         _check_trackers(run)

@@ -14,7 +14,7 @@ from torch import nn
 from ..config import is_distilling, run_settings, student_config
 from ..config.keys import DISTILS
 from ..config.naming import YAML
-from ..config.yaml import check_teacher
+from ..config.yaml_config import check_teacher
 from ..modeling.build_detector import DetectorSource, build_detector
 from .run import Run
 from .teacher_quality import TeacherEvaluation, teacher_evaluation

@@ -11,11 +11,11 @@ from ..config import (
     Config,
     form_of,
     is_lazy_file,
-    lazy,
+    lazy_config,
     projects,
     run_settings,
     student_config,
-    yaml,
+    yaml_config,
 )
 from ..config.built import find_built
 from ..config.naming import called
@@ -136,12 +136,14 @@ def _load_config(source: DetectorSource, path: str) -> Config:
             projects.load_project(project)
         _check_opts(opts, opts, "'key=value'")
         if not source.from_yaml:
-            return student_config(lazy.override(lazy.read(path), opts))
-        lazy.check_allowed(source.config_file, path, "MODEL.TEACHER.CONFIG_FILE")
-        return student_config(lazy.override_values(lazy.read(path), opts, "MODEL.TEACHER.OPTS"))
+            return student_config(lazy_config.override(lazy_config.read(path), opts))
+        lazy_config.check_allowed(source.config_file, path, "MODEL.TEACHER.CONFIG_FILE")
+        return student_config(
+            lazy_config.override_values(lazy_config.read(path), opts, "MODEL.TEACHER.OPTS")
+        )
     _check_opts(opts, opts[::2], "KEY, VALUE")
     try:
-        cfg = yaml.read(path, source.projects)
+        cfg = yaml_config.read(path, source.projects)
         cfg.merge_from_list(opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         given = f" with {called('MODEL.TEACHER.OPTS')} {opts}" if opts else ""

@@ -12,7 +12,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import Config, distill, form_of, read_config, run_settings
-from ..config.lazy import allow
+from ..config.lazy_config import allow
 from ..data import check_datasets
 from ..distillers import DISTILLER_REGISTRY
 from ..distillers.balance import split_losses

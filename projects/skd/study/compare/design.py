@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any, Container, Dict, List, Sequence, Set, Tuple
 
-from ...config import distill, is_distilling, is_lazy_file, lazy, read_config
+from ...config import distill, is_distilling, is_lazy_file, lazy_config, read_config
 from ...config.methods import build_distiller
 from ...config.safe_yaml import read_yaml
 from ...engine.run import check_registered
@@ -188,10 +188,10 @@ class Study:
         """Read every config as train_net will. Raises ValueError, KeyError or OSError."""
         for teacher in self.teachers.values():
             if is_url(teacher.config) and is_lazy_file(teacher.config):
-                lazy.check_allowed(teacher.config, teacher.config, "A teacher's config")
+                lazy_config.check_allowed(teacher.config, teacher.config, "A teacher's config")
         for run in self.by_folder.values():
             if is_lazy_file(run.config):
-                lazy.check_allowed(run.config, run.config, "A detector's config")
+                lazy_config.check_allowed(run.config, run.config, "A detector's config")
                 run.command()  # or an error: keys without a counterpart
                 continue  # Python: train_net tells
             cfg = read_config(run.config)

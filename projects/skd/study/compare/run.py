@@ -7,7 +7,7 @@ import sys
 from typing import Any, Dict, List, Tuple
 
 from ...config import is_lazy_file, read_config
-from ...config.lazy import allow
+from ...config.lazy_config import allow
 from ...runtime.lock import acquire
 from ..common.command import set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads

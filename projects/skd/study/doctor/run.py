@@ -5,7 +5,7 @@ import argparse
 from detectron2.config import CfgNode
 
 from ...config import distill, form_of, is_distilling, read_config
-from ...config.lazy import allow
+from ...config.lazy_config import allow
 from ...config.naming import YAML, written_as
 from ...engine.run import check_device
 from ..common.command import set_up

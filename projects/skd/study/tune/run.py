@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from detectron2.config import CfgNode
 
 from ...config import distill, is_distilling, is_lazy_file, read_config
-from ...config.lazy import allow
+from ...config.lazy_config import allow
 from ...runtime import lock
 from ..common.command import RunError, set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus

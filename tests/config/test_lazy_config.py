@@ -6,7 +6,7 @@ import os
 import pytest
 from detectron2.config import LazyConfig
 
-from skd.config import lazy, yaml
+from skd.config import lazy_config, yaml_config
 
 OWN = """
 import torch
@@ -25,7 +25,7 @@ def test_a_student_that_no_file_can_hold_is_not_written(made_by, kept, tmp_path,
     (tmp_path / "own.py").write_text(OWN.replace("MAKE", made_by))
     cfg, out = LazyConfig.load(str(tmp_path / "own.py")), tmp_path / "out"
     out.mkdir()
-    lazy.save_trained_student(cfg, "w.pth", str(out / "student.yaml"))
+    lazy_config.save_trained_student(cfg, "w.pth", str(out / "student.yaml"))
     assert os.listdir(out) == kept
     assert ("your own .py file and train.init_checkpoint=w.pth" in caplog.text) == (not kept)
 
@@ -38,8 +38,10 @@ def verbs(form):
 
 def test_both_forms_have_the_same_verbs():
     """form_of(cfg).VERB is for either form; what one has besides is for who knows the form."""
-    assert verbs(yaml) - verbs(lazy) == {"merge_file", "is_distilling_class"}
-    assert verbs(lazy) - verbs(yaml) == {"allow", "check_allowed", "override_values", "made_by"}
-    for name in verbs(yaml) & verbs(lazy):
-        given = [list(inspect.signature(getattr(x, name)).parameters) for x in (yaml, lazy)]
+    yaml, lazy = verbs(yaml_config), verbs(lazy_config)
+    assert yaml - lazy == {"merge_file", "is_distilling_class"}
+    assert lazy - yaml == {"allow", "check_allowed", "override_values", "made_by"}
+    for name in yaml & lazy:
+        both = (getattr(form, name) for form in (yaml_config, lazy_config))
+        given = [list(inspect.signature(verb).parameters) for verb in both]
         assert given[0][: len(given[1])] == given[1], name

@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from . import lazy, projects, run_settings
+from . import lazy_config, projects, run_settings
 from .keys import (
     DISTILS,
     META_ARCHITECTURE,
@@ -153,7 +153,7 @@ def trust(cfg: CN, keys: Sequence[str] = NAME_CODE) -> None:
     """
     teacher = cfg.MODEL.TEACHER
     if TEACHER_KEY in keys:
-        lazy.allow(teacher.CONFIG_FILE)
+        lazy_config.allow(teacher.CONFIG_FILE)
     if TEACHER_PROJECTS_KEY in keys:
         projects.allow(teacher.PROJECTS)
     if PREPROCESS_KEY in keys:
@@ -216,7 +216,7 @@ def distill(cfg: CN, teacher: str, weights: str = "", extra_projects: Sequence[s
         cfg.MODEL.STUDENT.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
         cfg.MODEL.META_ARCHITECTURE = META_ARCHITECTURE
     cfg.MODEL.TEACHER.CONFIG_FILE = teacher
-    lazy.allow(teacher)
+    lazy_config.allow(teacher)
     cfg.MODEL.TEACHER.WEIGHTS = weights
     if extra_projects:
         projects.allow(extra_projects)
