@@ -81,17 +81,27 @@ def _speed(folder: str) -> str:
 
 
 def _gpu(folder: str) -> str:
-    if not os.path.exists(os.path.join(folder, "gpu.json")):
-        return "**It was not run yet**: no GPU was at hand."
-    day = _read(folder, "gpu.json")
+    """What its benchmark measured."""
+    day = _gpu_day(folder)
+    rows = day["rows"]
+    return f"{bench_table(rows)}\n\nOn {machine_line(rows)}." if rows else NOT_RUN
+
+
+def _gpu_tests(folder: str) -> str:
+    """How its parts ended, and each test."""
+    day = _gpu_day(folder)
     parts = [[p["name"], p["status"], f"{p['seconds']:.0f}"] for p in day["parts"]]
     tests = [[t["name"], t["outcome"], f"{t['seconds']:.1f}"] for t in day["tests"]]
-    tables = [tabulate(parts, ["part", "", "seconds"], tablefmt="github")]
-    if tests:
-        tables.append(tabulate(tests, ["test", "", "seconds"], tablefmt="github"))
-    if day["rows"]:
-        tables += [bench_table(day["rows"]), f"On {machine_line(day['rows'])}."]
-    return "\n\n".join(tables)
+    named = (("part", parts), ("test", tests))
+    tables = [
+        tabulate(rows, [name, "", "seconds"], tablefmt="github") for name, rows in named if rows
+    ]
+    return "\n\n".join(tables) or NOT_RUN
+
+
+def _gpu_day(folder: str) -> Dict[str, Any]:
+    known = os.path.exists(os.path.join(folder, "gpu.json"))
+    return _read(folder, "gpu.json") if known else {"parts": [], "tests": [], "rows": []}
 
 
 def _pictures(folder: str) -> List[str]:
@@ -123,6 +133,7 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "carparts": _carparts,
     "bench": _bench,
     "gpu": _gpu,
+    "gpu_tests": _gpu_tests,
     "speed": _speed,
     "gains": gains_table,
     "sizes": sizes_table,
