@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from typing import List
+from typing import Dict, List, Tuple
 
 from ..data import register_shapes
 from .common import pictures
@@ -31,45 +31,57 @@ def demo(args: argparse.Namespace) -> None:
         RunError: a run failed.
     """
     start = time.monotonic()
-    others = set(os.listdir(args.output)) - {*MODELS, *FILES} if os.path.exists(args.output) else {}
-    if others:
-        raise ValueError(
-            f"{args.output} holds more than a demo ({min(others)}): name another folder"
-        )
-    shutil.rmtree(args.output, ignore_errors=True)  # an earlier demo's curves would mix in
-
-    students = ["SEED", str(args.seed), *args.opts]
+    _remove_earlier(args.output)
     folder = {name: os.path.join(args.output, name) for name in MODELS}
+    runs = _train(args, folder)
+    results = {name: read_ap(path) for name, path in folder.items()}
+    path = os.path.join(args.output, "results.json")
+    write_text(path, json.dumps(results, indent=2) + "\n")
+    print("Drawing pictures ...", flush=True)
+    register_shapes()
+    header, rows = _table(results, pictures.draw_all(args.output, folder))
+    _write_report(args, runs, markdown_table(header, rows), time.monotonic() - start)
+    print(f"Everything is in {args.output}; start with report.md.")
+    print_table("Built-in dataset, validation split", header, rows)
+
+
+def _remove_earlier(output: str) -> None:
+    """An earlier demo, whose curves would mix in."""
+    others = set(os.listdir(output)) - {*MODELS, *FILES} if os.path.exists(output) else {}
+    if others:
+        raise ValueError(f"{output} holds more than a demo ({min(others)}): name another folder")
+    shutil.rmtree(output, ignore_errors=True)
+
+
+def _train(args: argparse.Namespace, folder: Dict[str, str]) -> List[ChildRun]:
+    """Train both students and evaluate the teacher: the runs, which have ended."""
+    options = ["SEED", str(args.seed), *args.opts]
+    student = find_file(f"{CONFIGS}/student.yaml")
     teacher, weights = find_file(f"{CONFIGS}/teacher.yaml"), find_file(f"{CONFIGS}/teacher.pth")
     # as flags, because a config's paths are the checkout's
-    flags = ["--teacher", teacher, "--teacher-weights", weights]
-    student, given = find_file(f"{CONFIGS}/student.yaml"), {"baseline": [], "distilled": flags}
+    flags = {"distilled": ["--teacher", teacher, "--teacher-weights", weights], "baseline": []}
     runs = [
-        ChildRun(name, student, folder[name], args.iterations, students, more)
-        for name, more in reversed(given.items())
+        ChildRun(name, student, folder[name], args.iterations, options, more)
+        for name, more in flags.items()
     ]
     # trained already, so only evaluated
     runs.append(ChildRun("teacher", teacher, folder["teacher"], 0, ["MODEL.WEIGHTS", weights]))
     print("Training the baseline and the distilled student side by side ...", flush=True)
     run_all(runs, jobs=min(len(runs), cores()))
     shutil.copy(weights, os.path.join(folder["teacher"], "model_final.pth"))
+    return runs
 
-    results = {name: read_ap(path) for name, path in folder.items()}
-    path = os.path.join(args.output, "results.json")
-    write_text(path, json.dumps(results, indent=2) + "\n")
-    print("Drawing pictures ...", flush=True)
-    register_shapes()
-    seconds = pictures.draw_all(args.output, folder)
 
+def _table(
+    results: Dict[str, Dict[str, float]], seconds: Dict[str, float]
+) -> Tuple[List[str], List[List[str]]]:
+    """Header and rows: AP and time of each model, and the gain."""
     header = ["model", *TASKS.values(), "ms / image"]
     rows = [
         [n, *(f"{results[n][t]:.1f}" for t in TASKS), f"{1000 * seconds[n]:.0f}"] for n in results
     ]
     gain = [f"{results['distilled'][t] - results['baseline'][t]:+.1f}" for t in TASKS]
-    rows.append(["gain by distillation", *gain, ""])
-    _write_report(args, runs, markdown_table(header, rows), time.monotonic() - start)
-    print(f"Everything is in {args.output}; start with report.md.")
-    print_table("Built-in dataset, validation split", header, rows)
+    return header, [*rows, ["gain by distillation", *gain, ""]]
 
 
 def _write_report(

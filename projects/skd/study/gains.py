@@ -10,11 +10,10 @@ from tabulate import tabulate
 
 from .common.figures import draw_intervals, save
 from .common.metrics import METRICS
-from .common.result_files import BASELINE, counted_ap, read_lines
+from .common.result_files import BASELINE, Row, counted_ap, read_lines
 from .common.statistics import interval, verdict
 from .common.tables import NOT_RUN
 
-Row = Dict[str, Any]
 FLAG = "SKD"  # the method of runs with --teacher and nothing else
 TEACHER_LEAD = 4.0  # AP above the baseline, by docs/results/real/PROTOCOL.md
 # Below docs/results: the folder of a study, and what its pairs are called.

@@ -1,10 +1,11 @@
 """What a healthy training's log looks like, and a sick one's: for docs/reading_the_log.md."""
 
 import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 from .common.figures import save
 from .common.metrics import read_metrics
+from .common.result_files import Row
 
 FOLDER = "log"  # below docs/results; of each run a folder with its metrics.json
 SHARE, COSINE = "distill/share_", "distill/cosine_"
@@ -13,7 +14,6 @@ SICK = {
     "frozen": "the student's backbone frozen",
     "normalization": "the teacher's normalization wrong",
 }
-Row = Dict[str, Any]
 
 
 def draw_healthy(folder: str, path: str) -> bool:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from importlib import metadata
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Optional
 
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
@@ -21,10 +21,9 @@ from ..runtime.record import file_sha256
 from .common.metrics import METRICS, main_metrics, scores
 from .common.models import Model, load_models
 from .common.pictures import as_label, plt
-from .common.result_files import add_line, read_lines, write_text
+from .common.result_files import Row, add_line, read_lines, write_text
 from .common.tables import markdown_table, print_table
 
-Row = Dict[str, Any]
 TITLES = {key.split("/")[0]: title for key, title in METRICS.items()}  # of tasks
 
 

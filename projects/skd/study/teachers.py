@@ -13,7 +13,7 @@ from .common.tables import NOT_RUN
 
 AP = "bbox/AP"
 # Below docs/results: the folder of a study, and what its images are called.
-STUDIES = {"real/carparts": "car parts", "study": "shapes, from scratch"}
+TEACHER_STUDIES = {"real/carparts": "car parts", "study": "shapes, from scratch"}
 
 
 def teachers_table(folder: str) -> str:
@@ -28,7 +28,7 @@ def teachers_table(folder: str) -> str:
     """
     header = ["", "teacher", "its box AP", "above the baseline", "seeds", "student's gain"]
     rows = []
-    for study, title in STUDIES.items():
+    for study, title in TEACHER_STUDIES.items():
         runs = read_lines(os.path.join(folder, study, "results.jsonl"))
         students = [row for row in runs if row["method"] not in ("teacher", BASELINE)]
         for detector, method in dict.fromkeys((r["detector"], r["method"]) for r in students):

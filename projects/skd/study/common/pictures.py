@@ -33,11 +33,6 @@ STRIDE = 8  # of the map whose attention is shown, where there is one: P3
 SCALE = 3  # enlargement of the small images
 MIN_SCORE = 0.4  # of predictions shown
 PROPOSALS = 20  # shown, of a network that has nothing else
-TITLES = {
-    "teacher": "teacher",
-    "baseline": "baseline",
-    "distilled": "distilled",
-}
 
 
 def load_config(folder: str) -> CfgNode:
@@ -198,7 +193,7 @@ def draw_predictions(
         bgr = read_image(record["file_name"], "BGR")
         row = [ground_truth(record, bgr_to_rgb(bgr), metadata)]
         rows.append(row + [predictions(p, bgr, metadata) for p in predictors.values()])
-    _grid(path, ["ground truth", *(TITLES[name] for name in predictors)], rows)
+    _grid(path, ["ground truth", *predictors], rows)
 
 
 def save_attention(path: str, models: Dict[str, nn.Module], records) -> None:
@@ -207,9 +202,7 @@ def save_attention(path: str, models: Dict[str, nn.Module], records) -> None:
         bgr = read_image(record["file_name"], "BGR")
         row = [cv2.resize(bgr_to_rgb(bgr), None, fx=SCALE, fy=SCALE)]
         rows.append(row + [attention(model, bgr) for model in models.values()])
-    _grid(
-        path, ["input", *(f"{TITLES[n]}, {map_name(model)}" for n, model in models.items())], rows
-    )
+    _grid(path, ["input", *(f"{n}, {map_name(model)}" for n, model in models.items())], rows)
 
 
 def map_name(model: nn.Module) -> str:

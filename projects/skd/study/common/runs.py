@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from ...config import is_lazy_file
 from ...config.run_settings import lazy_paths
@@ -132,36 +132,45 @@ def run_all(
     stop_on_sigterm()
     jobs = jobs or default_jobs()
     threads = threads or default_threads(jobs, len(runs))
-    gpus = visible_gpus()
-    waiting, running = list(runs), []
-
-    def end(run):
-        on_end(run)
-        if run.error and not keep_going:
-            raise RunError(f"the run '{run.name}' {run.error}")
-
+    running: List[ChildRun] = []
     with Display(runs) as display:
         try:
-            while waiting or running:
-                for run in [r for r in waiting if r.after and r.after.error]:
-                    waiting.remove(run)
-                    run.error = f"was not started, because '{run.after.name}' failed"
-                    display.update(run, True)
-                    end(run)
-                ready = [r for r in waiting if not (r.after in waiting or r.after in running)]
-                for run in ready[: jobs - len(running)]:
-                    waiting.remove(run)
-                    run.start(threads, resume, least_used(gpus, running))
-                    running.append(run)
-                time.sleep(1)
-                for run in list(running):
-                    ended = run.ended()
-                    display.update(run, ended)
-                    if ended:
-                        running.remove(run)
-                        end(run)
+            for run in _ended(list(runs), running, jobs, threads, resume, display):
+                on_end(run)
+                if run.error and not keep_going:
+                    raise RunError(f"the run '{run.name}' {run.error}")
         finally:
             stop(running)
+
+
+def _ended(
+    waiting: List[ChildRun],
+    running: List[ChildRun],
+    jobs: int,
+    threads: int,
+    resume: bool,
+    display: Display,
+) -> Iterator[ChildRun]:
+    """Start the runs that wait, and give each as it ends, or cannot start; changes both lists."""
+    gpus = visible_gpus()
+    while waiting or running:
+        for run in [r for r in waiting if r.after and r.after.error]:
+            waiting.remove(run)
+            run.error = f"was not started, because '{run.after.name}' failed"
+            display.update(run, True)
+            yield run
+        ready = [r for r in waiting if not (r.after in waiting or r.after in running)]
+        for run in ready[: jobs - len(running)]:
+            waiting.remove(run)
+            run.start(threads, resume, least_used(gpus, running))
+            running.append(run)
+        time.sleep(1)
+        for run in list(running):
+            ended = run.ended()
+            display.update(run, ended)
+            if ended:
+                running.remove(run)
+                yield run
 
 
 def stop_on_sigterm() -> None:
