@@ -21,7 +21,7 @@ from skd.modeling import attach, distill_step, features, inherit, load, model_zo
 from skd.modeling.build_detector import DetectorSource, build_detector
 from skd.modeling.heads import TeacherHeads
 from skd.modeling.timm_backbone import TimmBackbone, _read_weights
-from skd.runtime.words import word
+from skd.runtime import words
 from tests.helpers import ROOT, batch, distilling, tiny_config
 
 YAML_KEY = re.compile(r"\b[A-Z]{2,}[A-Z0-9_]*\.[A-Z]|\b[A-Z]+_[A-Z_]+\b")
@@ -50,12 +50,12 @@ def test_each_form_has_its_own_word(key, lazy, python):
 def test_the_runtime_says_the_same():
     for form, expected in ((YAML, "OUTPUT_DIR"), (LAZY, "train.output_dir")):
         with written_as(form):
-            assert word("output_dir") == called("OUTPUT_DIR") == expected
+            assert words.called("output_dir") == called("OUTPUT_DIR") == expected
             with written_as(PYTHON):
-                assert word("output_dir") == called("OUTPUT_DIR") == "output_dir"
+                assert words.called("output_dir") == called("OUTPUT_DIR") == "output_dir"
     for setting in settings():
         with written_as(LAZY):
-            assert word(setting.name) == setting.lazy
+            assert words.called(setting.name) == setting.lazy
 
 
 def test_a_setting_is_set_as_each_form_sets_it():

@@ -20,7 +20,7 @@ from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
 from skd.runtime.lock import FolderInUseError
 from skd.runtime.record import RunFacts
 from skd.runtime.run_folder import RunFolder, open_folder
-from skd.runtime.words import said_as
+from skd.runtime.words import named_by
 from tests.helpers import Balanced, distilling, environment, lazy_config, save_detector, tiny_config
 
 
@@ -298,7 +298,7 @@ def test_errors_say_what_the_user_calls_a_setting(tmp_path):
     SafeCheckpointer(torch.nn.Linear(1, 1), str(tmp_path)).save("model_final")
     words = {"weights": "train.init_checkpoint", "output_dir": "train.output_dir"}
     for said, weights in ((words, words["weights"]), ({}, "weights")):
-        with said_as(said), pytest.raises(CheckpointError, match=f"its weights: {weights} "):
+        with named_by(said), pytest.raises(CheckpointError, match=f"its weights: {weights} "):
             reader.resume_or_load("", resume=True)
 
 

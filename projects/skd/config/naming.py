@@ -7,15 +7,15 @@ What a setting is called in the form of config that the user wrote: errors name 
 
 Code says :func:`called` of the YAML key, wherever the error is raised; whoever reads a config, or
 runs a model that was made from one, says :func:`written_as`. ``runtime`` and ``distillers``, which
-know no config, ask for the same words by their own ``words.py``.
+know no config, have a ``called`` of their own in their ``words.py``, which :func:`written_as` sets.
 """
 
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Iterator
 
-from ..distillers.words import in_python, named_by
-from ..runtime.words import said_as
+from ..distillers import words as words_of_distillers
+from ..runtime import words as words_of_runtime
 from .run_settings import LAZY, YAML, keys_of, settings
 
 PYTHON = "python"
@@ -48,7 +48,7 @@ def _lazy_path(owner: type, field: str) -> str:
 
 
 # of what a setting in the room ``distillers`` is called
-_NAMERS = {YAML: _yaml_key, LAZY: _lazy_path, PYTHON: in_python}
+_NAMERS = {YAML: _yaml_key, LAZY: _lazy_path, PYTHON: words_of_distillers.in_python}
 
 
 @contextmanager
@@ -61,8 +61,9 @@ def written_as(form: str) -> Iterator[None]:
     """
     token = _form.set(form)
     try:
-        with said_as({} if form == PYTHON else keys_of(form)), named_by(_NAMERS[form]):
-            yield
+        with words_of_runtime.named_by({} if form == PYTHON else keys_of(form)):
+            with words_of_distillers.named_by(_NAMERS[form]):
+                yield
     finally:
         _form.reset(token)
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any, List, Sequence
 
 from .settings import Settings
-from .words import word
+from .words import called
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def warn_of_idle(methods: Sequence[Any], balance: Any, balanced: bool) -> None:
 def _weights(method: Any) -> List[str]:
     """Those that are set. 0 has an effect: it drops the term."""
     names = [n for n in _changed(method.settings) if n.startswith("weight")]
-    return [word(type(method), n) for n in names if getattr(method.settings, n) != 0]
+    return [called(type(method), n) for n in names if getattr(method.settings, n) != 0]
 
 
 def _changed(settings: Settings) -> List[str]:

@@ -6,7 +6,7 @@ length of the training.
 import math
 from typing import Any, List
 
-from .words import word
+from .words import called
 
 DECAYS = ("none", "linear", "cosine")
 # A student of small capacity that goes on copying gives up what it could find by itself (J. H. Cho
@@ -28,7 +28,7 @@ class Schedule:
 
     def called(self, setting: str) -> str:
         """What the user calls a setting."""
-        return word(type(self), setting)
+        return called(type(self), setting)
 
     def check_schedule(self) -> None:
         """

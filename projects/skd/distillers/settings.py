@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Mapping, NamedTuple, Sequence
 
 from detectron2.config import CfgNode
 
-from .words import word
+from .words import called
 
 
 class Kind(NamedTuple):
@@ -128,7 +128,7 @@ class Settings:
         for f in fields(cls):
             value, kind = values.get(f.name, f.default), f.metadata["kind"]
             if not (kind.accepts(value) or value is None and f.default is None):
-                name = word(owner, f.name)
+                name = called(owner, f.name)
                 raise ValueError(f"{name} is {value!r}; it must be {kind.expected}.")
         return cls(**values)
 

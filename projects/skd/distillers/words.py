@@ -27,7 +27,7 @@ def named_by(namer: Namer) -> Iterator[None]:
         _namer.reset(token)
 
 
-def word(owner: type, field: str) -> str:
+def called(owner: type, field: str) -> str:
     """
     What the user calls a setting; by default as in "StructuredDistiller's adapter".
 

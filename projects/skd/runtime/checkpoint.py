@@ -24,7 +24,7 @@ from .weights_file import (
     with_model,
 )
 from .whole_files import write_whole
-from .words import word
+from .words import called
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             before = self.get_checkpoint_file() if self.has_checkpoint() else "none"
             raise FloatingPointError(
                 f"The model has NaN or infinite numbers in {bad}: '{name}.pth' is not written. The "
-                f"last checkpoint: {before}. Lower {word('learning_rate')} or the losses' weights, "
-                f"or set {NON_FINITE_VARIABLE}=1 to write such numbers."
+                f"last checkpoint: {before}. Lower {called('learning_rate')} or the losses' "
+                f"weights, or set {NON_FINITE_VARIABLE}=1 to write such numbers."
             )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -149,7 +149,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             return None
         raise CheckpointError(
             f"None of the checkpoints in '{self.save_dir}' can be read: {', '.join(files)}. "
-            f"Start anew without --resume, in another {word('output_dir')}."
+            f"Start anew without --resume, in another {called('output_dir')}."
         )
 
     def _last_run(self) -> Optional[str]:
@@ -289,8 +289,8 @@ class SafeCheckpointer(DetectionCheckpointer):
 def new_run_from(path: str) -> str:
     """Advice where a checkpoint cannot be resumed from."""
     return (
-        f"start a new run from its weights: {word('weights')} {path}, another "
-        f"{word('output_dir')}, no --resume"
+        f"start a new run from its weights: {called('weights')} {path}, another "
+        f"{called('output_dir')}, no --resume"
     )
 
 
@@ -309,7 +309,7 @@ def _check_catalog(path: str) -> None:
         try:
             ModelCatalog.get(path[len(CATALOG) :])
         except RuntimeError as error:
-            raise CheckpointError(f"{word('weights')} is '{path}': {error}.") from None
+            raise CheckpointError(f"{called('weights')} is '{path}': {error}.") from None
 
 
 def _is_remote(folder: str) -> bool:

@@ -6,7 +6,7 @@ import time
 from typing import Dict, Optional
 
 from .user_errors import UserError
-from .words import word
+from .words import called
 
 try:
     import fcntl
@@ -57,7 +57,7 @@ def acquire(folder: str, key: str = "") -> Optional[str]:
         if not isinstance(error, (BlockingIOError, PermissionError)):
             return str(error)
         raise FolderInUseError(
-            f"{key or word('output_dir')} is '{folder}', and another run is using it "
+            f"{key or called('output_dir')} is '{folder}', and another run is using it "
             f"({other or 'unknown'}); it must be a folder of its own. Or wait for that run to end."
         ) from None
     _held[path] = descriptor

@@ -7,7 +7,7 @@ import torch
 
 from .trust import CheckpointError
 from .weights_file import NON_FINITE_VARIABLE, is_finite
-from .words import word
+from .words import called
 
 # what torch's releases have added, and fill in where a state has none
 _ADDED = {
@@ -89,5 +89,5 @@ def _check_finite(state: Dict[str, Any]) -> None:
 def _advice() -> str:
     return (
         "Resume with the configuration the run was started with, or start a new run from its "
-        f"weights: {word('weights')}, another {word('output_dir')}, no --resume."
+        f"weights: {called('weights')}, another {called('output_dir')}, no --resume."
     )

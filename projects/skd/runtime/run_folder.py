@@ -13,7 +13,7 @@ from . import lock
 from .checkpoint import CheckpointError, SafeCheckpointer, new_run_from
 from .record import FILE, RunFacts, append_record, changes, describe_run, launch_id, read_records
 from .whole_files import remove_leftovers
-from .words import word
+from .words import called
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def _lock(folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: NUL in it
         raise OSError(
-            f"{word('output_dir')} is '{folder}', which cannot be made: {error}"
+            f"{called('output_dir')} is '{folder}', which cannot be made: {error}"
         ) from error
     why = lock.acquire(folder)
     if why is None:
@@ -211,7 +211,7 @@ def _set_aside(checkpointer: SafeCheckpointer) -> None:
             os.replace(*paths)
     except Exception as error:  # a remote folder's handler may raise anything
         raise CheckpointError(
-            f"{word('output_dir')} is '{folder}', which has another run's checkpoints, and its "
+            f"{called('output_dir')} is '{folder}', which has another run's checkpoints, and its "
             f"last_checkpoint cannot be renamed ({error}); it must be a folder of its own."
         ) from error
     logger.warning(

@@ -22,7 +22,7 @@ from .optimizer_state import check_optimizer, class_name
 from .plain_numbers import read_numbers, write_numbers
 from .unlabelled import share_of
 from .user_errors import UserError
-from .words import word
+from .words import called
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class _Step:
         if self._skipped > self.skip_non_finite:
             raise FloatingPointError(
                 f"{reason} {self.skip_non_finite} such batches were skipped before, as many as "
-                f"{word('skip_non_finite')} allows."
+                f"{called('skip_non_finite')} allows."
             )
         logger.warning(
             f"Batch skipped, {self._skipped} of at most {self.skip_non_finite}: {reason}"
@@ -271,8 +271,8 @@ def _not_finite(
     what = "The gradient" if bad[0].startswith(GRADIENT) else "Loss"
     return FloatingPointError(
         f"{what} is not finite at iteration {iteration}, {images} {names}: {'; '.join(bad)}. "
-        f"The optimizer has not stepped. Lower {word('learning_rate')} or the losses' weights, "
-        f"clip gradients, or skip up to {word('skip_non_finite')} such batches."
+        f"The optimizer has not stepped. Lower {called('learning_rate')} or the losses' weights, "
+        f"clip gradients, or skip up to {called('skip_non_finite')} such batches."
     )
 
 
@@ -329,9 +329,9 @@ def _memory_words(data: Batch, accumulate: int, advice: str) -> str:
     return (
         f"Memory ran out on a batch of {len(data)} images of {sizes} pixels, with {accumulate} "
         f"gradient accumulation step{'s' if accumulate > 1 else ''}. To need less: "
-        f"{word('accumulate')} takes more of these, with the same gradients; "
-        f"{word('images_per_batch')} is the size of the "
-        f"batch over all processes; {word('amp')} halves the maps on a GPU"
+        f"{called('accumulate')} takes more of these, with the same gradients; "
+        f"{called('images_per_batch')} is the size of the "
+        f"batch over all processes; {called('amp')} halves the maps on a GPU"
         f"{'; ' if advice else ''}{advice}. The last checkpoint is unchanged; continue with "
         "--resume."
     )

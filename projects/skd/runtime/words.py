@@ -11,7 +11,7 @@ _words: "ContextVar[Mapping[str, str]]" = ContextVar("the user's words", default
 
 
 @contextmanager
-def said_as(words: Mapping[str, str]) -> Iterator[None]:
+def named_by(words: Mapping[str, str]) -> Iterator[None]:
     """
     Args:
         words: from a name (``output_dir``, ``weights``, ...) to what errors within call it.
@@ -23,7 +23,7 @@ def said_as(words: Mapping[str, str]) -> Iterator[None]:
         _words.reset(token)
 
 
-def word(name: str) -> str:
+def called(name: str) -> str:
     """What the user calls a setting; by default its name."""
     return _words.get().get(name, name)
 

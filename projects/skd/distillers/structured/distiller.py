@@ -14,7 +14,7 @@ from ..base import (
     no_autocast,
 )
 from ..registry import DISTILLER_REGISTRY
-from ..words import word
+from ..words import called
 from .level import StructuredLevel, losses
 from .settings import PRESETS, StructuredSettings
 
@@ -54,8 +54,8 @@ class StructuredDistiller(LevelwiseDistiller):
             raise ValueError(
                 f"At stride {student.stride} the student has {student.channels} channels and the "
                 f"teacher {teacher.channels}: attention transfer then needs "
-                f"{word(type(self), 'adapter')} to be True, or {word(type(self), 'weight_at')} to "
-                "be 0."
+                f"{called(type(self), 'adapter')} to be True, or "
+                f"{called(type(self), 'weight_at')} to be 0."
             )
         return StructuredLevel(student, teacher, self.settings)
 

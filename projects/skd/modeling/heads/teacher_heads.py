@@ -8,8 +8,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ...config.naming import YAML, called, written_as
+from ...distillers import words
 from ...distillers.heads import HeadsSettings
-from ...distillers.words import word
 from ...runtime.words import shown
 from ..classes import class_names, num_classes
 from ..features import LevelPair, Maps
@@ -152,7 +152,7 @@ def _check_names(names: Sequence[str], detector: nn.Module, whose: str) -> None:
 
 def _key(name: str) -> str:
     """What the user calls a setting."""
-    return word(TeacherHeads, name)
+    return words.called(TeacherHeads, name)
 
 
 def _once(calls: Calls, name: str) -> ModuleCall:
