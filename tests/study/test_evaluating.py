@@ -1,4 +1,4 @@
-"""robustness.py and generalise.py: every task, and what does not fit told first."""
+"""robustness.py and generalize.py: every task, and what does not fit told first."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from PIL import Image
 from skd import register_coco
 from skd.runtime.loader import DataError
 from skd.runtime.trust import CheckpointError
-from skd.study import generalise, robustness
+from skd.study import generalize, robustness
 from skd.study.common.models import Model, load_predictor
 from tests.helpers import tiny_config
 
@@ -190,17 +190,17 @@ def test_a_model_of_a_report_runs_no_code(tmp_path):
         ("", {"MODEL__ROI_HEADS__NUM_CLASSES": 80}, "has MODEL.ROI_HEADS.NUM_CLASSES 80, but"),
     ],
 )
-def test_generalise_tells_first_what_does_not_fit(
+def test_generalize_tells_first_what_does_not_fit(
     text, changes, words, shapes, tmp_path, monkeypatch
 ):
     (tmp_path / "classes.yaml").write_text(text)
     model = model_of(tiny_config(**changes))
-    monkeypatch.setattr(generalise, "load_models", lambda args: [model])
-    monkeypatch.setattr(generalise, "evaluate", lambda *args: pytest.fail("evaluated"))
+    monkeypatch.setattr(generalize, "load_models", lambda args: [model])
+    monkeypatch.setattr(generalize, "evaluate", lambda *args: pytest.fail("evaluated"))
     for name in ("tiny_train", "tiny_val"):
         DatasetCatalog.get(name)
     args = SimpleNamespace(
         classes=str(tmp_path / "classes.yaml"), dataset=["tiny_val"], output=str(tmp_path / "out")
     )
     with pytest.raises(ValueError, match=words):
-        generalise.generalise(args)
+        generalize.generalize(args)

@@ -1,4 +1,4 @@
-"""robustness.py, generalise.py and visualize_attention.py, on the teacher that comes with it."""
+"""robustness.py, generalize.py and visualize_attention.py, on the teacher that comes with it."""
 
 import json
 import os
@@ -76,9 +76,9 @@ def test_models_are_timed_in_turns(shapes, poor, tmp_path):
     assert "2 images, one at a time, in 2 rounds" in page and "1 threads on" in page
 
 
-def test_generalise_reports_all_models(shapes, poor, tmp_path):
+def test_generalize_reports_all_models(shapes, poor, tmp_path):
     mapping = tmp_path / "mapping.yaml"
-    command = ["tools/generalise.py", *models(poor), "--dataset", "skd_shapes_val"]
+    command = ["tools/generalize.py", *models(poor), "--dataset", "skd_shapes_val"]
     run_script(*command, "--output", tmp_path, datasets=shapes)
     (result,) = [r for r in json.load(open(tmp_path / "results.json")) if r["model"] == "good"]
     assert result["ap"]["bbox"] > 40 and len(result["classes"]) == 6
@@ -147,5 +147,5 @@ def test_the_response_is_a_row_of_the_affinity(poor):
 
 def test_a_missing_file_is_named():
     model = ["--model", "a", "nowhere.yaml", "x.pth"]
-    printed = call_script("tools/generalise.py", *model, "--dataset", "skd_shapes_val", ok=False)
+    printed = call_script("tools/generalize.py", *model, "--dataset", "skd_shapes_val", ok=False)
     assert printed.strip() == "error: --model a: no file 'nowhere.yaml'."  # and no traceback

@@ -8,7 +8,7 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
     doctor/                 whether a distillation is going to help
     export.py               a detector as one file, TorchScript or ONNX
     fetch_lite_weights.py   ImageNet weights of EfficientNet-Lite
-    generalise.py           models on datasets they were not trained on
+    generalize.py           models on datasets they were not trained on
     gpu_day.py              all that needs a GPU, part by part
     originals.py            public photographs in COCO's format (convert_photographs.py)
     results.py              ``make results``: the tables and pictures of the documents, made in

@@ -1,4 +1,4 @@
-"""What tools/generalise.py does."""
+"""What tools/generalize.py does."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from .common.result_files import write_text
 from .common.tables import markdown_table, print_table
 
 
-def generalise(args: argparse.Namespace) -> None:
+def generalize(args: argparse.Namespace) -> None:
     """
     Evaluate all models on all datasets; write results.json and README.md.
 
