@@ -10,7 +10,8 @@ from typing import Dict, List, Set
 
 import pytest
 
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT
+from tests.processes import environment
 
 PROJECTS = os.path.join(ROOT, "projects")
 

@@ -13,7 +13,8 @@ import pytest
 
 import skd
 from skd.files import configs_dir
-from tests.helpers import ROOT, environment, read
+from tests.helpers import ROOT, read
+from tests.processes import environment
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from skd.data.coco import check_one, use
 from skd.engine import SKDTrainer
 from skd.evaluation import build_evaluator
 from skd.runtime.loader import DataError
-from tests.helpers import call_script, distilling, tiny_config
+from tests.helpers import distilling, tiny_config
+from tests.processes import call_script
 
 SIDE = 48
 TRAINS = "trains"

@@ -10,7 +10,8 @@ from skd import distill, register_coco, student_config
 from skd.data import check_datasets
 from skd.data.shapes import SHAPES_CLASSES, VERSION
 from skd.modeling.model_zoo import find_config
-from tests.helpers import call_script, run_script, tiny_config
+from tests.helpers import tiny_config
+from tests.processes import call_script, run_script
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from skd.data.fit import ModelFacts, check_fit, lazy_model, yaml_model
 from skd.evaluation import build_evaluator
 from skd.modeling.model_zoo import find_config
 from skd.runtime.words import shown
-from tests.helpers import leave_together, tiny_config
+from tests.helpers import tiny_config
+from tests.processes import leave_together
 
 WIDTH, HEIGHT = 60, 40
 BOXES = ModelFacts()

@@ -5,7 +5,7 @@ import pytest
 
 from skd.data.reading import open_coco
 from skd.data.split import fold_of, take_folds, take_names
-from tests.helpers import call_script
+from tests.processes import call_script
 
 CONTENT = {
     "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(40)],

@@ -9,7 +9,7 @@ from torch import nn
 
 from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, GradientBalance
 from skd.distillers.gradient_norms import DETECTOR
-from tests.helpers import leave_together
+from tests.processes import leave_together
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16}
 METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)

@@ -8,7 +8,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from skd.engine import wrap_data_parallel
-from tests.helpers import batch, distilling, leave_together, tiny_config
+from tests.helpers import batch, distilling, tiny_config
+from tests.processes import leave_together
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from skd.engine import launch
 from skd.runtime.preemption import EXIT_REQUEUE, SIGNALS
-from tests.helpers import distilling, environment, patched, process_config, tiny_config
+from tests.helpers import distilling, tiny_config
+from tests.processes import environment, patched, process_config
 
 launch_module = sys.modules["skd.engine.launch"]  # the package's name is the function's
 

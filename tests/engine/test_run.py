@@ -29,7 +29,8 @@ from skd.runtime.checkpoint import SafeCheckpointer
 from skd.runtime.loader import DataError, build_train_loader
 from skd.runtime.user_errors import UserError
 from skd.train_net import argument_parser, setup
-from tests.helpers import DEVICES, distilling, environment, lazy_config, tiny_config
+from tests.helpers import DEVICES, distilling, lazy_config, tiny_config
+from tests.processes import environment
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 

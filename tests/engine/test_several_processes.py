@@ -16,7 +16,8 @@ from skd import distilling, student_config, train_net
 from skd.engine import SKDTrainer
 from skd.engine.average import WeightAverage
 from tests.config.test_projects import PACKAGE
-from tests.helpers import leave_together, tiny_config
+from tests.helpers import tiny_config
+from tests.processes import leave_together
 
 pytestmark = pytest.mark.slow
 

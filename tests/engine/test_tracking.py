@@ -12,7 +12,8 @@ from skd import student_config
 from skd.config import run_settings
 from skd.engine import SKDTrainer
 from skd.engine.tracking import TRACKERS, _Tracker
-from tests.helpers import environment, tiny_config
+from tests.helpers import tiny_config
+from tests.processes import environment
 
 
 class Listed(_Tracker):

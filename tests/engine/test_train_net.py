@@ -8,7 +8,8 @@ import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
 
 from skd import student_config
-from tests.helpers import LAZY, call_script, run_script, tiny_config
+from tests.helpers import LAZY, tiny_config
+from tests.processes import call_script, run_script
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,8 @@ from skd.config import read_config
 from skd.config.pipe import as_file
 from skd.runtime.loader import DataError, MappedDataset
 from skd.runtime.user_errors import TRACEBACK_VARIABLE, UserError, exits_on, message_of
-from tests.helpers import ROOT, environment, tiny_config
+from tests.helpers import ROOT, tiny_config
+from tests.processes import environment
 
 
 @pytest.mark.slow

@@ -14,15 +14,8 @@ from fvcore.nn import giou_loss
 
 from skd import DistillRCNN, FrozenTeacher, StructuredDistiller, TeacherHeads
 from skd.engine import wrap_data_parallel
-from tests.helpers import (
-    batch,
-    check_resume,
-    distilling,
-    leave_together,
-    save_detector,
-    step,
-    tiny_config,
-)
+from tests.helpers import batch, check_resume, distilling, save_detector, step, tiny_config
+from tests.processes import leave_together
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 

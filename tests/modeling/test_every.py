@@ -9,7 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 from skd import student_config
 from skd.distillers import GradientBalance
 from skd.runtime.step import build_trainer
-from tests.helpers import DEVICES, batch, check_resume, distilling, one_process, step, tiny_config
+from tests.helpers import DEVICES, batch, check_resume, distilling, step, tiny_config
+from tests.processes import one_process
 
 
 @pytest.fixture

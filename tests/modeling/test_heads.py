@@ -27,11 +27,11 @@ from tests.helpers import (
     check_resume,
     distilling,
     lazy_config,
-    leave_together,
     save_detector,
     step,
     tiny_config,
 )
+from tests.processes import leave_together
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
 ALL = ["RPNHead", "BoxHead", "MaskHead"]

@@ -40,7 +40,8 @@ from skd import (
 from skd.config import yaml_config
 from skd.config.naming import LAZY, written_as
 from skd.modeling.attach import _reserved
-from tests.helpers import TERMS, batch, distilling, environment, read, tiny_config
+from tests.helpers import TERMS, batch, distilling, read, tiny_config
+from tests.processes import environment
 
 
 @pytest.fixture

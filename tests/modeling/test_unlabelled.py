@@ -11,7 +11,8 @@ from torch import nn
 from skd.engine import wrap_data_parallel
 from skd.modeling.unlabelled import TERM
 from skd.runtime.unlabelled import MARK, is_unlabelled
-from tests.helpers import DEVICES, batch, distilling, leave_together, step, take, tiny_config
+from tests.helpers import DEVICES, batch, distilling, step, take, tiny_config
+from tests.processes import leave_together
 from tests.runtime.test_unlabelled import OTHERS, joined
 
 

@@ -8,7 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from skd import student_config
 from skd.study.benchmark.measure import launches
-from tests.helpers import batch, check_resume, distilling, one_process, tiny_config
+from tests.helpers import batch, check_resume, distilling, tiny_config
+from tests.processes import one_process
 
 
 def config(teacher_files, until=0.5, **keys):

@@ -13,7 +13,7 @@ import torch
 
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
 from skd.runtime.record import append_record
-from tests.helpers import environment
+from tests.processes import environment
 
 
 def checkpointer(folder):

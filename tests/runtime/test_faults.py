@@ -12,16 +12,8 @@ from detectron2.engine import HookBase
 
 from skd.engine import SKDTrainer
 from skd.runtime.record import file_sha256
-from tests.helpers import (
-    ROOT,
-    call_script,
-    distilling,
-    patched,
-    patched_forward,
-    process_config,
-    run_script,
-    tiny_config,
-)
+from tests.helpers import ROOT, distilling, tiny_config
+from tests.processes import call_script, patched, patched_forward, process_config, run_script
 
 pytestmark = pytest.mark.slow
 

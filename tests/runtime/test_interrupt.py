@@ -7,7 +7,7 @@ import sys
 
 import skd.study
 from skd.runtime import interrupt
-from tests.helpers import environment
+from tests.processes import environment
 
 # an import that takes so long that Ctrl-C falls into it
 SLOW = """

@@ -8,7 +8,8 @@ from detectron2.utils import comm
 
 from skd.runtime import plain_numbers
 from skd.runtime.plain_numbers import PlainNumbers, read_numbers
-from tests.helpers import check_resume, distilling, leave_together, tiny_config
+from tests.helpers import check_resume, distilling, tiny_config
+from tests.processes import leave_together
 
 
 class Trainer:

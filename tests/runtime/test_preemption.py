@@ -14,15 +14,8 @@ from skd.engine import SKDTrainer
 from skd.engine.launch import _passing_on
 from skd.runtime import preemption
 from skd.runtime.preemption import EXIT_REQUEUE
-from tests.helpers import (
-    ROOT,
-    distilling,
-    environment,
-    patched_forward,
-    process_config,
-    run_script,
-    tiny_config,
-)
+from tests.helpers import ROOT, distilling, tiny_config
+from tests.processes import environment, patched_forward, process_config, run_script
 
 # Every image of an evaluation takes minutes: who waits for one is found out.
 SLOW_EVALUATION = """

@@ -15,17 +15,8 @@ from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSample
 from skd.engine import SKDTrainer
 from skd.runtime.loader import build_train_loader, seeded
 from skd.runtime.reproducible import ReproducibleSteps
-from tests.helpers import (
-    differing,
-    distilling,
-    environment,
-    patched_forward,
-    process_config,
-    run_script,
-    take,
-    tiny_config,
-    train_until,
-)
+from tests.helpers import differing, distilling, take, tiny_config, train_until
+from tests.processes import environment, patched_forward, process_config, run_script
 
 RECORDS = [
     {"width": w, "height": h, "image_id": i}

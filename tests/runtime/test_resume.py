@@ -13,7 +13,7 @@ from iopath.common.file_io import PathHandler
 
 from skd.runtime import whole_files
 from skd.runtime.checkpoint import CheckpointError, SafeCheckpointer
-from tests.helpers import leave_together
+from tests.processes import leave_together
 
 
 def checkpointer(folder):

@@ -21,7 +21,8 @@ from skd.runtime.lock import FolderInUseError
 from skd.runtime.record import RunFacts
 from skd.runtime.run_folder import RunFolder, open_folder
 from skd.runtime.words import named_by
-from tests.helpers import Balanced, distilling, environment, lazy_config, save_detector, tiny_config
+from tests.helpers import Balanced, distilling, lazy_config, save_detector, tiny_config
+from tests.processes import environment
 
 
 @pytest.fixture

@@ -17,15 +17,8 @@ from skd import student_config
 from skd.engine import SKDTrainer
 from skd.runtime.checkpoint import CheckpointError
 from skd.runtime.step import build_trainer
-from tests.helpers import (
-    DEVICES,
-    batch,
-    distilling,
-    patched,
-    process_config,
-    run_script,
-    tiny_config,
-)
+from tests.helpers import DEVICES, batch, distilling, tiny_config
+from tests.processes import patched, process_config, run_script
 
 
 @META_ARCH_REGISTRY.register()

@@ -11,7 +11,8 @@ from detectron2.modeling import build_model
 
 from skd.runtime.loader import DataError
 from skd.study.calibrate import calibrate, strength
-from tests.helpers import LAZY, batch, distilling, parser_of, tiny_config
+from tests.helpers import LAZY, batch, distilling, tiny_config
+from tests.processes import parser_of
 
 
 def run(cfg, teacher_files, folder, *opts):

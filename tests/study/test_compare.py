@@ -11,7 +11,8 @@ import time
 import pytest
 import yaml
 
-from tests.helpers import ROOT, environment, run_script
+from tests.helpers import ROOT
+from tests.processes import environment, run_script
 
 pytestmark = pytest.mark.slow
 

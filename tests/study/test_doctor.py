@@ -8,7 +8,8 @@ import torch
 from skd.evaluation import Quality, class_agnostic_quality, detect
 from skd.study.doctor import examine
 from skd.study.doctor.teacher import NORMALIZATIONS, _misread, is_untrained, normalized
-from tests.helpers import distilling, run_script, tiny_config
+from tests.helpers import distilling, tiny_config
+from tests.processes import run_script
 
 
 def names(verdict):

@@ -21,7 +21,8 @@ from skd.study.gpu_day import (
     run_parts,
 )
 from skd.study.results import fill
-from tests.helpers import ROOT, environment, read
+from tests.helpers import ROOT, read
+from tests.processes import environment
 
 JUNIT = """<testsuites><testsuite><testcase name="a" time="1.5"/><testcase name="b" time="0.5">
 <failure message="no"/></testcase><testcase name="c"><skipped/></testcase></testsuite>

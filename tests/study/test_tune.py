@@ -14,7 +14,8 @@ from skd.study.tune import run as tune
 from skd.study.tune.held_out import hold_out
 from skd.study.tune.run import Clock, TrialRun, Tuning, work_off
 from skd.study.tune.search import PROPORTION, SHARE, UNTIL, WARMUP, Rungs, Search, Space, options
-from tests.helpers import run_script, tiny_config
+from tests.helpers import tiny_config
+from tests.processes import parser_of, run_script
 
 FIRST = {"SHARE": 1.0, "DECAY": "none", "WARMUP": 0.0, "UNTIL": 0.5}
 SPACE = Space(("am", "at"), ("p2,p3", "p3"), FIRST)
@@ -322,8 +323,6 @@ def _files(folder):
 
 
 def parsed(command_line, *more):
-    from tests.tools.test_commands import parser_of
-
     return parser_of("tools/tune.py").parse_args([str(x) for x in [*command_line, *more]])
 
 

@@ -9,7 +9,8 @@ import shlex
 import pytest
 from torch.distributed.run import get_args_parser
 
-from tests.helpers import ROOT, parser_of, read
+from tests.helpers import ROOT, read
+from tests.processes import parser_of
 
 TOOLS = sorted(
     name

@@ -11,7 +11,8 @@ from detectron2.modeling import build_model
 
 from skd.runtime.checkpoint import SafeCheckpointer
 from skd.visualization.attention import non_local_blocks, non_local_response
-from tests.helpers import call_script, distilling, run_script, tiny_config
+from tests.helpers import distilling, tiny_config
+from tests.processes import call_script, run_script
 
 pytestmark = pytest.mark.slow
 

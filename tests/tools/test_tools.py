@@ -11,7 +11,7 @@ import torch
 
 from skd.runtime.trust import CheckpointError
 from skd.study.slim_checkpoint import slim
-from tests.helpers import call_script, run_script
+from tests.processes import call_script, run_script
 
 pytestmark = pytest.mark.slow
 
