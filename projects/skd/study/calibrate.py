@@ -107,7 +107,8 @@ def _model(run: Run) -> nn.Module:
 
 def strength(model: nn.Module, inputs: List[Dict[str, Any]]) -> Strength:
     """
-    Of the gradients at the backbone's parameters, or at all of the student's where it has none.
+    The strength of the gradients at the backbone's parameters, or at all of the student's where it
+    has no backbone.
 
     Raises:
         ValueError: there are none to be trained, or the detector's loss has no gradient at them.

@@ -55,8 +55,8 @@ def _order(row: Gains) -> Tuple[bool, float]:
 
 def _measures(folder: str, method: str, task: str) -> Ap:
     """
-    By seed the AP on clean images, the mean under each corruption, mPC and rPC; of the models that
-    were evaluated under all that any was.
+    AP on clean images, the mean under each corruption, mPC and rPC, by seed. Models that were not
+    evaluated under all conditions that any was are left out.
     """
     models = _models(folder, task)
     wanted = {(name, s) for conditions in models.values() for name in conditions
@@ -71,7 +71,7 @@ def _measures(folder: str, method: str, task: str) -> Ap:
 
 
 def _models(folder: str, task: str) -> Dict[Tuple[str, int], Conditions]:
-    """By method and seed; of evaluations made twice the last."""
+    """All evaluations, by method and seed; the last of those made twice."""
     models: Dict[Tuple[str, int], Conditions] = {}
     for row in read_lines(os.path.join(folder, STUDY, "results.jsonl")):
         method, _, seed = row["model"].rpartition("/")

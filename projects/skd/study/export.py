@@ -81,9 +81,9 @@ def _sample(cfg: Config, run: Run, path: str) -> torch.Tensor:
 
 def traceable(model: nn.Module, image: torch.Tensor) -> TracingAdapter:
     """
-    As Detectron2's tools/deploy/export_model.py: tensors in, tensors out. Boxes are in pixels of
-    the image that goes in; masks of an R-CNN are (N, 1, M, M) in their boxes, as its head gives
-    them.
+    The model with tensors in and out, as Detectron2's tools/deploy/export_model.py makes it. Boxes
+    are in pixels of the image that goes in; masks of an R-CNN are (N, 1, M, M) in their boxes, as
+    its head gives them.
 
     Args:
         model: in eval mode.
@@ -110,7 +110,7 @@ def _without_postprocessing(model: nn.Module, inputs: List[Any]) -> Any:
 
 
 def output_names(schema: Schema) -> List[str]:
-    """Of the outputs in their order: fields of ``Instances``, keys of dicts, else ``output``."""
+    """The outputs' names in order: fields of ``Instances``, keys of dicts, else ``output``."""
     names = _names(schema, "output")
     earlier = [names[:i].count(name) for i, name in enumerate(names)]
     return [f"{name}_{n}" if n else name for name, n in zip(names, earlier)]

@@ -91,8 +91,8 @@ def read_pairs(folder: str) -> List[Pairs]:
 
 def _pairs(title: str, teachers: Dict[str, Any], rows: List[Row], detector: str) -> Pairs:
     """
-    With the teacher of the study's first table, where a study has several. A run that diverged has
-    no AP, which counts as 0.
+    A student's pairs, with the teacher of the study's first table where a study has several. A run
+    that diverged has no AP, which counts as 0.
     """
     rows = [row for row in rows if row["detector"] == detector]
     planned = len({row["seed"] for row in rows if row["method"] == FLAG})
@@ -104,7 +104,7 @@ def _pairs(title: str, teachers: Dict[str, Any], rows: List[Row], detector: str)
 
 
 def gains_table(folder: str) -> str:
-    """Per student and metric: teacher, baseline, distilled, gain, and what that is."""
+    """Teacher, baseline, distilled, gain and verdict, for each student and metric."""
     header = [
         "", "seeds", "metric", "teacher", "baseline", "with `--teacher`", "gain", "verdict",
         "baseline's rise in its last third",
@@ -200,7 +200,7 @@ def _cells(pairs: Pairs, key: str) -> List[str]:
 
 
 def _teacher_cell(pairs: Pairs, key: str) -> str:
-    """Its AP, and by how much it is better where that is less than the protocol asks for."""
+    """The teacher's AP, and its lead where that is less than the protocol asks for."""
     if key not in pairs.teacher:
         return ""
     lead = pairs.teacher[key] - statistics.mean(pairs.values(pairs.baseline, key))
@@ -213,7 +213,7 @@ def _rise(pairs: Pairs) -> str:
 
 
 def _last_third(run: Row) -> float:
-    """From the last evaluation before the last third, or the first in it, to the end."""
+    """The rise of AP from the last evaluation before the last third, or the first in it."""
     begin = run["iterations"] * 2 / 3
     before = [ap for iteration, ap in run["curve"] if iteration <= begin + 1]
     return run["curve"][-1][1] - (before[-1] if before else run["curve"][0][1])

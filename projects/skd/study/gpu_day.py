@@ -191,7 +191,7 @@ def _day_so_far(path: str) -> Dict[str, Any]:
 
 
 def _add_results(day: Dict[str, Any], part: Part, result: Dict[str, Any]) -> None:
-    """In place of what an earlier call found of the same part."""
+    """Put a part's results in the place of those of an earlier call."""
     day["parts"] = [p for p in day["parts"] if p["name"] != part.name] + [result]
     rows, tests = _read_results(part)
     if part.name == TESTS:

@@ -23,7 +23,7 @@ HEADS_STUDIES = {
 
 
 def unlabelled_table(folder: str) -> str:
-    """Against the baseline of few labels; and how much of the gap to all labels is recovered."""
+    """Gains over the baseline of few labels; what they recover of the gap to all labels."""
     lines: List[Line] = []
     recovered: List[str] = []
     for study, data in UNLABELLED_STUDIES.items():
@@ -40,7 +40,7 @@ def unlabelled_table(folder: str) -> str:
 
 
 def heads_table(folder: str) -> str:
-    """Against the features alone."""
+    """Gains of the teacher's heads over the features alone."""
     lines: List[Line] = []
     for study, data in HEADS_STUDIES.items():
         rows = [row for row in _read(folder, study) if row["method"] != "teacher"]
@@ -71,7 +71,7 @@ def _of_all(rows: List[Row]) -> List[Row]:
 
 
 def _recovered(rows: List[Row]) -> List[str]:
-    """Of each metric, the part of the gap between few labels and all, by the means."""
+    """The part of the gap between few labels and all, by the means, for each metric."""
     few = [row for row in rows if row["detector"] == FEW]
     first = next((row["teacher"] for row in few if row["teacher"]), "")
     baseline = ap_by_seed(few, BASELINE)

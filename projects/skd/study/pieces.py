@@ -57,7 +57,7 @@ def draw_pieces(folder: str, path: str) -> bool:
 
 
 def _arrow(ax: Axes, start: str, end: str) -> None:
-    """From border to border, straight."""
+    """Draw a straight arrow from border to border."""
     ends = _border(start, BOXES[end][1]), _border(end, BOXES[start][1])
     ax.annotate("", ends[1], ends[0], arrowprops={"arrowstyle": "->", "color": "0.3"})
 

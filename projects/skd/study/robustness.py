@@ -100,7 +100,7 @@ def content_of(model: Model, args: argparse.Namespace) -> Row:
 
 
 def hash_dataset(name: str) -> str:
-    """Of a dataset's records and its images' content."""
+    """SHA-256 of a dataset's records and its images' content."""
     records = DatasetCatalog.get(name)
     digest = hashlib.sha256(json.dumps(records, sort_keys=True, default=str).encode())
     for record in records:
@@ -138,7 +138,7 @@ def evaluate(model: Model, key: Row, args: argparse.Namespace, dataset: str) -> 
 
 
 def summary(rows: List[Row], names: List[str]) -> List[List[str]]:
-    """For each task and model: clean AP, mPC, rPC."""
+    """Clean AP, mPC and rPC of each task and model."""
     table = []
     for task, title in TITLES.items():
         for name in names:

@@ -81,8 +81,8 @@ def _of_distiller(name: str) -> bool:
 
 def halve(value: torch.Tensor) -> torch.Tensor:
     """
-    In half precision, or as it is where finite numbers would become infinite, or all of them are
-    so small that most of their digits would be lost.
+    The tensor in half precision; or as it is, where finite numbers would become infinite, or all of
+    them are so small that most of their digits would be lost.
     """
     if not value.is_floating_point() or not value.numel() or value.itemsize <= 1:
         return value

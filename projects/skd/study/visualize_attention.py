@@ -86,7 +86,7 @@ def find_images(path: str) -> List[str]:
 
 def find_blocks(args: argparse.Namespace) -> Dict[str, Dict]:
     """
-    For each model the embeddings of its non-local blocks by level, where they are known.
+    The embeddings of each model's non-local blocks by level, where they are known.
 
     Raises:
         ValueError: ``--blocks`` would have no effect.

@@ -73,7 +73,7 @@ def _median(runs: List[Dict[str, Any]], key: str, form: str) -> str:
 
 
 def _config(runs: List[Dict[str, Any]]) -> str:
-    """From the command; a link, where the file is in the tree."""
+    """The config of a run's command; a link, where the file is in the tree."""
     words = shlex.split(runs[0].get("command", ""))
     path = words[words.index("--config-file") + 1] if "--config-file" in words else ""
     return f"[{os.path.basename(path)}](../{path})" if path.startswith("configs/") else path or "-"

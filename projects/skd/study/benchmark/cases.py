@@ -72,7 +72,7 @@ class Loss:
         return self._step(literal.loss(self.distiller, self.student, self.teacher))
 
     def peer(self) -> torch.Tensor:
-        """By MMRazor, with the same layers."""
+        """The loss by MMRazor, with the same layers."""
         if self._peer is None:
             from .peer import Peer
 
@@ -105,7 +105,7 @@ class Loss:
         return counts
 
     def launches(self) -> Tuple[int, int]:
-        """Of :meth:`fused` and :meth:`literal`, with chunks as on a GPU also on a CPU."""
+        """Operations of :meth:`fused` and :meth:`literal`, in chunks as on a GPU also on a CPU."""
         on_gpu = fused_residual.CHUNK_ELEMENTS["cuda"]
         with mock.patch.dict(fused_residual.CHUNK_ELEMENTS, cpu=on_gpu):
             return launches(self.fused), launches(self.literal)

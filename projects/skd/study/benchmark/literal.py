@@ -14,7 +14,7 @@ from ...distillers.structured.non_local import NonLocalBlock
 
 
 def non_local_block(block: NonLocalBlock, x: torch.Tensor) -> torch.Tensor:
-    """With the affinity matrix of every position to every key, (N, HW, keys)."""
+    """The block's output by way of the affinity matrix of positions and keys, (N, HW, keys)."""
     theta, phi, g = block.embed(x)
     affinity = torch.matmul(theta.transpose(1, 2), phi)
     affinity = affinity / affinity.shape[-1]

@@ -49,7 +49,7 @@ def memory_rows(args: Namespace) -> List[Dict[str, Any]]:
 
 
 def peer_rows(args: Namespace) -> List[Dict[str, Any]]:
-    """Against MMRazor's FBKD, where it is installed."""
+    """Time and memory against MMRazor's FBKD, where it is installed."""
     if peer.missing():
         print(f"peer: {peer.missing()} is not installed, so its rows are left out.")
         return []
@@ -73,7 +73,7 @@ def plain_case(args: Namespace) -> Loss:
 
 
 def full_keys_case(args: Namespace) -> Loss:
-    """Without any pooling of keys."""
+    """The loss without any pooling of keys."""
     key_stride = {stride: 1 for stride in LEVELS.values()}
     return Loss(args.device, args.images, args.size, key_stride=key_stride)
 

@@ -65,7 +65,7 @@ class Peer(nn.Module):
 
 
 def connectors(level: StructuredLevel):
-    """Of student and teacher at one level."""
+    """MMRazor's connectors of student and teacher at one level."""
     module = _module("models.architectures.connectors.fbkd_connector")
     block = level.student_non_local
     channels, width = block.theta.in_channels, block.theta.out_channels

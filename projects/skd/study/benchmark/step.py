@@ -49,7 +49,7 @@ def step_rows(args: Namespace) -> List[Dict[str, Any]]:
 
 
 def small(size: Sequence[int]) -> Tuple[int, ...]:
-    """At most 320 x 480."""
+    """An image size cut to 320 x 480."""
     return tuple(min(a, b) for a, b in zip(size, (320, 480)))
 
 
@@ -112,7 +112,7 @@ def balance_rows(args: Namespace) -> List[Dict[str, Any]]:
 
 
 def _mean_step(pair: Sequence[float], period: int) -> Tuple[float, float]:
-    """Of one step in so many that measures, and others: the mean, and one of the others."""
+    """The mean over a period in which one step measures, and a step that does not."""
     measuring, other = pair
     return (measuring + (period - 1) * other) / period, other
 

@@ -40,7 +40,7 @@ def _limit(r: Dict[str, Any], record: Dict[str, Any]) -> str:
 
 
 def machine_line(rows: List[Dict[str, Any]]) -> str:
-    """On what the rows were measured, in words."""
+    """The machine that the rows were measured on, in words."""
     record = next(r for r in rows if r["name"] == "machine")
     where = record["gpu"] or f"{record['processor']}, {record['cores']} cores"
     return (

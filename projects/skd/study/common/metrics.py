@@ -135,7 +135,7 @@ def peak_memory_mb(rows: List[Dict]) -> Optional[int]:
 
 
 def commits(folder: str) -> List[str]:
-    """Of this project, with which a run was begun and resumed; "+" where files were changed."""
+    """This project's commits that began and resumed a run; "+" where files were changed."""
     states = [row.get("git") or {} for row in read_lines(os.path.join(folder, "runs.jsonl"))]
     named = [git["commit"][:12] + "+" * git["changed"] for git in states if git.get("commit")]
     return list(dict.fromkeys(named))

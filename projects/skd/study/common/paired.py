@@ -15,7 +15,7 @@ Line = Tuple[str, Ap, Ap, int]
 
 
 def ap_by_seed(rows: List[Row], method: str) -> Ap:
-    """Of the runs of a method that count."""
+    """The AP of a method's runs that count."""
     found = {row["seed"]: counted_ap(row) for row in rows if row["method"] == method}
     return {seed: ap for seed, ap in found.items() if ap is not None}
 
@@ -31,7 +31,7 @@ def metrics_of(own: Ap, other: Ap) -> List[str]:
 
 
 def values(own: Ap, other: Ap, key: str) -> List[float]:
-    """Of one side, where there is the other."""
+    """One side's values of a metric, for the seeds that both have."""
     return [own[seed].get(key, 0.0) for seed in seeds_of(own, other)]
 
 
@@ -41,7 +41,7 @@ def gains(own: Ap, other: Ap, key: str) -> List[float]:
 
 
 def cells(own: Ap, other: Ap, key: str, planned: int) -> List[str]:
-    """Of a table: the other side, this one, the gain, and what that is."""
+    """The cells of a table: the other side, this one, the gain, and its verdict."""
     difference = gains(own, other, key)
     return [
         interval(values(other, own, key)),

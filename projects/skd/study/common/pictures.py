@@ -206,7 +206,7 @@ def save_attention(path: str, models: Dict[str, nn.Module], records) -> None:
 
 
 def map_name(model: nn.Module) -> str:
-    """For a title: the name of :func:`shown_map`, "no map" where there is none."""
+    """The name of :func:`shown_map` for a title, "no map" where there is none."""
     shown = shown_map(model)
     return shown[1].upper() if shown else "no map"
 

@@ -17,7 +17,7 @@ def half_width(values: List[float]) -> float:
 
 def verdict(gains: List[float], planned: int) -> str:
     """
-    By docs/results/real/PROTOCOL.md: whether the 95% interval of paired gains excludes 0.
+    Whether the 95% interval of paired gains excludes 0, as docs/results/real/PROTOCOL.md counts.
 
     Args:
         planned: seeds, of which some may not have run yet.
@@ -31,7 +31,7 @@ def verdict(gains: List[float], planned: int) -> str:
 
 
 def interval(values: List[float], sign: str = "") -> str:
-    """As "12.3 ± 0.4"; ``sign`` "+" for differences."""
+    """Mean and 95% interval as "12.3 ± 0.4"; ``sign`` "+" for differences."""
     if not values:
         return "-"
     mean = f"{statistics.mean(values):{sign}.1f}"

@@ -66,7 +66,7 @@ class StudyRun(ChildRun):
             return f.read()
 
     def note_failure(self) -> None:
-        """For later calls, which do not run it."""
+        """Keep the error for later calls that do not run it."""
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, ERROR)
         write_text(path, self.error)

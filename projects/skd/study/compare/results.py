@@ -60,7 +60,7 @@ def table(comparison: Comparison) -> List[List[str]]:
 
 
 def _counted(runs: Sequence[StudyRun]) -> Dict[int, Dict[str, Any]]:
-    """By seed; see :func:`counted_ap`."""
+    """The AP of the runs that count, by seed; see :func:`counted_ap`."""
     found = {run.seed: counted_ap(run.result()) for run in runs}
     return {seed: ap for seed, ap in found.items() if ap is not None}
 

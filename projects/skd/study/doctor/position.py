@@ -66,7 +66,7 @@ class Position:
 
 def moved(explained: Dict[Offset, float]) -> Tuple[Offset, float]:
     """
-    By how much a map lies beside its images.
+    The offset by which a map lies beside its images.
 
     Args:
         explained: of :meth:`Position.explained`.

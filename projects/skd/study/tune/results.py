@@ -127,7 +127,7 @@ def _short(settings: Dict[str, Any]) -> str:
 
 
 def _settings(run: StudyRun) -> str:
-    """As on train_net's command line."""
+    """A run's settings, as on train_net's command line."""
     return shlex.join(str(part) for pair in run.settings.items() for part in pair)
 
 

@@ -307,7 +307,7 @@ def _proposed(search: Search, run_of: Callable[[Attempt], TrialRun]) -> Optional
 
 
 def _done_already(search: Search, run: TrialRun, metric: str) -> bool:
-    """Of a run that came to its end when nobody was looking, note it."""
+    """Note a run that came to its end when nobody was looking; whether it did."""
     if not run.finished():
         return False
     _follow(search, run, metric)

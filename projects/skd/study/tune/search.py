@@ -223,7 +223,7 @@ class Search:
         attempt.state = TrialState.COMPLETE
 
     def best(self, method: str) -> Optional[Attempt]:
-        """Of those that came to their end; None if none did."""
+        """The best attempt of those that came to their end; None if none did."""
         done = [t for t in self._trials(method) if t.state == TrialState.COMPLETE]
         if not done:
             return None

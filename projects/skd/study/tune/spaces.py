@@ -90,7 +90,7 @@ def _terms(cfg: CfgNode, shapes: Shapes) -> List[str]:
 
 
 def _level_choices(names: List[str], given: Sequence[str]) -> List[str]:
-    """As "p2,p3", all of them first."""
+    """Choices of levels as "p2,p3", all levels first."""
     found = [",".join(names)]
     for choice in given:
         unknown = sorted(set(choice.split(",")) - set(names))
