@@ -4,12 +4,12 @@ import glob
 import os
 import shlex
 import statistics
-from typing import Any, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 from tabulate import tabulate
 
 from .common.metrics import TASKS
-from .common.result_files import finished
+from .common.result_files import Row, finished
 from .common.statistics import interval
 from .common.tables import NOT_RUN
 
@@ -39,13 +39,13 @@ def zoo_table(folder: str) -> str:
     return tabulate(rows, HEADER, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
 
 
-def _done(path: str) -> List[Dict[str, Any]]:
+def _done(path: str) -> List[Row]:
     """Trainings with results; other commands' files of that name have none."""
     return [row for row in finished(path) if row.get("ap")]
 
 
-def _rows(runs: List[Dict[str, Any]]) -> List[List[str]]:
-    groups: Dict[Tuple[str, ...], List[Dict[str, Any]]] = {}
+def _rows(runs: List[Row]) -> List[List[str]]:
+    groups: Dict[Tuple[str, ...], List[Row]] = {}
     for run in runs:
         key = run["detector"], run["method"], run["teacher"], str(run["iterations"] or "-")
         groups.setdefault(key, []).append(run)
@@ -62,17 +62,17 @@ def _rows(runs: List[Dict[str, Any]]) -> List[List[str]]:
     ]
 
 
-def _mean(runs: List[Dict[str, Any]], task: str) -> str:
+def _mean(runs: List[Row], task: str) -> str:
     values = [run["ap"].get(f"{task}/AP") for run in runs]
     return interval([value for value in values if value is not None])
 
 
-def _median(runs: List[Dict[str, Any]], key: str, form: str) -> str:
+def _median(runs: List[Row], key: str, form: str) -> str:
     values = [run[key] for run in runs if run.get(key)]  # earlier runs did not keep it
     return f"{statistics.median(values):{form}}" if values else "-"
 
 
-def _config(runs: List[Dict[str, Any]]) -> str:
+def _config(runs: List[Row]) -> str:
     """The config of a run's command; a link, where the file is in the tree."""
     words = shlex.split(runs[0].get("command", ""))
     path = words[words.index("--config-file") + 1] if "--config-file" in words else ""

@@ -12,7 +12,7 @@ import yaml
 
 from ..common.command import setup_flags
 from ..common.metrics import main_metrics, title_of
-from ..common.result_files import write_lines, write_text
+from ..common.result_files import Row, write_lines, write_text
 from ..common.tables import markdown_table, print_table
 from ..compare.design import StudyRun
 
@@ -44,7 +44,7 @@ def print_results(tuning: Any) -> None:
 
 def _page(
     tuning: Any,
-    results: List[Dict[str, Any]],
+    results: List[Row],
     best: Dict[str, StudyRun],
     output: str,
     command: str,
@@ -83,7 +83,7 @@ def _best(tuning: Any) -> Dict[str, StudyRun]:
     return {method: tuning.run_of(attempt) for method, attempt in found.items() if attempt}
 
 
-def _metrics(results: List[Dict[str, Any]]) -> List[str]:
+def _metrics(results: List[Row]) -> List[str]:
     return main_metrics({key: 0 for row in results for key in row.get("ap", {})})
 
 
@@ -93,7 +93,7 @@ def _header(keys: List[str]) -> List[str]:
     return ["method", "trials", "given up", "failed", *titles, *differences]
 
 
-def _rows(tuning: Any, results: List[Dict[str, Any]], keys: List[str]) -> List[List[str]]:
+def _rows(tuning: Any, results: List[Row], keys: List[str]) -> List[List[str]]:
     """The baseline, then the methods, the best first."""
     first = next((row for row in results if "trial" not in row), {})
     rows = []
@@ -110,14 +110,14 @@ def _rows(tuning: Any, results: List[Dict[str, Any]], keys: List[str]) -> List[L
     return [own, *(row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=True))]
 
 
-def _number(row: Dict[str, Any], key: str, less: Optional[float] = None) -> str:
+def _number(row: Row, key: str, less: Optional[float] = None) -> str:
     value = row.get("ap", {}).get(key)
     if value is None:
         return "-"
     return f"{value:.1f}" if less is None else f"{value - less:+.1f}"
 
 
-def _last(row: Dict[str, Any]) -> str:
+def _last(row: Row) -> str:
     return str(row["curve"][-1][0]) if row.get("curve") else "0"
 
 
