@@ -107,10 +107,6 @@ def test_the_page(folder, monkeypatch, capsys):
     assert len(re.findall("loss_distill_structured_(?:am|at|nl)", metrics("student"))) == 3
     assert re.search(r"\| StructuredDistiller +\| +1 \|", printed["compare.py"])
     assert os.path.exists("output/compare/report.html")
-    with open("output/compare/results.jsonl") as f:
-        rows = [json.loads(line) for line in f]
-    assert [r["method"] for r in rows] == ["teacher", "baseline", "StructuredDistiller"]
-    assert rows[0]["ap"]["bbox/AP"] > 30
     for said in ("model.onnx", "takes   image: float32", "gives   pred_boxes", "checked: "):
         assert said in printed["export.py"] and said in read(PAGE)
     (code,) = python_blocks(PAGE)

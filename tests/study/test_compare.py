@@ -11,9 +11,8 @@ import time
 import pytest
 import yaml
 
-from skd.study.compare.run import spec_of
 from tests.helpers import ROOT
-from tests.processes import environment, parser_of, run_script
+from tests.processes import environment, run_script
 
 pytestmark = pytest.mark.slow
 
@@ -156,20 +155,18 @@ def test_one_seed_has_one_order_of_images(study):
     assert first[0]["loss_rpn_cls"] == pytest.approx(first[1]["loss_rpn_cls"], rel=1e-3)
 
 
-def test_flags_are_a_study_as_a_file_is():
-    """Run for real by test_distil_your_own.py."""
-    student = "configs/shapes/student.yaml"
-    command = [
-        "--config-file", student, "--teacher", "t.yaml", "--teacher-weights", "w.pth",
-        "--methods", "AT", "--seeds", 1, "--iterations", 5, "--opts", "SOLVER.IMS_PER_BATCH", 2,
-    ]  # fmt: skip
-    spec = spec_of(parser_of("tools/compare.py").parse_args([str(x) for x in command]))
-    assert spec["teachers"] == {"teacher": {"config": "t.yaml", "weights": "w.pth"}}
-    assert spec["opts"] == ["SOLVER.IMS_PER_BATCH", "2"] and spec["seeds"] == [1]
-    (detector,) = spec["detectors"].values()
-    assert detector["config"].endswith(student) and detector["iterations"] == 5
-    assert spec["methods"] == {"AT": {"MODEL.DISTILLER.NAME": "AT"}}
-    assert [c["methods"] for c in spec["compare"]] == [["baseline", "AT"]]
+def test_flags_instead_of_a_study_file(shapes, tmp_path):
+    printed = run_script(
+        "tools/compare.py", "--config-file", "configs/shapes/student.yaml",
+        "--teacher", TEACHER["config"], "--teacher-weights", TEACHER["weights"],
+        "--methods", "AT", "--seeds", 1, "--jobs", 1, "--work", tmp_path,
+        "--iterations", 1, "--opts", "SOLVER.IMS_PER_BATCH", 2, datasets=shapes,
+    )  # fmt: skip
+    assert "report.html" in printed
+    with open(tmp_path / "results.jsonl") as f:
+        rows = [json.loads(line) for line in f]
+    assert [r["method"] for r in rows] == ["teacher", "baseline", "AT"]
+    assert rows[0]["ap"]["bbox/AP"] > 30
 
 
 @pytest.mark.parametrize(
