@@ -3,7 +3,6 @@ What distillation gives on corrupted images, from the results of tools/robustnes
 are called METHOD/SEED, such as baseline/1 and SKD/1.
 """
 
-import os
 import statistics
 from typing import Dict, List, Tuple
 
@@ -12,7 +11,7 @@ from tabulate import tabulate
 from ..evaluation import mean_performance
 from .common.figures import Gains, draw_intervals
 from .common.paired import Ap, cells, gains, seeds_of
-from .common.result_files import BASELINE, read_lines
+from .common.result_files import BASELINE, read_study
 from .common.tables import NOT_RUN
 from .gains import FLAG
 from .robustness import TITLES
@@ -73,7 +72,7 @@ def _measures(folder: str, method: str, task: str) -> Ap:
 def _models(folder: str, task: str) -> Dict[Tuple[str, int], Conditions]:
     """All evaluations, by method and seed; the last of those made twice."""
     models: Dict[Tuple[str, int], Conditions] = {}
-    for row in read_lines(os.path.join(folder, STUDY, "results.jsonl")):
+    for row in read_study(folder, STUDY):
         method, _, seed = row["model"].rpartition("/")
         if seed.isdecimal() and task in row["ap"]:
             conditions = models.setdefault((method, int(seed)), {})

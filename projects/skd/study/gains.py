@@ -1,7 +1,6 @@
 """What the flag alone gives: tables and pictures from the results.jsonl of committed studies."""
 
 import math
-import os
 import statistics
 from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
@@ -10,7 +9,7 @@ from tabulate import tabulate
 
 from .common.figures import draw_intervals, save
 from .common.metrics import METRICS
-from .common.result_files import BASELINE, Row, counted_ap, read_lines
+from .common.result_files import BASELINE, Row, counted_ap, read_study
 from .common.statistics import interval, verdict
 from .common.tables import NOT_RUN
 
@@ -79,7 +78,7 @@ def read_pairs(folder: str) -> List[Pairs]:
     """
     found = []
     for study, title in STUDIES.items():
-        rows = read_lines(os.path.join(folder, study, "results.jsonl"))
+        rows = read_study(folder, study)
         teachers = {row["teacher"]: row.get("ap", {}) for row in rows if row["method"] == "teacher"}
         students = [row for row in rows if row["method"] in (BASELINE, FLAG)]
         for detector in dict.fromkeys(row["detector"] for row in students):

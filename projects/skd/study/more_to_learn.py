@@ -3,13 +3,12 @@ Tables of docs/unlabelled.md and docs/heads.md: what images without labels and t
 give, from the results of the study files of these names.
 """
 
-import os
 import statistics
 from typing import List
 
 from .common.metrics import title_of
 from .common.paired import Line, ap_by_seed, gains, line_of, metrics_of, paired_table
-from .common.result_files import BASELINE, Row, read_lines
+from .common.result_files import BASELINE, Row, read_study
 from .common.tables import NOT_RUN
 from .gains import FLAG
 
@@ -27,7 +26,7 @@ def unlabelled_table(folder: str) -> str:
     lines: List[Line] = []
     recovered: List[str] = []
     for study, data in UNLABELLED_STUDIES.items():
-        rows = _read(folder, study)
+        rows = read_study(folder, study)
         lines += _of_labels(rows, data)
         recovered += [f"{data}, {words}" for words in _recovered(rows)]
     table = paired_table(lines, ("baseline, 10% of the labels", "this"))
@@ -43,7 +42,7 @@ def heads_table(folder: str) -> str:
     """Gains of the teacher's heads over the features alone."""
     lines: List[Line] = []
     for study, data in HEADS_STUDIES.items():
-        rows = [row for row in _read(folder, study) if row["method"] != "teacher"]
+        rows = [row for row in read_study(folder, study) if row["method"] != "teacher"]
         methods = dict.fromkeys(row["method"] for row in rows)
         more = [method for method in methods if method not in (BASELINE, FLAG)]
         lines += [line_of(f"{data}: {method}", rows, method, rows, FLAG) for method in more]
@@ -83,7 +82,3 @@ def _recovered(rows: List[Row]) -> List[str]:
             part = statistics.mean(found) / statistics.mean(gap)
             words.append(f"{title_of(key)} {part:.0%}")
     return words
-
-
-def _read(folder: str, study: str) -> List[Row]:
-    return read_lines(os.path.join(folder, study, "results.jsonl"))

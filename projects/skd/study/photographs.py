@@ -3,13 +3,12 @@ Tables of docs/results/real/README.md: what other methods, single terms and anot
 the flag alone gives is in gains.py, teachers are in teachers.py, corrupted images in corrupted.py.
 """
 
-import os
 from typing import List, Sequence
 
 from .common.figures import draw_intervals
 from .common.metrics import title_of
 from .common.paired import Line, gains, line_of, metrics_of, paired_table
-from .common.result_files import BASELINE, Row, read_lines
+from .common.result_files import BASELINE, Row, read_study
 from .common.tables import NOT_RUN
 from .gains import FLAG
 
@@ -30,12 +29,12 @@ def methods_table(folder: str) -> str:
 
 def terms_table(folder: str) -> str:
     """SKD's terms one by one."""
-    return paired_table(_of_car_parts(_read(folder, CARS), TERMS))
+    return paired_table(_of_car_parts(read_study(folder, CARS), TERMS))
 
 
 def domains_table(folder: str) -> str:
     """Nuclei, trained on one kind of image and tested on both: a row per test set and metric."""
-    rows = [row for row in _read(folder, DOMAINS) if row["method"] != "teacher"]
+    rows = [row for row in read_study(folder, DOMAINS) if row["method"] != "teacher"]
     by_detector = {row["detector"]: [] for row in rows}
     for row in rows:
         by_detector[row["detector"]].append(row)
@@ -44,7 +43,7 @@ def domains_table(folder: str) -> str:
 
 def draw_methods(folder: str, path: str) -> bool:
     """Gains of methods and of single terms. Returns whether there was one to draw."""
-    lines = [*_methods(folder), *_of_car_parts(_read(folder, CARS), TERMS[:-1])]
+    lines = [*_methods(folder), *_of_car_parts(read_study(folder, CARS), TERMS[:-1])]
     rows = [
         (name, {title_of(key): gains(own, other, key) for key in metrics_of(own, other)})
         for name, own, other, _ in lines
@@ -53,23 +52,19 @@ def draw_methods(folder: str, path: str) -> bool:
 
 
 def _methods(folder: str) -> List[Line]:
-    cars, searched = _read(folder, CARS), _read(folder, SEARCHED)
+    cars, searched = read_study(folder, CARS), read_study(folder, SEARCHED)
     lines = _of_car_parts(cars, METHODS)
     for method in dict.fromkeys(row["method"] for row in searched):
         if method not in ("teacher", BASELINE):
             name = FLAG if method == "StructuredDistiller" else method
             lines.append(line_of(f"{name}, searched", searched, method, searched))
     longer = "baseline, trained twice as long"
-    return [*lines, line_of(longer, _read(folder, LONGER), BASELINE, _of_student(cars))]
+    return [*lines, line_of(longer, read_study(folder, LONGER), BASELINE, _of_student(cars))]
 
 
 def _of_car_parts(rows: List[Row], methods: Sequence[str]) -> List[Line]:
     rows = _of_student(rows)
     return [line_of(name, rows, name, rows) for name in methods]
-
-
-def _read(folder: str, study: str) -> List[Row]:
-    return read_lines(os.path.join(folder, study, "results.jsonl"))
 
 
 def _of_student(rows: List[Row]) -> List[Row]:

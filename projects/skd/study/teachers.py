@@ -1,13 +1,12 @@
 """What teachers of several strengths gave the same student, from the committed studies."""
 
-import os
 import statistics
 from typing import Dict, List
 
 from tabulate import tabulate
 
 from .common.paired import Ap, ap_by_seed, gains, values
-from .common.result_files import BASELINE, Row, counted_ap, read_lines
+from .common.result_files import BASELINE, Row, counted_ap, read_study
 from .common.statistics import interval
 from .common.tables import NOT_RUN
 
@@ -29,7 +28,7 @@ def teachers_table(folder: str) -> str:
     header = ["", "teacher", "its box AP", "above the baseline", "seeds", "student's gain"]
     rows = []
     for study, title in TEACHER_STUDIES.items():
-        runs = read_lines(os.path.join(folder, study, "results.jsonl"))
+        runs = read_study(folder, study)
         students = [row for row in runs if row["method"] not in ("teacher", BASELINE)]
         for detector, method in dict.fromkeys((r["detector"], r["method"]) for r in students):
             same = [r for r in students if (r["detector"], r["method"]) == (detector, method)]

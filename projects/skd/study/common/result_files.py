@@ -27,6 +27,17 @@ def read_lines(path: str) -> List[Row]:
     return [row for row in rows if isinstance(row, dict)]
 
 
+def read_study(folder: str, study: str) -> List[Row]:
+    """
+    Args:
+        folder: docs/results of a checkout; study: a folder below it.
+
+    Returns:
+        The study's runs; none if it has not run.
+    """
+    return read_lines(os.path.join(folder, study, "results.jsonl"))
+
+
 def finished(path: str) -> List[Row]:
     """The rows of a results.jsonl that are done; none if the study was not run yet."""
     return [row for row in read_lines(path) if row.get("status") == "done"]
