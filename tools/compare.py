@@ -45,6 +45,10 @@ def argument_parser():
     parser.add_argument("--work", default=os.path.join("output", "compare"), help="runs' folders")
     parser.add_argument("--output", help="folder of the results (default: that of --work)")
     add_machine_arguments(parser)
+    parser.add_argument(
+        "--earlier", nargs="+", default=[], metavar="FILE", help="results.jsonl files of earlier "
+        "calls, as on another machine: the runs they have done are not made again (default: none)",
+    )  # fmt: skip
     parser.add_argument("--images", type=whole, default=4, help="images in the report")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TABLE", help="run what these tables of the study "

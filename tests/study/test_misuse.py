@@ -173,8 +173,8 @@ def test_a_report_is_refused_for_a_changed_study(tmp_path):
     changed = spec(iterations=4000)
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(changed))
     args = Namespace(
-        study=str(tmp_path / "s.yaml"), register_coco=[], project=[], work=str(tmp_path),
-        output=None, report_only=True, only=[], seeds=None,
+        study=str(tmp_path / "s.yaml"), register_coco=[], project=[], earlier=[],
+        work=str(tmp_path), output=None, report_only=True, only=[], seeds=None,
     )  # fmt: skip
     with pytest.raises(ValueError, match="holds another run"):
         module.compare(args, "")

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, field
-from typing import Any, Container, Dict, List, Sequence, Set, Tuple
+from typing import Any, Container, Dict, List, Optional, Sequence, Set, Tuple
 
 from ...config import distill, is_distilling, is_lazy_file, lazy_config, read_config
 from ...config.methods import build_distiller
@@ -38,10 +38,17 @@ class StudyRun(ChildRun):
     method: str = ""
     teacher: str = ""
     seed: int = 0
+    earlier: Optional[Dict[str, Any]] = None  # its line in the results of an earlier call
+
+    def done(self) -> bool:
+        """Whether its result is known, from its folder or from an earlier call."""
+        return self.earlier is not None or self.finished()
 
     def result(self) -> Dict[str, Any]:
         """A line of results.jsonl; ``curve`` is [iteration, the main metric] pairs."""
         done, failure = self.finished(), self.failure()
+        if self.earlier is not None and not done:
+            return self.earlier
         row = {
             "detector": self.detector,
             "method": self.method,

@@ -65,7 +65,7 @@ def _tables(comparison: Comparison) -> List[Tuple[str, List[str], List[List[str]
 
 
 def _finished(comparison: Comparison) -> Dict[str, List[StudyRun]]:
-    done = {name: [r for r in runs if r.finished()] for name, runs in groups(comparison).items()}
+    done = {name: [r for r in runs if r.done()] for name, runs in groups(comparison).items()}
     return {name: runs for name, runs in done.items() if runs}
 
 

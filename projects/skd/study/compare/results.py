@@ -142,7 +142,7 @@ def write_study(study: Study, output: str, command: str) -> None:
 
 def mean_ap(runs: Sequence[StudyRun], key: str) -> float:
     """Mean over the finished runs; nan if there is none that has it."""
-    values = [run.result()["ap"].get(key) for run in runs if run.finished()]
+    values = [run.result()["ap"].get(key) for run in runs if run.done()]
     values = [v for v in values if v is not None]
     return statistics.mean(values) if values else math.nan
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List
 
 from ...config import is_lazy_file, read_config
 from ...config.lazy_config import allow
@@ -17,6 +17,7 @@ from ..common.result_files import BASELINE, write_text
 from ..common.runs import run_all
 from ..common.tables import print_table
 from .design import Study, StudyRun, load_study
+from .earlier import are_same, check_none_lost, take_earlier
 from .results import header, table, write_study
 
 COMMAND = "command.json"  # in a run's folder: what was run there
@@ -44,8 +45,12 @@ def compare(args: argparse.Namespace, command: str) -> int:
         os.makedirs(args.work, exist_ok=True)
         acquire(args.work, "--work")
     _check_commands(runs)
+    taken = take_earlier(runs, args.earlier)
+    check_none_lost(runs, output, args.work)
     wanted = study.runs(args.only, (args.seeds or ()) if args.study else ())
-    waiting = [run for run in wanted if not run.finished()]
+    waiting = _waiting(wanted)
+    if taken:
+        print(f"{taken} of {len(runs)} runs are taken from {', '.join(args.earlier)}.", flush=True)
     if not args.report_only and waiting:
         _note_commands(runs)
         print(f"{len(wanted) - len(waiting)} of {len(wanted)} runs are done already.", flush=True)
@@ -66,6 +71,13 @@ def compare(args: argparse.Namespace, command: str) -> int:
     for run in failed:
         print(f"'{run.name}' {run.failure()}", file=sys.stderr)
     return 1 if failed and not args.report_only else 0
+
+
+def _waiting(wanted: List[StudyRun]) -> List[StudyRun]:
+    """What is not done, and the teachers of it whose checkpoints are not here."""
+    missing = [run for run in wanted if not run.done()]
+    needed = {run.after.folder for run in missing if run.after}
+    return [r for r in wanted if not r.done() or (r.folder in needed and not r.finished())]
 
 
 def _note_end(run: StudyRun, study: Study, output: str, command: str) -> None:
@@ -126,7 +138,7 @@ def _check_commands(runs: List[StudyRun]) -> None:
         if os.path.exists(path):
             with open(path) as f:
                 earlier = json.load(f)
-            if not _are_same(earlier, command):
+            if not are_same(earlier, command):
                 raise ValueError(
                     f"{run.folder} holds another run than '{run.name}' is now. Earlier: "
                     f"{' '.join(earlier)} Now: {' '.join(command)} "
@@ -137,29 +149,6 @@ def _check_commands(runs: List[StudyRun]) -> None:
                 f"{run.folder} holds a finished run and no {COMMAND}, so whether it is "
                 f"'{run.name}' is unknown. Delete the folder, or choose another --work."
             )
-
-
-def _are_same(earlier: List[str], command: List[str]) -> bool:
-    """
-    Whether two commands are of one run. A dataset that only one of them registers is no difference:
-    the other does without. So a study may go on in the folder of one that has some of its runs.
-    """
-    (old, of_old), (new, of_new) = _registered(earlier), _registered(command)
-    return old == new and all(
-        of_old[name] == of_new[name] for name in of_old.keys() & of_new.keys()
-    )
-
-
-def _registered(command: List[str]) -> Tuple[List[str], Dict[str, List[str]]]:
-    """A command without its datasets, and these: name, file and folder, by their names."""
-    rest, datasets, parts = [], {}, iter(command)
-    for part in parts:
-        if part == "--register-coco":
-            dataset = [next(parts), next(parts), next(parts)]
-            datasets[dataset[0]] = dataset
-        else:
-            rest.append(part)
-    return rest, datasets
 
 
 def _note_commands(runs: List[StudyRun]) -> None:

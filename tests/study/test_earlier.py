@@ -1,0 +1,82 @@
+"""Results of an earlier call of compare.py that stand for runs."""
+
+import json
+
+import pytest
+
+from skd.study.compare.design import Study
+from skd.study.compare.earlier import check_none_lost, take_earlier
+from skd.study.compare.results import table, write_study
+from skd.study.compare.run import _waiting
+from tests.study.test_study import SPEC, write_rows
+
+TRAINED = {"t": {"config": "configs/shapes/teacher.yaml", "iterations": 9}}
+TABLE = {"name": "x", "detector": "d", "methods": ["baseline", "A/B"]}
+
+
+def study(work, **changes):
+    spec = {**SPEC, "teachers": TRAINED, "seeds": [1, 2], "compare": [TABLE], **changes}
+    return Study(spec, str(work))
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """The results of a study whose folders are gone: seed 1 and the teacher are done."""
+    made = study(tmp_path / "gone")
+    for run in made.runs():
+        if run.seed != 2:
+            write_rows(run.folder, {"iteration": 8, "bbox/AP": 10.0 + len(run.method)})
+    write_study(made, str(tmp_path / "results"), "compare.py")
+    return str(tmp_path / "results" / "results.jsonl")
+
+
+def test_what_is_done_elsewhere_is_not_run_again_but_a_teacher_that_is_needed(earlier, tmp_path):
+    again = study(tmp_path / "here")
+    assert take_earlier(again.runs(), [earlier]) == 3
+    waiting = [run.name for run in _waiting(again.runs())]
+    assert waiting == ["teacher t", "d, baseline, 2", "d, A/B, 2"]
+    assert [run.name for run in _waiting(again.runs((), [1]))] == []
+    write_study(again, str(tmp_path / "out"), "compare.py")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").open()]
+    assert [line["status"] for line in lines] == ["done"] * 3 + ["not run"] * 2
+    assert table(again.comparisons[0])[1][-1] == "-5.0"  # 13 - 18: names of 3 and 8 letters
+    teacher = again.teachers["t"]
+    write_rows(teacher.folder, {"iteration": 8, "bbox/AP": 3.0})  # trained here: its own counts
+    assert teacher.result()["ap"] == {"bbox/AP": 3.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iterations": 2},
+        {"opts": ["SOLVER.BASE_LR", "9.0"]},
+        {"teachers": {"t": {**TRAINED["t"], "iterations": 8}}},
+    ],
+)
+def test_another_run_is_not_taken(changes, earlier, tmp_path):
+    again = study(tmp_path / "here", **changes)
+    take_earlier(again.runs(), [earlier])
+    assert "d, A/B, 1" in [run.name for run in _waiting(again.runs())]
+
+
+def test_a_table_of_another_study_gets_its_own_names(earlier, tmp_path):
+    again = study(tmp_path / "here", methods={"ours": {}}, compare=[{**TABLE, "methods": ["ours"]}])
+    take_earlier(again.runs(), [earlier])
+    run, _ = again.comparisons[0].runs
+    assert run.earlier is None  # its folder has another name: the command is another
+    assert again.teachers["t"].earlier["teacher"] == "t"
+
+
+def test_finished_results_are_not_written_over(earlier, tmp_path):
+    again = study(tmp_path / "here")
+    output = str(tmp_path / "results")
+    with pytest.raises(ValueError, match="has 3 finished runs .* with --earlier .*results.jsonl"):
+        check_none_lost(again.runs(), output, again.work)
+    check_none_lost(again.runs(), output, output)  # runs that were deleted beside it
+    take_earlier(again.runs(), [earlier])
+    check_none_lost(again.runs(), output, again.work)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ValueError, match="--earlier nowhere: there is no such file"):
+        take_earlier([], ["nowhere"])
