@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from skd.study.common.statistics import verdict
 from skd.study.gains import draw_curves, draw_gains, gains_table, read_pairs, sizes_table
 from skd.study.results import results
 
@@ -37,17 +38,21 @@ def folder(tmp_path):
     return tmp_path / "docs" / "results"
 
 
+def verdict_of(pairs, key):
+    return verdict(pairs.gains(key), pairs.planned)
+
+
 def test_gains_are_paired_and_named(folder):
     (pairs,) = read_pairs(str(folder))
     assert pairs.seeds() == [1, 2, 3] and pairs.gains("bbox/AP") == [4.0, 5.0, 4.5]
-    assert pairs.verdict("bbox/AP") == "win so far" and pairs.verdict("segm/AP") == "tie so far"
+    assert verdict_of(pairs, "bbox/AP") == "win so far" and pairs.verdict("segm/AP") == "tie so far"
     assert pairs.last_third() == pytest.approx(0.5)
     pairs.distilled, pairs.baseline = pairs.baseline, pairs.distilled
-    assert pairs.verdict("bbox/AP") == "loss so far"
+    assert verdict_of(pairs, "bbox/AP") == "loss so far"
     pairs.planned = 3
-    assert pairs.verdict("bbox/AP") == "loss"
+    assert verdict_of(pairs, "bbox/AP") == "loss"
     del pairs.baseline[2], pairs.baseline[3]
-    assert pairs.verdict("bbox/AP") == "one seed"
+    assert verdict_of(pairs, "bbox/AP") == "one seed"
 
 
 def test_tables(folder):
@@ -97,7 +102,7 @@ def test_a_run_that_diverged_counts_as_0_and_one_that_was_stopped_does_not(folde
     failed = row("SKD", 2, 0, 0, [], status="failed")
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {**failed, "error": "killed"}]))
     (pairs,) = read_pairs(str(folder))
-    assert pairs.seeds() == [1, 3] and pairs.verdict("bbox/AP") == "win so far"
+    assert pairs.seeds() == [1, 3] and verdict_of(pairs, "bbox/AP") == "win so far"
     failed["error"] = "FloatingPointError: Loss is not finite at iteration 30"
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, failed]))
     (pairs,) = read_pairs(str(folder))

@@ -9,8 +9,9 @@ from tabulate import tabulate
 
 from .common.figures import draw_intervals, save
 from .common.metrics import METRICS
+from .common.paired import Ap, cells, gains, metrics_of, seeds_of, values
 from .common.result_files import BASELINE, Row, counted_ap, read_study
-from .common.statistics import interval, verdict
+from .common.statistics import interval
 from .common.tables import NOT_RUN
 
 FLAG = "SKD"  # the method of runs with --teacher and nothing else
@@ -40,24 +41,18 @@ class Pairs:
     teacher: Dict[str, float]
     planned: int  # seeds, of which some may not have run yet
 
+    def sides(self) -> Tuple[Ap, Ap]:
+        """The AP of the distilled runs and of the baselines."""
+        return _ap(self.distilled), _ap(self.baseline)
+
     def seeds(self) -> List[int]:
-        return sorted(set(self.baseline) & set(self.distilled))
+        return seeds_of(*self.sides())
 
     def metrics(self) -> List[str]:
-        """Those of :data:`METRICS` that the runs have."""
-        both = [self.baseline[seed]["ap"] for seed in self.seeds()]
-        return [key for key in METRICS if any(key in ap for ap in both)]
-
-    def values(self, runs: Dict[int, Row], key: str) -> List[float]:
-        return [runs[seed]["ap"].get(key) or 0.0 for seed in self.seeds()]
+        return metrics_of(*self.sides())
 
     def gains(self, key: str) -> List[float]:
-        """Distilled minus baseline, seed by seed."""
-        both = zip(self.values(self.distilled, key), self.values(self.baseline, key))
-        return [a - b for a, b in both]
-
-    def verdict(self, key: str) -> str:
-        return verdict(self.gains(key), self.planned)
+        return gains(*self.sides(), key)
 
     def last_third(self) -> float:
         """By how much the baseline's mean AP rises in the last third of its iterations."""
@@ -114,7 +109,12 @@ def gains_table(folder: str) -> str:
             first = (
                 [pairs.title, f"{len(pairs.seeds())} of {pairs.planned}"] if i == 0 else ["", ""]
             )
-            rows.append([*first, *_cells(pairs, key), _rise(pairs) if i == 0 else ""])
+            row = [
+                METRICS[key],
+                _teacher_cell(pairs, key),
+                *cells(*pairs.sides(), key, pairs.planned),
+            ]
+            rows.append([*first, *row, f"{pairs.last_third():+.1f}" if i == 0 else ""])
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
 
 
@@ -126,11 +126,11 @@ def sizes_table(folder: str) -> str:
         for key in pairs.metrics():
             kind = key[: -len("AP")]
             seen = {k: v for seed in pairs.seeds() for k, v in pairs.baseline[seed]["ap"].items()}
-            cells = [
+            gained = [
                 interval(pairs.gains(kind + part), "+") if seen.get(kind + part) is not None else ""
                 for part in parts
             ]
-            rows.append([pairs.title, METRICS[key].split()[0], *cells])
+            rows.append([pairs.title, METRICS[key].split()[0], *gained])
     header = ["gain in", "", *parts]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
 
@@ -187,28 +187,17 @@ def draw_curves(folder: str, path: str) -> bool:
     return True
 
 
-def _cells(pairs: Pairs, key: str) -> List[str]:
-    return [
-        METRICS[key],
-        _teacher_cell(pairs, key),
-        interval(pairs.values(pairs.baseline, key)),
-        interval(pairs.values(pairs.distilled, key)),
-        f"**{interval(pairs.gains(key), '+')}**",
-        pairs.verdict(key),
-    ]
+def _ap(runs: Dict[int, Row]) -> Ap:
+    return {seed: row["ap"] for seed, row in runs.items()}
 
 
 def _teacher_cell(pairs: Pairs, key: str) -> str:
     """The teacher's AP, and its lead where that is less than the protocol asks for."""
     if key not in pairs.teacher:
         return ""
-    lead = pairs.teacher[key] - statistics.mean(pairs.values(pairs.baseline, key))
+    lead = pairs.teacher[key] - statistics.mean(values(*reversed(pairs.sides()), key))
     weak = f" (only {lead:+.1f})" if lead < TEACHER_LEAD else ""
     return f"{pairs.teacher[key]:.1f}{weak}"
-
-
-def _rise(pairs: Pairs) -> str:
-    return f"{pairs.last_third():+.1f}"
 
 
 def _last_third(run: Row) -> float:

@@ -32,7 +32,7 @@ def metrics_of(own: Ap, other: Ap) -> List[str]:
 
 def values(own: Ap, other: Ap, key: str) -> List[float]:
     """One side's values of a metric, for the seeds that both have."""
-    return [own[seed].get(key, 0.0) for seed in seeds_of(own, other)]
+    return [own[seed].get(key) or 0.0 for seed in seeds_of(own, other)]
 
 
 def gains(own: Ap, other: Ap, key: str) -> List[float]:
