@@ -45,7 +45,10 @@ def verdict_of(pairs, key):
 def test_gains_are_paired_and_named(folder):
     (pairs,) = read_pairs(str(folder))
     assert pairs.seeds() == [1, 2, 3] and pairs.gains("bbox/AP") == [4.0, 5.0, 4.5]
-    assert verdict_of(pairs, "bbox/AP") == "win so far" and pairs.verdict("segm/AP") == "tie so far"
+    assert (
+        verdict_of(pairs, "bbox/AP") == "win so far"
+        and verdict_of(pairs, "segm/AP") == "tie so far"
+    )
     assert pairs.last_third() == pytest.approx(0.5)
     pairs.distilled, pairs.baseline = pairs.baseline, pairs.distilled
     assert verdict_of(pairs, "bbox/AP") == "loss so far"

@@ -62,5 +62,5 @@ def _are_corners(pair: Tuple[Box, Size]) -> bool:
 
 
 def _reaches_out(box: Box, size: Size) -> bool:
-    """By more than a tenth of the image."""
+    """Whether a box ends more than a tenth of the image outside it."""
     return any(start + side > 1.1 * most for start, side, most in zip(box, box[2:], size))

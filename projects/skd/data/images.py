@@ -45,7 +45,7 @@ def check_files(content: Dict[str, Any], root: str, anywhere: bool = False) -> I
 
 
 def _is_below(path: str, root: str) -> bool:
-    """By its name, or by where the folders are: the working directory's name may be a link."""
+    """Whether a file is in a folder, by name or by real path: either may be reached by a link."""
     if os.path.abspath(path).startswith(os.path.join(os.path.abspath(root), "")):
         return True
     folder = os.path.join(os.path.realpath(os.path.dirname(path)), "")

@@ -275,7 +275,7 @@ class GradientBalance(GradientNorms, Schedule):
         return weights
 
     def _length(self, term: str, iteration: int) -> torch.Tensor:
-        """Of a term's gradient, weighted level by level."""
+        """The norm of a term's gradient, weighted level by level."""
         weights, norms = self._by_level(term, iteration), self.norms_by_level()[term]
         return torch.linalg.vector_norm(weights * norms)
 
@@ -298,7 +298,7 @@ class GradientBalance(GradientNorms, Schedule):
 def split_losses(
     losses: Mapping[str, torch.Tensor],
 ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
-    """Of a model that distils: the sum of the detector's own losses, and the distiller's terms."""
+    """The sum of the detector's own losses, and the distiller's terms, of a step that distils."""
     terms = {name: loss for name, loss in losses.items() if name.startswith(PREFIX)}
     return sum(loss for name, loss in losses.items() if name not in terms), terms
 

@@ -67,7 +67,7 @@ class Schedule:
         return found
 
     def learn_length(self, max_iter: int) -> None:
-        """Of the training, from who runs it, where ``max_iter`` was not given."""
+        """Take the training's length from its runner, where ``max_iter`` was not given."""
         self.max_iter = self.max_iter or max_iter
         self.check_schedule()
 

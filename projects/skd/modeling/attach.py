@@ -109,7 +109,7 @@ def _input_format(student: nn.Module, given: Optional[str]) -> str:
 def _shapes(
     student: nn.Module, features: str, given: Sequence[Sequence[Any]]
 ) -> Dict[str, ShapeSpec]:
-    """Of the student's maps, by name: as given, or else as the module says, or measured."""
+    """Shapes of the student's maps: as given, or else as the module says, or measured."""
     key = called("MODEL.STUDENT.FEATURES")
     shapes = given_shapes(given, called("MODEL.STUDENT.FEATURE_SHAPES"))
     if not shapes:

@@ -178,7 +178,7 @@ class FrozenTeacher(nn.Module):
         return self._components
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        """By level name; strides are in pixels of the images that :meth:`forward` is given."""
+        """Shapes by level name; strides in pixels of the images that :meth:`forward` is given."""
         shapes = self._runner.shapes
         return {n: of_halved(s) for n, s in shapes.items()} if self.half_size else shapes
 

@@ -99,7 +99,7 @@ class BackboneRunner:
         return self.detector.get_submodule(self._features).output_shape()
 
     def _measured(self) -> Dict[str, ShapeSpec]:
-        """Of an image that the user's function prepares; so what cannot take it is told now."""
+        """Shapes of an image that the user's function prepares; so what cannot take it is told now."""
         images = [torch.full((image_channels(self.detector), SIDE, SIDE), 128, dtype=torch.uint8)]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             batch = self._prepare(images)
@@ -222,7 +222,7 @@ class BackboneRunner:
         )
 
     def _check_scale(self, images: Images) -> None:
-        """Of the first images, because it waits for the device."""
+        """Check the first images only, because it waits for the device."""
         if self._checked_scale or self._preprocess is not None:
             return
         self._checked_scale = True
@@ -340,7 +340,7 @@ def _key() -> str:
 
 
 def _device(*modules: nn.Module) -> torch.device:
-    """Of the first parameter, or else buffer."""
+    """The device of the first parameter, or else buffer."""
     tensors = [m.parameters() for m in modules] + [m.buffers() for m in modules]
     return next(chain(*tensors, [torch.zeros(())])).device
 

@@ -144,7 +144,7 @@ class BlockOutput(NamedTuple):
     mixed: torch.Tensor
 
     def of(self, blocks: slice) -> "BlockOutput":
-        """Of some of the blocks, without their graph."""
+        """The output of some of the blocks, without their graph."""
         return BlockOutput(*(t.detach()[blocks] for t in self))
 
 
