@@ -99,7 +99,7 @@ class BackboneRunner:
         return self.detector.get_submodule(self._features).output_shape()
 
     def _measured(self) -> Dict[str, ShapeSpec]:
-        """Shapes of an image that the user's function prepares; so what cannot take it is told now."""
+        """Shapes of an image that the user's function prepares; what cannot take it is told now."""
         images = [torch.full((image_channels(self.detector), SIDE, SIDE), 128, dtype=torch.uint8)]
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             batch = self._prepare(images)
