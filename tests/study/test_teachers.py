@@ -5,7 +5,7 @@ import os
 import shutil
 
 from skd.study.log_pictures import SICK, draw_healthy, draw_sick
-from skd.study.teachers import teachers_table
+from skd.study.teachers import other_data_table, teachers_table
 from tests.helpers import ROOT
 
 
@@ -38,6 +38,19 @@ def test_gains_are_paired_over_the_seeds_that_every_teacher_has(tmp_path):
 
 def test_without_results_it_says_so(tmp_path):
     assert teachers_table(str(tmp_path)) == "**Not run yet.**"
+
+
+def test_a_teacher_of_other_data_beside_one_of_the_students(tmp_path):
+    rows = [row("baseline", "", seed, 30.0) for seed in (1, 2)]
+    for teacher, gain in (("own", 4.0), ("other", -1.0)):
+        rows.append(row("teacher", teacher, 0, 50.0))
+        rows += [row("SKD", teacher, seed, 30.0 + gain) for seed in (1, 2)]
+    (tmp_path / "real" / "other_data").mkdir(parents=True)
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    (tmp_path / "real" / "other_data" / "results.jsonl").write_text(text)
+    _, _, own, other = other_data_table(str(tmp_path)).splitlines()
+    assert "teacher own" in own and "**+4.0 ± 0.0** | win" in own
+    assert "teacher other" in other and "**-1.0 ± 0.0** | loss" in other
 
 
 def test_the_logs_are_drawn_where_they_are(tmp_path):

@@ -22,7 +22,7 @@ from .more_to_learn import heads_table, unlabelled_table
 from .photographs import domains_table, draw_methods, methods_table, terms_table
 from .pieces import draw_pieces
 from .speed import speed_page
-from .teachers import teachers_table
+from .teachers import other_data_table, teachers_table
 from .zoo import zoo_table
 
 BLOCK = re.compile(r"(<!-- (\w+): made by make results -->\n).*?(<!-- end -->)", re.S)
@@ -138,6 +138,7 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "gains": gains_table,
     "sizes": sizes_table,
     "teachers": teachers_table,
+    "other_data": other_data_table,
     "methods": methods_table,
     "terms": terms_table,
     "domains": domains_table,

@@ -5,12 +5,13 @@ from typing import Dict, List
 
 from tabulate import tabulate
 
-from .common.paired import Ap, ap_by_seed, gains, values
+from .common.paired import Ap, ap_by_seed, gains, line_of, paired_table, values
 from .common.result_files import BASELINE, Row, counted_ap, read_study
 from .common.statistics import interval
 from .common.tables import NOT_RUN
 
 AP = "bbox/AP"
+OTHER_DATA = "real/other_data"  # below docs/results
 # Below docs/results: the folder of a study, and what its images are called.
 TEACHER_STUDIES = {"real/carparts": "car parts", "study": "shapes, from scratch"}
 
@@ -57,6 +58,23 @@ def _rows(runs: List[Row], detector: str, students: List[Row]) -> List[List[str]
         ]
         for name, ap in sorted(by_teacher.items(), key=lambda item: strength[item[0]])
     ]  # fmt: skip
+
+
+def other_data_table(folder: str) -> str:
+    """
+    Args:
+        folder: docs/results of a checkout.
+
+    Returns:
+        Markdown: what a teacher of the student's data and one of other data gave the same students.
+    """
+    rows = read_study(folder, OTHER_DATA)
+    students = [row for row in rows if row["method"] not in ("teacher", BASELINE)]
+    lines = [
+        line_of(f"teacher {name}", [r for r in students if r["teacher"] == name], method, rows)
+        for name, method in dict.fromkeys((r["teacher"], r["method"]) for r in students)
+    ]
+    return paired_table(lines)
 
 
 def _mean(runs: Ap) -> float:
