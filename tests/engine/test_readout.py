@@ -1,4 +1,5 @@
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +20,9 @@ HEALTHY = {
 }
 
 
-def said(caplog, scalars, iterations=(99,), period=100):
+def said(caplog, scalars, iterations=(99,), period=100, end=math.inf):
     hook = DistillationLog(period)
+    hook.end = end
     with EventStorage() as storage, caplog.at_level(logging.INFO):
         hook.trainer = SimpleNamespace(storage=storage, iter=0)
         for hook.trainer.iter in iterations:
@@ -35,6 +37,12 @@ def test_shares_are_percentages(caplog):
         "Distillation at iteration 99: structured_am 50.0% of the detector's gradient "
         "(cosine +0.01); detector's losses 1.5"
     ]
+
+
+def test_the_last_shares_are_not_said_again_after_the_teacher_has_stopped(caplog):
+    """At iteration 299 those of 259 are less than a period old."""
+    assert said(caplog, HEALTHY, (259, 299), end=267) == []
+    assert len(said(caplog, HEALTHY, (299,), end=300)) == 1
 
 
 def test_a_training_without_a_teacher_is_silent(caplog):

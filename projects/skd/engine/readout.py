@@ -11,7 +11,7 @@ from ..modeling.student_class import balance_of
 
 logger = logging.getLogger(__name__)
 
-# A cosine below this, smoothed, says that a term works against the detector.
+# A cosine below this, of the last measurement, says that a term works against the detector.
 AGAINST = -0.2
 
 
@@ -46,7 +46,7 @@ class DistillationLog(HookBase):
             )
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.period:
+        if (self.trainer.iter + 1) % self.period or self.trainer.iter >= self.end:
             return
         begin = self.trainer.iter - self.period  # what is older has ended
         latest = {k: v for k, (v, i) in self.trainer.storage.latest().items() if i > begin}
