@@ -118,6 +118,31 @@ def test_distill_and_back_with_a_lazy_config():
     assert cfg.train.init_checkpoint == plain.train.init_checkpoint and cfg.train.accumulate == 2
 
 
+def test_another_teacher_leaves_the_rest_of_a_lazy_config_as_it_is():
+    """As in YAML: published weights stay published ones."""
+    path = os.path.join(ROOT, "configs", "COCO-Detection", "skd_fcos_R_50_FPN_1x.py")
+    cfg, same = LazyConfig.load(path), LazyConfig.load(path)
+    for each in (cfg, same):
+        each.model.every, each.model.teacher.precision = 2, "fp16"
+    distill(cfg, "teacher2.yaml", "teacher2.pth", ["toy_project"])
+    teacher = cfg.model.teacher
+    assert teacher.pop("projects") == ["toy_project"] and teacher.pop("weights") == "teacher2.pth"
+    assert teacher.config_file == "teacher2.yaml"
+    teacher.config_file = same.model.teacher.config_file
+    assert LazyConfig.to_py(cfg) == LazyConfig.to_py(same)
+
+
+@pytest.mark.parametrize("teacher", [{}, {"teacher": {"_target_": "a.b", "model": "built"}}])
+def test_a_lazy_config_that_distils_may_name_no_teacher_or_one_of_no_file(teacher):
+    model = {"_target_": "skd.DistillRCNN", "student": {"a": 1}, **teacher}
+    cfg = OmegaConf.create({"model": model}, flags={"allow_objects": True})
+    distill(cfg, "teacher.yaml")
+    expected = {"config_file": "teacher.yaml", "weights": ""}
+    assert cfg.model.teacher == {"_target_": "skd.build_teacher", **expected}
+    assert cfg.model.distiller._target_ == "skd.StructuredDistiller"
+    assert cfg.model.student == {"a": 1}
+
+
 def test_none_keys_take_values_from_the_command_line():
     cfg = tiny_config()
     cfg.merge_from_list(["MODEL.DISTILLER.STRUCTURED.TEMPERATURE", "0.3"])

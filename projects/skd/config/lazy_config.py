@@ -253,23 +253,37 @@ def distill(
 ) -> None:
     """
     Turn a LazyConfig that does not distil into one that does, in place: what ``--teacher`` does.
+    One that distils gets another teacher, and is otherwise left as it is.
 
     Args:
         cfg: with ``model``, the student.
         teacher, weights: see ``MODEL.TEACHER.CONFIG_FILE`` and ``MODEL.TEACHER.WEIGHTS``.
         extra_projects: see ``MODEL.TEACHER.PROJECTS``.
     """
-    student = cfg.model.student if is_distilling(cfg) else cfg.model
-    named = {"projects": list(extra_projects)} if extra_projects else {}
+    named = {"config_file": teacher, "weights": weights}
+    named.update({"projects": list(extra_projects)} if extra_projects else {})
+    if is_distilling(cfg):
+        _name_teacher(cfg.model, named)
+        return
     max_iter = "${train.max_iter}" if "train" in cfg else 0
     # names, because a config knows no model; those of the package outlive a move of the file
     cfg.model = L("skd.DistillRCNN")(
-        student=student,
-        teacher=L("skd.build_teacher")(config_file=teacher, weights=weights, **named),
+        student=cfg.model,
+        teacher=L("skd.build_teacher")(**named),
         distiller=L("skd.StructuredDistiller")(),
         balance=L("skd.GradientBalance")(max_iter=max_iter, enabled=None),
         input_format=image_format(cfg),
     )
+
+
+def _name_teacher(model: DictConfig, named: Dict[str, Any]) -> None:
+    """In a model that distils: how its teacher is run and what it teaches stay."""
+    if "config_file" in (model.get("teacher") or {}):
+        model.teacher.update(named)
+    else:  # none, or one that no file names
+        model.teacher = L("skd.build_teacher")(**named)
+    if not model.get("distiller"):
+        model.distiller = L("skd.StructuredDistiller")()
 
 
 def schedule_by_length(cfg: DictConfig) -> List[str]:
