@@ -158,7 +158,7 @@ def test_a_flag_behind_the_options_is_told_where_it_belongs():
         form_of(tiny_config()).override(tiny_config(), ["SEED", "1", "--unlabelled", "folder"])
 
 
-@pytest.mark.parametrize("value,expected", [("1", 1.0), (1, 1.0), ("0.5", 0.5)])
+@pytest.mark.parametrize("value,expected", [("1", 1.0), (1, 1.0), ("0.5", 0.5), ("-1", -1.0)])
 def test_a_whole_number_on_the_command_line_is_one_for_a_key_of_fractions(value, expected):
     options = ["MODEL.DISTILLER.BALANCE.SHARE", value, "SOLVER.MAX_ITER", "7"]
     cfg = form_of(tiny_config()).override(tiny_config(), options)

@@ -346,6 +346,7 @@ def forget():
 
 def test_what_a_trial_runs(command_line, catalog, tmp_path):
     methods = ["StructuredDistiller", "PKD"]
+    command_line += ["--opts", "SOLVER.BASE_LR", "1"]  # a whole number, as train_net takes it
     tuning = Tuning(parsed(command_line, "--trials", 2, "--methods", *methods))
     space = tuning.spaces["StructuredDistiller"]
     assert set(space.terms) == {"structured_am", "structured_at", "structured_nl"}

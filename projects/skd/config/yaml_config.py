@@ -140,8 +140,9 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
 
 
 def _as_declared(cfg: CN, key: Any, value: Any) -> Any:
-    """yacs refuses a whole number, 1, where the config has 1.0."""
-    is_whole = type(value) is int or (isinstance(value, str) and value.isdecimal())
+    """yacs refuses a whole number, 1 or -1, where the config has 1.0."""
+    digits = value.removeprefix("-") if isinstance(value, str) else ""
+    is_whole = type(value) is int or digits.isdecimal()
     known = run_settings.select(cfg, key) if isinstance(key, str) else None
     return float(value) if is_whole and isinstance(known, float) else value
 

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
 
-from ...config import distill, is_distilling, is_lazy_file, read_config
+from ...config import distill, form_of, is_distilling, is_lazy_file, read_config
 from ...config.lazy_config import allow
 from ...runtime import lock
 from ..common.command import RunError, set_up, setup_flags
@@ -170,8 +170,7 @@ class Tuning:
                 "student without a teacher, for the baseline."
             )
         distill(cfg, self.teacher, find_file(self.args.teacher_weights or ""))
-        cfg.merge_from_list(list(self.args.opts))
-        return cfg
+        return form_of(cfg).override(cfg, self.args.opts)
 
     def _datasets(self, cfg: CfgNode) -> Tuple[List[str], List[str]]:
         """Flags and options that make a run train and test on the tuning split."""
