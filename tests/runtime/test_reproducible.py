@@ -1,10 +1,12 @@
 """Interrupted or not, and with any number of workers: the same batches, the same weights."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -60,23 +62,31 @@ def test_it_goes_on_where_it_was(workers, grouping):
     assert take(rest, 4) == whole[6:]
 
 
-def test_no_more_images_wait_than_detectron2s_loader_keeps():
-    """Two for each worker, whatever the size of the batch."""
-    drawn = []
+@pytest.mark.parametrize("kind", ["ours", "stock"])
+@pytest.mark.parametrize("grouping,images", [(True, 2 * 2), (False, 2 * 2 * 4)])
+def test_as_many_images_wait_as_detectron2s_loader_keeps(kind, grouping, images, tmp_path):
+    """Two for each of two workers; without grouping, where workers make batches, two batches."""
 
-    class Counting(TrainingSampler):
-        def __iter__(self):
-            for index in super().__iter__():
-                drawn.append(index)
-                yield index
+    def made(record):
+        (tmp_path / f"{os.getpid()}_{next(numbers)}").touch()
+        return record
 
-    ours = build_train_loader(
-        RECORDS, mapper=noisy, total_batch_size=8, num_workers=2, seed=5,
-        sampler=Counting(len(RECORDS)), aspect_ratio_grouping=False,
-    )  # fmt: skip
-    take(ours, 1)
-    # places are drawn a batch at a time, images are made one by one
-    assert len(drawn) <= 8 + max(2 * 2, 8)
+    numbers = itertools.count()
+    build = build_train_loader if kind == "ours" else build_detection_train_loader
+    batches = iter(
+        build(
+            [{"width": 9, "height": 6}] * 50, mapper=made, total_batch_size=4, num_workers=2,
+            sampler=TrainingSampler(50, seed=5), aspect_ratio_grouping=grouping,
+        )  # fmt: skip
+    )
+    next(batches)
+    expected = 4 + images
+    for _ in range(100):
+        if len(os.listdir(tmp_path)) >= expected:
+            break
+        time.sleep(0.1)
+    time.sleep(0.3)  # for one too many
+    assert len(os.listdir(tmp_path)) == expected
 
 
 def test_another_seed_is_another_order_and_the_random_state_is_left_alone():

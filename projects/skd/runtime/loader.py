@@ -179,8 +179,8 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """
-        As in Detectron2, workers make images, and batches are put together here: no more of them
-        wait in memory than there.
+        Workers make images, as in Detectron2 where it groups them, and batches are put together
+        here: no more of them wait in memory than there.
         """
         generator = torch.Generator()  # or the loader draws from the global one
         generator.manual_seed(self.seed)
@@ -277,9 +277,13 @@ def build_train_loader(
         sampler = TrainingSampler(len(dataset))
     _seed_sampler(sampler, seed)
     kwargs["worker_init_fn"] = partial(_init_worker, kwargs.get("worker_init_fn"))
+    share = total_batch_size // world
+    if num_workers and not aspect_ratio_grouping:
+        # Detectron2's workers then make whole batches: as many images ahead, or steps would wait
+        kwargs["prefetch_factor"] = share * (kwargs.get("prefetch_factor") or 2)
     return TrainLoader(
         MappedDataset(dataset, mapper, seed),
-        GroupedBatches(sampler, total_batch_size // world, groups),
+        GroupedBatches(sampler, share, groups),
         total_batch_size,
         collate_fn or _as_they_are,
         num_workers=num_workers,
