@@ -24,18 +24,18 @@ def test_teacher_and_student_are_compared_and_the_training_is_the_same(
 ):
     changes = {"SOLVER__MAX_ITER": 2, "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.5}
     with caplog.at_level(logging.INFO):
-        for images in (0, 3):
+        for images in (0, 99):  # more than there are
             cfg = distilling(tiny_config(**changes), teacher_files, MODEL__TEACHER__EVALUATE=images)
             train_until(cfg, tmp_path / str(images))
             said = [r.getMessage() for r in caplog.records if r.name.startswith("skd")]
             said = [message for message in said if "AP50" in message]
             assert bool(said) == bool(images)
     # before the training, and after it; the warning once
-    assert sum("On 3 images of tiny_val" in text for text in said) == 2
+    assert sum("On 8 images of tiny_val" in text for text in said) == 2
     assert sum("not better than your student (AP50 0.0" in text for text in said) == 1
-    lines = (tmp_path / "3" / "metrics.json").read_text().splitlines()
+    lines = (tmp_path / "99" / "metrics.json").read_text().splitlines()
     assert any(json.loads(line).get("distill/teacher_AP50") == 0 for line in lines)
-    one, other = weights(tmp_path / "0"), weights(tmp_path / "3")
+    one, other = weights(tmp_path / "0"), weights(tmp_path / "99")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -83,6 +83,7 @@ def test_a_lazy_config_has_it_too(teacher_files, shapes, tmp_path):
     hook = TeacherQuality(describe(cfg).teacher, period=0)
     hook.trainer = SimpleNamespace(model=torch.nn.Linear(1, 1))
     assert hook._look_at_teacher().ap50 == 0  # of an untrained one
+    assert hook._images == 2
     cfg.model.teacher = LazyCall(FrozenTeacher)(model=None, weights="x")
     with pytest.raises(ValueError, match="train.evaluate_teacher is 2; it must be 0 where"):
         describe(cfg)

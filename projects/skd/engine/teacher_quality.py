@@ -78,6 +78,7 @@ class TeacherQuality(HookBase):
         """
         self._what, self._period = evaluation, period
         self._warned = False
+        self._images = evaluation.images  # or all there are, if these are fewer
 
     def before_train(self) -> None:
         if comm.is_main_process():
@@ -116,6 +117,7 @@ class TeacherQuality(HookBase):
 
         with inference_context(model):
             found = detect(model, images(), flip)
+        self._images = len(looked_at)
         records = DatasetCatalog.get(self._what.dataset)
         return class_agnostic_quality(found, [r for r in records if r["image_id"] in looked_at])
 
@@ -125,7 +127,7 @@ class TeacherQuality(HookBase):
         self.trainer.storage.put_scalar("distill/teacher_AP50", teacher)
         self.trainer.storage.put_scalar("distill/student_AP50", student)
         logger.info(
-            f"On {self._what.images} images of {self._what.dataset}, whatever the class: teacher's "
+            f"On {self._images} images of {self._what.dataset}, whatever the class: teacher's "
             f"box AP50 {teacher:.1f}, student's {student:.1f}."
         )
         balance = balance_of(self.trainer.model)
