@@ -88,3 +88,15 @@ def test_what_cannot_help_is_a_warning_and_said_once(caplog, change, words):
     messages = said(caplog, {**HEALTHY, **change}, (99, 199))
     assert len(messages) == 3
     assert re.search(words, messages[1])
+
+
+def test_a_warning_is_not_repeated_because_its_number_changes(caplog):
+    hook = DistillationLog(period=1)
+    with EventStorage() as storage:
+        for cosine in (-0.4, -0.3):
+            hook.trainer = SimpleNamespace(storage=storage, iter=storage.iter)
+            storage.put_scalars(**{**HEALTHY, "distill/cosine_structured_am": cosine})
+            hook.after_step()
+            storage.step()
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "(cosine -0.40)" in said

@@ -55,8 +55,9 @@ class DistillationLog(HookBase):
             return
         logger.info(f"Distillation at iteration {self.trainer.iter}: {_words(latest, shares)}")
         for warning in _warnings(latest, shares):
-            if warning not in self.warned:
-                self.warned.add(warning)
+            cause = warning.partition(" (cosine")[0]  # the number changes
+            if cause not in self.warned:
+                self.warned.add(cause)
                 logger.warning(warning)
 
 
