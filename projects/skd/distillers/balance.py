@@ -48,7 +48,7 @@ class BalanceSettings(Settings):
     # Hold it at each level, for terms that have a loss for each; else of all levels together.
     per_level: bool = flag(False)
     # Proportions of the terms: list of [term, number], e.g. [["structured_at", 0.1]]; 1 for those
-    # not named. 0: the term's layers learn, without the student.
+    # not named. 0: the term pulls nothing, and its layers do not learn.
     shares: Shares = proportions(())
     # Iterations at the start in which the distiller's layers learn, without the student.
     warmup: int = count(0)
