@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.engine import launch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -16,12 +16,25 @@ pytestmark = pytest.mark.slow
 IMAGES = 4
 
 
-def build(teacher_files, norm):
+@META_ARCH_REGISTRY.register()
+class MeanOfMaps(GeneralizedRCNN):
+    """Its loss is a mean over images, without sampling, and reaches every parameter."""
+
+    def forward(self, inputs):
+        maps = self.backbone(self.preprocess_image(inputs).tensor)
+        unused = sum(p.sum() for p in self.parameters() if p.requires_grad)
+        return {"loss_own": sum(x.square().mean() for x in maps.values()) + 0 * unused}
+
+
+def build(teacher_files, norm, balance=False):
+    """With the balance, which measures the student's own loss too, that is one without sampling."""
     cfg = distilling(
-        tiny_config(fpn=32), teacher_files, "mean",
+        tiny_config(fpn=32), teacher_files, "mean", balance=balance,
         MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="", MODEL__DISTILLER__EVERY=2,
         MODEL__DISTILLER__STRUCTURED__NON_LOCAL__NORM=norm,
     )  # fmt: skip
+    if balance:
+        cfg.MODEL.STUDENT.META_ARCHITECTURE = "MeanOfMaps"
     torch.manual_seed(0)
     model = build_model(cfg)
     for name, parameter in model.distiller.named_parameters():
@@ -43,10 +56,10 @@ def step(model, inputs, iteration=0):
     return {k: v.detach() for k, v in losses.items() if "distill" in k}, grads
 
 
-def worker(teacher_files, norm, out):
+def worker(teacher_files, norm, balance, out):
     torch.set_num_threads(1)
     torch.manual_seed(100 + comm.get_rank())  # to be overruled by rank 0's parameters
-    model = wrap_data_parallel(build(teacher_files, norm), broadcast_buffers=False)
+    model = wrap_data_parallel(build(teacher_files, norm, balance), broadcast_buffers=False)
     assert not model.find_unused_parameters
     mine = IMAGES // comm.get_world_size()
     inputs = batch(IMAGES)[comm.get_rank() * mine :][:mine]
@@ -63,12 +76,17 @@ def worker(teacher_files, norm, out):
     leave_together()
 
 
-@pytest.mark.parametrize("processes,norm", [(2, "GN"), (2, ""), (2, "naiveSyncBN"), (4, "")])
-def test_processes_equal_one_with_the_joint_batch(teacher_files, processes, norm, tmp_path):
+@pytest.mark.parametrize(
+    "processes,norm,balance",
+    [(2, "GN", False), (2, "", False), (2, "naiveSyncBN", False), (4, "", False), (2, "", True)],
+)
+def test_processes_equal_one_with_the_joint_batch(
+    teacher_files, processes, norm, balance, tmp_path
+):
     out = str(tmp_path / "out.pth")
-    launch(worker, processes, dist_url="auto", args=(teacher_files, norm, out))
+    launch(worker, processes, dist_url="auto", args=(teacher_files, norm, balance, out))
     losses, grads = torch.load(out)
-    expected_losses, expected_grads = step(build(teacher_files, norm), batch(IMAGES))
+    expected_losses, expected_grads = step(build(teacher_files, norm, balance), batch(IMAGES))
     assert losses.keys() == expected_losses.keys() and grads.keys() == expected_grads.keys()
     for name, value in expected_losses.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-7)
