@@ -83,7 +83,7 @@ def test_a_side_stream_changes_nothing(teacher_files):
             assert torch.equal(ours[name], value)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_computes_in_its_own_precision_under_autocast(teacher_files, precision):
     teacher = build_teacher(teacher_files[0], weights=teacher_files[1], precision=precision)
     expected = teacher(batch(), "BGR")

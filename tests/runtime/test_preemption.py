@@ -177,6 +177,30 @@ def test_a_warning_ahead_of_sigterm_is_no_first_of_two(monkeypatch):
     assert left == [128 + signal.SIGTERM]
 
 
+def test_several_processes_agree_on_the_host_every_few_iterations(monkeypatch):
+    """In the same ones in all of them, also where only another one has the signal."""
+
+    class Trainer:
+        iter = 0
+
+    exchanged = []
+
+    def all_reduce(flag, operation, group):
+        assert flag.device.type == "cpu" and group == "gloo"
+        exchanged.append(hook.trainer.iter)
+        flag.fill_(1)  # of the other process
+
+    monkeypatch.setattr(preemption.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(preemption.comm, "_get_global_gloo_group", lambda: "gloo")
+    monkeypatch.setattr(preemption.dist, "all_reduce", all_reduce)
+    hook = preemption.PreemptionHook(None)
+    hook.trainer = Trainer()
+    stops = []
+    for hook.trainer.iter in range(3, 12):  # resumed
+        stops += [hook.trainer.iter] if hook._agreed() else []
+    assert stops == exchanged == [4, 9]
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_what_somebody_else_has_taken_or_ignores_is_left_alone(number):
     """As nohup ignores SIGHUP."""
