@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from skd.evaluation import Quality, class_agnostic_quality, detect
-from skd.study.doctor import examine
+from skd.study.doctor import examine, run_doctor
 from skd.study.doctor.teacher import NORMALIZATIONS, _misread, is_untrained, normalized
 from tests.helpers import distilling, tiny_config
-from tests.processes import run_script
+from tests.processes import parser_of, run_script
 
 
 def names(verdict):
@@ -86,6 +86,12 @@ def test_weights_of_another_model_are_refused(teacher_files, shapes, tmp_path):
         examine(config(teacher_files, MODEL__WEIGHTS=other), iterations=1, images=0)
     with pytest.raises(ValueError, match=r"\(--student-weights\) does not match its model"):
         examine(config(teacher_files), iterations=0, images=1, student_weights=other)
+
+
+def test_a_student_that_is_not_there_is_said_before_anything_is_read_or_trained():
+    given = ["--config-file", "no_config.yaml", "--student-weights", "no_student.pth"]
+    with pytest.raises(ValueError, match="--student-weights: no file 'no_student.pth'"):
+        run_doctor(parser_of("tools/doctor.py").parse_args(given))
 
 
 def test_an_untrained_detector_is_told_by_its_biases():

@@ -1,6 +1,7 @@
 """What tools/doctor.py does."""
 
 import argparse
+import os
 
 from detectron2.config import CfgNode
 
@@ -8,6 +9,7 @@ from ...config import distill, form_of, is_distilling, read_config
 from ...config.lazy_config import allow
 from ...config.naming import YAML, written_as
 from ...engine.run import check_device
+from ...runtime.weights_file import without_query
 from ..common.command import set_up
 from ..common.paths import find_file
 from .examine import examine
@@ -21,9 +23,12 @@ def run_doctor(args: argparse.Namespace) -> int:
         1 if anything is wrong, else 0.
 
     Raises:
-        ValueError: a config that does not distil, a LazyConfig, or no such device.
+        ValueError: a config that does not distil, a LazyConfig, or no such device or student.
     """
     set_up(args)
+    student = args.student_weights
+    if student and "://" not in student and not os.path.exists(without_query(student)):
+        raise ValueError(f"--student-weights: no file '{student}'.")
     cfg = read_config(find_file(args.config_file))
     if not isinstance(cfg, CfgNode):
         raise ValueError(f"--config-file is {args.config_file}; it must be a YAML config.")
@@ -39,7 +44,7 @@ def run_doctor(args: argparse.Namespace) -> int:
         cfg,
         iterations=args.iterations,
         images=args.images,
-        student_weights=args.student_weights,
+        student_weights=student,
     )
     print(verdict)
     return 1 if verdict.findings else 0
