@@ -3,7 +3,8 @@
 All that needs a GPU, by one command within nine minutes: the tests marked "gpu" (mixed precision
 with resume, NCCL in one process, TF32, the side stream) and the rows of tools/benchmark.py on CUDA
 (the loss against its literal form, memory, the step, the teacher's options, compiling). Each part
-has its own time, and one that fails does not stop the others. Writes OUTPUT/gpu.json.
+has its own time, and one that fails does not stop the others. Writes OUTPUT/gpu.json (a dry run
+OUTPUT/dry_run.json).
 
     python tools/gpu_day.py
     python tools/gpu_day.py --dry-run          # without a GPU: do the parts run at all?

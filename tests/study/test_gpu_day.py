@@ -65,10 +65,11 @@ def test_a_dry_run_measures_on_the_cpu(tmp_path):
         cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    day = json.loads((tmp_path / "gpu.json").read_text())
+    day = json.loads((tmp_path / "dry_run.json").read_text())
     assert [r["name"] for r in day["rows"]] == ["loss_time", "loss_launches", "machine"]
+    assert not (tmp_path / "gpu.json").exists()  # of a day with a GPU, which keeps what is in it
     os.makedirs(tmp_path / "docs" / "results")
-    os.rename(tmp_path / "gpu.json", tmp_path / "docs" / "results" / "gpu.json")
+    os.rename(tmp_path / "dry_run.json", tmp_path / "docs" / "results" / "gpu.json")
     for name, row in (("gpu", "| loss_time "), ("gpu_tests", "| loss   | done |")):
         assert row in fill(f"<!-- {name}: made by make results -->\n<!-- end -->", str(tmp_path))
 
