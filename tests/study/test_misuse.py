@@ -61,6 +61,11 @@ def test_a_study_file_cannot_lead_to_code(changes, tmp_path):
         Study(spec(**changes), str(tmp_path))
 
 
+def test_a_whole_number_is_one_for_a_key_of_fractions(tmp_path):
+    whole = {"MODEL.DISTILLER.BALANCE.SHARE": 3, "SOLVER.BASE_LR": 1}
+    Study(spec(methods={"fgd": whole}), str(tmp_path)).check()
+
+
 def test_a_study_of_half_the_teachers_size_can_be_run(tmp_path):
     study = Study(load_study(os.path.join(ROOT, "configs", "every", "shapes.yaml")), str(tmp_path))
     study.check()

@@ -132,10 +132,16 @@ def override(cfg: CN, options: Sequence[str]) -> CN:
         raise ValueError(
             f"'{late[0]}' stands behind KEY VALUE, where no flag is read: put it first."
         )
+    merge_options(cfg, options)
+    trust(cfg, options[::2])
+    return cfg
+
+
+def merge_options(cfg: CN, options: Sequence[str]) -> CN:
+    """:func:`override` with options from a file, which are not the user's word."""
     options = list(options)
     options[1::2] = [_as_declared(cfg, *pair) for pair in zip(options[::2], options[1::2])]
     cfg.merge_from_list(options)
-    trust(cfg, options[::2])
     return cfg
 
 

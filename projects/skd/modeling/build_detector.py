@@ -144,7 +144,7 @@ def _load_config(source: DetectorSource, path: str) -> Config:
     _check_opts(opts, opts[::2], "KEY, VALUE")
     try:
         cfg = yaml_config.read(path, source.projects)
-        cfg.merge_from_list(opts)
+        yaml_config.merge_options(cfg, opts)
     except (AssertionError, KeyError, ValueError) as error:  # what yacs raises
         given = f" with {called('MODEL.TEACHER.OPTS')} {opts}" if opts else ""
         raise ValueError(

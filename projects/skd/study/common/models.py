@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ...config import is_lazy_file, read_config, student_config
+from ...config import is_lazy_file, read_config, student_config, yaml_config
 from ...config.naming import YAML, written_as
 from ...engine.run import check_device
 from ...modeling.load import load_in_full
@@ -62,7 +62,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
         if is_lazy_file(config):
             raise ValueError(f"--model {name}: '{config}' is a LazyConfig; give a YAML config.")
         cfg = read_config(config)
-        cfg.merge_from_list(args.opts)
+        yaml_config.override(cfg, args.opts)
         cfg = student_config(cfg)
         with written_as(YAML):
             check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any, Container, Dict, List, Optional, Sequence, Set, Tuple
 
-from ...config import distill, is_distilling, is_lazy_file, lazy_config, read_config
+from ...config import distill, is_distilling, is_lazy_file, lazy_config, read_config, yaml_config
 from ...config.methods import build_distiller
 from ...config.safe_yaml import read_yaml
 from ...engine.run import check_registered
@@ -209,7 +209,7 @@ class Study:
                     f"'{run.config}' of detector '{run.detector}' distils; a study needs the "
                     "config of the student without a teacher."
                 )
-            cfg.merge_from_list(list(run.opts))
+            yaml_config.merge_options(cfg, run.opts)
             if not cfg.DATASETS.TEST:
                 raise ValueError(f"DATASETS.TEST of '{run.name}' is empty: nothing to compare.")
             if run.method not in (BASELINE, "teacher"):
@@ -232,7 +232,7 @@ class Study:
             if is_lazy_file(run.config):
                 continue  # Python: train_net tells
             cfg = read_config(run.config)
-            cfg.merge_from_list(list(run.opts))
+            yaml_config.merge_options(cfg, run.opts)
             for key in ("TRAIN", "TEST") if run.iterations else ("TEST",):
                 check_registered(f"'{run.name}': DATASETS.{key}", cfg.DATASETS[key])
 
