@@ -39,7 +39,7 @@ def verbs(form):
 def test_both_forms_have_the_same_verbs():
     """form_of(cfg).VERB is for either form; what one has besides is for who knows the form."""
     yaml, lazy = verbs(yaml_config), verbs(lazy_config)
-    assert yaml - lazy == {"merge_file", "is_distilling_class"}
+    assert yaml - lazy == {"merge_file", "merge_options", "is_distilling_class"}
     assert lazy - yaml == {"allow", "check_allowed", "override_values", "made_by"}
     for name in yaml & lazy:
         both = (getattr(form, name) for form in (yaml_config, lazy_config))
