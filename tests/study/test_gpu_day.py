@@ -74,6 +74,20 @@ def test_a_dry_run_measures_on_the_cpu(tmp_path):
         assert row in fill(f"<!-- {name}: made by make results -->\n<!-- end -->", str(tmp_path))
 
 
+def test_rows_of_another_machine_are_not_kept(tmp_path):
+    path = str(tmp_path / "gpu.json")
+
+    def measure(name, gpu):
+        rows = json.dumps([{"name": f"{name}_row"}, {"name": "machine", "gpu": gpu}])
+        file = tmp_path / f"{name}.json"
+        part = python(name, f"open({str(file)!r}, 'w').write({rows!r})", file=file)
+        return [r["name"] for r in run_parts([part], 60, path, ROOT)["rows"]]
+
+    measure("loss", "A")
+    assert measure("step", "A") == ["loss_row", "step_row", "machine"]
+    assert measure("every", "B") == ["every_row", "machine"]
+
+
 def test_a_part_whose_time_is_over_may_write_what_it_has(tmp_path):
     xml = tmp_path / "tests.xml"
     writes = f"open({str(xml)!r}, 'w').write({JUNIT!r})"

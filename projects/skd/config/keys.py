@@ -125,7 +125,7 @@ def add_skd_config(cfg: CN) -> None:
     cfg.MODEL.TEACHER.FOLD_BN = True
     # Lay its maps out with channels last.
     cfg.MODEL.TEACHER.CHANNELS_LAST = True
-    # Compile its backbone with torch.compile, which takes minutes at the start.
+    # Compile its backbone with torch.compile, which takes half a minute and more at the start.
     cfg.MODEL.TEACHER.COMPILE = False
     # Run it on a CUDA stream of its own, beside the student's forward.
     cfg.MODEL.TEACHER.SIDE_STREAM = False

@@ -47,7 +47,7 @@ class PreemptionHook(HookBase):
     one, unless the first was SIGUSR1. SIGUSR1 and SIGHUP are left alone where somebody else has a
     handler for them, or ignores them, as nohup does. During an evaluation the model does not
     change, so the checkpoint is written beside it, and the processes exit without waiting for its
-    end. Register this hook last.
+    end. Register this hook last, but for hooks that end the training by themselves.
 
     A thread takes the signals, because the main thread may be waiting for another process inside
     a collective, where Python's handlers do not run. Outside the main thread (in a notebook's

@@ -194,16 +194,21 @@ def _day_so_far(path: str) -> Dict[str, Any]:
 
 
 def _add_results(day: Dict[str, Any], part: Part, result: Dict[str, Any]) -> None:
-    """Put a part's results in the place of those of an earlier call."""
+    """
+    Put a part's results in the place of those of an earlier call. Rows of another machine or torch
+    are left out: the table names one for all of them.
+    """
     day["parts"] = [p for p in day["parts"] if p["name"] != part.name] + [result]
     rows, tests = _read_results(part)
     if part.name == TESTS:
         day["tests"] = tests
         return
-    machine = [r for r in [*day["rows"], *rows] if r["name"] == "machine"][-1:]
-    kept = [r for r in day["rows"] if r["name"] != "machine" and r["part"] != part.name]
+    machine = [r for r in [*day["rows"], *rows] if r["name"] == "machine"]
+    same = len({tuple(map(r.get, ("gpu", "processor", "torch"))) for r in machine}) < 2
+    earlier = day["rows"] if same else []
+    kept = [r for r in earlier if r["name"] != "machine" and r["part"] != part.name]
     new = [{**r, "part": part.name} for r in rows if r["name"] != "machine"]
-    day["rows"] = [*kept, *new, *machine]
+    day["rows"] = [*kept, *new, *machine[-1:]]
 
 
 def _read_results(part: Part) -> Tuple[List[Dict[str, Any]], List[Dict[str, Any]]]:
