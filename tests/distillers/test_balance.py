@@ -9,6 +9,7 @@ from torch import nn
 
 from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller, GradientBalance
 from skd.distillers.gradient_norms import DETECTOR
+from skd.distillers.similarity import MapSimilarity, linear_cka
 from tests.processes import leave_together
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16}
@@ -237,6 +238,18 @@ def test_cosines_tell_whether_a_term_pulls_with_the_detector():
     assert balance.cosines["against"].item() == pytest.approx(-1)
 
 
+def test_a_gradient_that_overflows_leaves_the_cosines_as_they_were():
+    """As fp16's may: the trainer stops at a logged number that is not finite."""
+    maps, _, _ = inputs()
+    balance = GradientBalance()
+    for factor, expected in ((torch.inf, 0), (1.0, 1), (torch.inf, 1)):
+        own = (factor * maps["p2"]).sum()
+        terms = {"loss_distill_x": {"p2": maps["p2"].sum()}}
+        balance(own, maps, terms, balance.begin(maps))
+        assert balance.cosines["x"].item() == pytest.approx(expected)
+        assert all(value.isfinite() for value in balance.scalars().values())
+
+
 def test_a_student_that_is_frozen_gets_weight_zero():
     maps, teacher, boxes = inputs()
     maps = {k: x.detach() for k, x in maps.items()}
@@ -351,13 +364,18 @@ def split_step(folder):
     teacher = {k: x[mine] for k, x in teacher.items()}
     method = make("StructuredDistiller", reduction="mean", weight_nl=0.0)
     balance = GradientBalance()
+    alike = MapSimilarity()
+    alike.measure(maps, teacher)
     run(balance, method, maps, teacher, boxes[mine])
+    state = {"alike": dict(alike.levels)}
     if rank == 1:  # a process whose forward failed must not let the other wait
+        alike.measure_nothing(len(maps), torch.device("cpu"))
         balance.begin(maps)
         balance.abstain()
     else:
+        alike.measure(maps, teacher)
         run(balance, method, maps, teacher, boxes[mine])
-    state = {"weights": balance.weights(), "scale": balance.scale}
+    state.update(weights=balance.weights(), scale=balance.scale, last=alike.levels)
     torch.save(state, f"{folder}/{size}_{rank}.pth")
     leave_together()
 
@@ -366,6 +384,13 @@ def test_processes_use_the_weights_of_the_joint_batch(tmp_path):
     launch(split_step, 2, dist_url="auto", args=(str(tmp_path),))
     launch(split_step, 1, args=(str(tmp_path),))
     joint, first, second = (torch.load(tmp_path / f"{n}.pth") for n in ("1_0", "2_0", "2_1"))
+    maps, teacher, _ = inputs(n=4)
+    for name in STRIDES:
+        halves = [linear_cka(maps[name][i], teacher[name][i]) for i in (slice(2), slice(2, 4))]
+        torch.testing.assert_close(first["alike"][name], sum(halves) / 2)
+        # of the second iteration only the first process has a value
+        torch.testing.assert_close(first["last"][name], halves[0])
+    assert second.pop("last") == second["alike"] != first.pop("last")
     assert first == second
     for name, weight in joint["weights"].items():
         torch.testing.assert_close(first["weights"][name], weight, rtol=1e-5, atol=0)

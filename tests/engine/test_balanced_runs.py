@@ -38,6 +38,12 @@ def test_a_batch_in_parts_has_the_same_shares_and_counts_as_one_iteration(teache
     whole, parts = balanced(teacher_files), balanced(teacher_files)
     expected, seen = steps(whole, 1), steps(parts, 2)
     assert parts.distiller.balance.iteration == whole.distiller.balance.iteration == 3
+    halves = []
+    for part in (batch(n=4)[:2], batch(n=4)[2:]):
+        with EventStorage(0):
+            whole(part)
+        halves.append(whole._skd.alike.levels["p3"].item())
+    assert seen["distill/cka_p3"] == pytest.approx(sum(halves) / 2, rel=1e-4)
     for term in TERMS:
         assert seen[f"distill/share_{term}"] == pytest.approx(1, rel=1e-4)
         weight = f"distill/weight_{term}"
@@ -52,7 +58,8 @@ def test_in_mixed_precision_the_shares_are_the_same(teacher_files):
             losses = model(batch(n=2))
         sum(losses.values()).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-        found.append(model.distiller.balance.scalars())
+        found.append({**model.distiller.balance.scalars(), **model._skd.alike.scalars()})
+    assert found[1]["cka_p3"].item() == pytest.approx(found[0]["cka_p3"].item(), abs=0.01)
     for term in TERMS:
         assert found[1][f"share_{term}"] == pytest.approx(1, rel=1e-4)
         weight = found[0][f"weight_{term}"].item()

@@ -45,6 +45,16 @@ def test_the_last_shares_are_not_said_again_after_the_teacher_has_stopped(caplog
     assert len(said(caplog, HEALTHY, (299,), end=300)) == 1
 
 
+def test_levels_are_said_with_the_terms_and_without(caplog):
+    """There are no shares where nothing is balanced."""
+    levels = {"distill/cka_p2": 0.123, "distill/cka_p3": 0.456}
+    words = "student's and teacher's maps alike (CKA): p2 0.12, p3 0.46"
+    (with_terms,) = said(caplog, {**HEALTHY, **levels})
+    assert with_terms.endswith(f"(cosine +0.01); {words}; detector's losses 1.5")
+    caplog.clear()
+    assert said(caplog, levels) == [f"Distillation at iteration 99: {words}"]
+
+
 def test_a_training_without_a_teacher_is_silent(caplog):
     assert said(caplog, {"total_loss": 1.0}) == []
 

@@ -62,7 +62,7 @@ def test_metrics_evaluation_and_events_are_written(trained):
     _, folder, _ = trained
     rows = [json.loads(line) for line in open(folder / "metrics.json")]
     terms = [f"loss_distill_structured_{term}" for term in ("am", "at", "nl")]
-    levels = ["distill/structured_am_p2", "distill/structured_nl_p6"]
+    levels = ["distill/structured_am_p2", "distill/structured_nl_p6", "distill/cka_p2"]
     memory = ["peak_memory_mb"] if os.path.exists("/proc/self/status") else []
     for key in (*terms, *levels, *memory, "total_loss", "bbox/AP", "segm/AP"):
         assert any(key in row for row in rows), key
@@ -71,9 +71,7 @@ def test_metrics_evaluation_and_events_are_written(trained):
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert {"loss_distill_structured_am", "distill/structured_at_p4", "lr"} <= set(
-        events.Tags()["scalars"]
-    )
+    assert {"loss_distill_structured_am", "distill/cka_p4", "lr"} <= set(events.Tags()["scalars"])
     assert "attention: input, student, teacher" in events.Tags()["images"]
 
 

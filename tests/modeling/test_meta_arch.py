@@ -10,7 +10,8 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 
 from skd import Distiller, student_config
-from skd.modeling.state import pairs_of
+from skd.distillers.similarity import MapSimilarity, linear_cka
+from skd.modeling.state import pairs_of, watch_maps
 from tests.helpers import TERMS, batch, distilling, save_detector, tiny_config
 
 
@@ -211,6 +212,40 @@ def test_metrics_are_for_who_pops_them_or_for_the_storage_now_and_then(cfg):
     model.pop_metrics()
     _, storage = losses_of(model, batch(), iteration=40)
     assert "detector_loss" not in storage.latest() and "detector_loss" in model.pop_metrics()
+
+
+def test_metrics_say_how_alike_the_maps_are(cfg):
+    model, seen = build_model(cfg), []
+    model.pop_metrics()
+    watch_maps(model, seen.append)
+    losses_of(model, batch())
+    metrics, (aligned,) = model.pop_metrics(), seen
+    names = [name for name in metrics if "cka" in name]
+    assert names == [f"distill/cka_{level}" for level in ("p2", "p3", "p4", "p5")]  # p6 is 2 x 2
+    for name in names:
+        pair = (maps[name[-2:]].double() for maps in (aligned.student, aligned.teacher))
+        assert metrics[name].item() == pytest.approx(linear_cka(*pair).item(), rel=1e-4)
+        assert 0 < metrics[name] < 1
+
+
+@pytest.mark.parametrize("balance,measured", [(True, [0, 1, 5, 20]), (False, [0, 20])])
+def test_alike_is_measured_now_and_then_and_not_after_the_teacher(
+    teacher_files, monkeypatch, balance, measured
+):
+    cfg = distilling(tiny_config(SOLVER__MAX_ITER=90), teacher_files, balance=balance)
+    settings = cfg.MODEL.DISTILLER.BALANCE
+    settings.UNTIL, settings.PERIOD, settings.BURN_IN = 0.5, 5, 2
+    model, calls = build_model(cfg), []
+    model.pop_metrics()
+    measure = MapSimilarity.measure
+    monkeypatch.setattr(
+        MapSimilarity, "measure", lambda *args: calls.append(iteration) or measure(*args)
+    )
+    for iteration in (0, 1, 2, 5, 6, 20, 21, 50):
+        losses_of(model, batch(), iteration=iteration)
+        shown = "distill/cka_p2" in model.pop_metrics()
+        assert shown == (iteration < 45 or not balance)  # as it was last
+    assert calls == measured
 
 
 def test_metrics_say_how_the_terms_are_weighed(cfg):

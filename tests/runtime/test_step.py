@@ -1,5 +1,6 @@
 """Gradient accumulation gives the gradient of the whole."""
 
+import json
 import math
 import os
 import traceback
@@ -109,6 +110,9 @@ def test_with_a_teacher_without_and_in_two_processes(teacher_files, shapes, tmp_
         "train_net.py", *teacher, "--num-gpus", 2, "--dist-url", "auto", *common, datasets=shapes
     )
     assert "loss_distill_structured_am" in printed
+    rows = [json.loads(line) for line in open(tmp_path / "out" / "metrics.json")]
+    alike = [(row["iteration"], row["distill/cka_p2"]) for row in rows if "distill/cka_p2" in row]
+    assert [i for i, value in alike if 0 < value < 1] == [0]  # where the teacher stops it ends
     with open(tmp_path / "out" / "student.yaml") as f:
         assert "ACCUMULATE" not in f.read()
 

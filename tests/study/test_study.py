@@ -22,7 +22,7 @@ from skd.study.common.runs import ChildRun, least_used
 from skd.study.common.tables import markdown_table, print_table
 from skd.study.compare import report
 from skd.study.compare.design import Study, StudyRun, load_study
-from skd.study.compare.results import header, table, terms_table, write_study
+from skd.study.compare.results import alike_table, header, table, terms_table, write_study
 from skd.study.compare.run import _pairs, _short_names
 from skd.study.robustness import _same
 from tests.helpers import ROOT
@@ -142,10 +142,11 @@ def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text("VERSION: 2\n")
     terms = {"distill/weight_at": 0.5, "distill/norm_at": 3.0, "distill/cosine_at": -0.02}
     own = {"detector_loss": 1.5, "distill/norm_detector": 2.0}
+    alike = ({"distill/cka_p2": 0.1, "distill/cka_p3": 0.2}, {"distill/cka_p2": 0.9})
     write_rows(
         tmp_path,
-        {"iteration": 0, "distill/share_at": 1.0, **terms, **own},
-        {"iteration": 1, "distill/share_at": 0.25, **terms, **own},
+        {"iteration": 0, "distill/share_at": 1.0, **terms, **own, **alike[0]},
+        {"iteration": 1, "distill/share_at": 0.25, **terms, **own, **alike[1]},
         {"iteration": 2, "bbox/AP": 1.0},
     )
     (tmp_path / "model_final.pth").touch()
@@ -160,14 +161,19 @@ def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
     assert terms_table(SimpleNamespace(name="x", runs=[run, other])) == [
         ["AT", "1.5", "2", "at", "131.2%", "112.5%", "0.5", "3", "-0.02"]
     ]
+    assert alike_table(SimpleNamespace(name="x", runs=[run, other])) == (
+        ["method", "p2", "p3"], [["AT", "0.10 to 0.90", "0.20 to 0.20"]]
+    )  # fmt: skip
     comparison = SimpleNamespace(name="x", runs=[run])
     study = SimpleNamespace(comparisons=[comparison], runs=lambda: [run])
     write_study(study, str(tmp_path), "compare.py")
-    assert " 62.5% |" in (tmp_path / "README.md").read_text()
+    readme = (tmp_path / "README.md").read_text()
+    assert " 62.5% |" in readme and "| 0.10 to 0.90 |" in readme
     none = {"models": [], "maps": [], "images": []}
     monkeypatch.setattr(report, "_pictures", lambda study, images: none)
     report.write_report(study, str(tmp_path), "compare.py", 0)
-    assert "<td>62.5%</td>" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>62.5%</td>" in page and "<td>0.10 to 0.90</td>" in page
 
 
 @pytest.mark.parametrize(
@@ -209,7 +215,10 @@ def test_results_say_of_which_commit_they_are(tmp_path):
 
 
 def test_runs_whose_terms_are_not_balanced_have_none(tmp_path):
-    assert distillation([{"iteration": 0, "distill/pkd_p2": 1.0}]) == {}
+    row = {"iteration": 0, "distill/pkd_p2": 1.0}
+    assert distillation([row]) == {}
+    levels = {"p2": {"first": 0.5, "last": 0.5}}
+    assert distillation([{**row, "distill/cka_p2": 0.5}]) == {"terms": {}, "levels": levels}
 
 
 ATTACK = "<img src=x onerror=alert(1)>"

@@ -61,6 +61,7 @@ class BalanceSettings(Settings):
     until: Optional[float] = part(None)
     # The gradients are measured in each of the first BURN_IN iterations and in every PERIOD-th
     # after, as running means of this MOMENTUM. Those that do not distil (EVERY) do not count here.
+    # In the same ones it is measured how alike the maps are (CKA).
     period: int = whole(20)
     burn_in: int = whole(20)
     momentum: float = number(0.9, below=1)

@@ -78,12 +78,16 @@ class GradientNorms(nn.Module):
         of_levels = torch.stack(squares + dots)  # (1 + 2 T, L), so that one exchange will do
         if not self.per_level:
             of_levels = of_levels.sum(1, keepdim=True)
-        values = _mean_over_processes(of_levels)
+        values = mean_over_processes(of_levels)
         squares, dots = values[: len(squares)], values[len(squares) :].sum(1)  # (1 + T, L), (T,)
         lengths = squares.sum(1).sqrt()
         lengths_of_both = lengths[0] * lengths[1:]
         cosines = torch.where(lengths_of_both > 0, dots / lengths_of_both, 0.0)
-        self.cosines = dict(zip(totals, cosines.float()))
+        # one that overflowed stays as it was: the trainer stops at a number that is not finite
+        self.cosines = {
+            name: torch.where(cosine.isfinite(), cosine, self.cosines.get(name, 0.0))
+            for name, cosine in zip(totals, cosines.float())
+        }
         self._smooth(dict(zip([DETECTOR, *totals], squares.sqrt())))
 
     def measure_nothing(self) -> None:
@@ -93,7 +97,7 @@ class GradientNorms(nn.Module):
         """
         norms = self.norms_by_level()
         nothing = torch.full((2 * len(norms) - 1, *norms[DETECTOR].shape), math.nan).double()
-        lost = _mean_over_processes(nothing.to(self.scale.device))
+        lost = mean_over_processes(nothing.to(self.scale.device))
         self._smooth(dict(zip(norms, lost)))
 
     def _gradients(self, loss: torch.Tensor, maps: List[torch.Tensor]) -> List[torch.Tensor]:
@@ -153,7 +157,8 @@ def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def _mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Of numbers of one shape in all of them; in place."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
         values /= dist.get_world_size()

@@ -17,9 +17,10 @@ AGAINST = -0.2
 
 class DistillationLog(HookBase):
     """
-    Says every ``period`` iterations what share each term has of the detector's gradient and
-    whether it pulls the same way, and warns, once, of what cannot help; and where the teacher
-    stops. Reads the event storage: in a training that does not distil it says nothing.
+    Says every ``period`` iterations what share each term has of the detector's gradient, whether
+    it pulls the same way, and how alike the maps are; warns, once, of what cannot help; and says
+    where the teacher stops. Reads the event storage: in a training that does not distil it says
+    nothing.
     """
 
     def __init__(self, period: int = 100):
@@ -51,7 +52,7 @@ class DistillationLog(HookBase):
         begin = self.trainer.iter - self.period  # what is older has ended
         latest = {k: v for k, (v, i) in self.trainer.storage.latest().items() if i > begin}
         shares = _starting_with(latest, "distill/share_")
-        if not shares:
+        if not shares and not _starting_with(latest, "distill/cka_"):
             return
         logger.info(f"Distillation at iteration {self.trainer.iter}: {_words(latest, shares)}")
         for warning in _warnings(latest, shares):
@@ -71,8 +72,10 @@ def _words(latest: Dict[str, float], shares: Dict[str, float]) -> str:
         f"{name} {share:.1%} of the detector's gradient (cosine {cosines.get(name, 0):+.2f})"
         for name, share in shares.items()
     ]
+    levels = [f"{k} {value:.2f}" for k, value in _starting_with(latest, "distill/cka_").items()]
+    alike = f"student's and teacher's maps alike (CKA): {', '.join(levels)}" if levels else ""
     losses = f"detector's losses {latest['detector_loss']:.4g}" if "detector_loss" in latest else ""
-    return "; ".join([*terms, *([losses] if losses else [])])
+    return "; ".join(filter(None, [*terms, alike, losses]))
 
 
 def _warnings(latest: Dict[str, float], shares: Dict[str, float]) -> List[str]:

@@ -41,7 +41,8 @@ from .unlabelled import (
     without_statistics,
 )
 
-# Iterations between those whose metrics are written by the model itself; see pop_metrics.
+# Iterations between those whose metrics are written by the model itself (see pop_metrics), and, of
+# those that distil, between those where it is measured how alike the maps are without a balance.
 METRICS_PERIOD = 20
 
 
@@ -95,6 +96,8 @@ def _run_distilling(
     maps = _paired_maps(model, student, teacher, batch)
     seen = _begin_balance(model, maps)
     aligned = _align(model, seen, teacher.maps)
+    if _measures_now(model):
+        model._skd.alike.measure(*aligned)
     terms = _distil(model.distiller, *aligned, batch)
     if model._skd.heads is not None:
         terms = {**terms, **_distil_heads(model, calls, teacher.maps)}
@@ -318,10 +321,29 @@ def _distil_unlabelled(model: nn.Module, forward: Callable, call: ForwardArgumen
 
 
 def _abstain(model: nn.Module) -> None:
-    """Where this process alone fails, the others do not wait for it in the balance."""
-    if model.distiller.balance is not None:
-        _begin_balance(model, {})
-        model.distiller.balance.abstain()
+    """Where this process alone fails, the others do not wait for it where they measure."""
+    balance = model.distiller.balance
+    _begin_balance(model, {})
+    if _measures_now(model):  # first, as where it does not fail
+        device = next(model.parameters()).device
+        model._skd.alike.measure_nothing(len(pairs_of(model)), device)
+    if balance is not None:
+        balance.abstain()
+
+
+def _measures_now(model: nn.Module) -> bool:
+    """
+    Whether it is measured how alike the maps are, in an iteration that has begun: where the
+    gradients are. The same in all processes.
+    """
+    balance, iteration = model.distiller.balance, _iteration()
+    if balance is not None:
+        return balance.due()
+    return iteration is not None and _writes_now(model, iteration)
+
+
+def _writes_now(model: nn.Module, iteration: int) -> bool:
+    return iteration % (METRICS_PERIOD * model._skd.every) == 0
 
 
 def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
@@ -331,15 +353,14 @@ def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
     for term, levels in terms.items():
         short = term.replace("loss_distill_", "distill/")
         metrics.update({f"{short}_{level}": value for level, value in levels.items()})
-    if distiller.balance is not None and terms:
-        scalars = distiller.balance.scalars()
+    if terms:
+        scalars = {} if distiller.balance is None else distiller.balance.scalars()
+        scalars.update(model._skd.alike.scalars())
         metrics.update({f"distill/{name}": value for name, value in scalars.items()})
     metrics = {name: value.detach() for name, value in metrics.items()}
     if distiller.metrics is not None:  # somebody pops them
         distiller.metrics = metrics
-    elif (
-        has_event_storage() and get_event_storage().iter % (METRICS_PERIOD * model._skd.every) == 0
-    ):
+    elif has_event_storage() and _writes_now(model, get_event_storage().iter):
         values = torch.stack([value.float().reshape(()) for value in metrics.values()])
         get_event_storage().put_scalars(**dict(zip(metrics, values.tolist())))
 

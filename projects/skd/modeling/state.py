@@ -1,12 +1,13 @@
 """What a distilling model knows besides its parts, and how others ask it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import nn
 
+from ..distillers.similarity import MapSimilarity
 from .features import LevelPair, Maps
 from .heads import TeacherHeads
 
@@ -40,6 +41,7 @@ class DistillState:
         form: of the config that the model was made from, whose words errors use.
         unlabelled_weight: see ``MODEL.DISTILLER.UNLABELLED_WEIGHT``.
         heads: what is learned from the teacher's.
+        alike: how alike the maps of each pair are.
         watcher: see :func:`watch_maps`.
         running: whether the student's forward is under way.
         unlabelled: whether there were images without labels.
@@ -52,6 +54,7 @@ class DistillState:
     form: str
     unlabelled_weight: float = 1.0
     heads: Optional[TeacherHeads] = None
+    alike: MapSimilarity = field(default_factory=MapSimilarity)
     watcher: Optional[Callable[[AlignedMaps], None]] = None
     running: bool = False
     unlabelled: bool = False

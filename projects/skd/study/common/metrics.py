@@ -20,7 +20,7 @@ METRICS = {
     "panoptic_seg/PQ": "PQ",
     "sem_seg/mIoU": "mIoU",
 }
-_SHARE, _OWN_NORM = "distill/share_", "distill/norm_detector"
+_SHARE, _OWN_NORM, _ALIKE = "distill/share_", "distill/norm_detector", "distill/cka_"
 TASKS = {"bbox": "box AP", "segm": "mask AP"}
 # with several test sets Detectron2 puts "DATASET/" before it
 _METRIC = re.compile(
@@ -95,11 +95,15 @@ def distillation(rows: List[Dict]) -> Dict[str, Any]:
         ``terms``, by name: ``share`` (of the detector's gradient, a part of 1) and ``cosine``, both
         means over the part of the run that has a teacher, and ``last_share``, ``weight`` and
         ``norm`` (of the gradient without the weight). All but the means are of the end of that
-        part. Empty for a run whose terms were not balanced.
+        part. Of a run whose terms were not balanced there are none of these.
+
+        ``levels``, by name: ``first`` and ``last`` of how alike student's and teacher's maps were
+        (CKA), in that part. Older runs have none.
     """
+    levels = _levels(rows)
     rows = [row for row in rows if any(key.startswith(_SHARE) for key in row)]
     if not rows:
-        return {}
+        return {"terms": {}, "levels": levels} if levels else {}
     last = rows[-1]
     terms = {}
     for name in (key[len(_SHARE) :] for key in last if key.startswith(_SHARE)):
@@ -111,7 +115,15 @@ def distillation(rows: List[Dict]) -> Dict[str, Any]:
             "norm": last.get(f"distill/norm_{name}"),
         }
     own = {"detector_loss": last.get("detector_loss"), "norm_detector": last.get(_OWN_NORM)}
-    return {**own, "terms": terms}
+    return {**own, "terms": terms, **({"levels": levels} if levels else {})}
+
+
+def _levels(rows: List[Dict]) -> Dict[str, Dict[str, float]]:
+    found: Dict[str, List[float]] = {}
+    for row in rows:
+        for key in (key for key in row if key.startswith(_ALIKE)):
+            found.setdefault(key[len(_ALIKE) :], []).append(row[key])
+    return {name: {"first": seen[0], "last": seen[-1]} for name, seen in found.items()}
 
 
 def _mean(rows: List[Dict], key: str) -> Optional[float]:

@@ -21,7 +21,16 @@ from ..common.pictures import as_label, plt
 from ..common.result_files import write_text
 from .design import Comparison, Study, StudyRun
 from .page import TEMPLATE
-from .results import TERMS_HEADER, groups, header, mean_ap, table, terms_table
+from .results import (
+    ALIKE_TITLE,
+    TERMS_HEADER,
+    alike_table,
+    groups,
+    header,
+    mean_ap,
+    table,
+    terms_table,
+)
 
 SIZES = {"AP": "all", "APs": "small", "APm": "medium", "APl": "large"}
 SIDE = 240  # pixels of a picture's longer side
@@ -61,6 +70,9 @@ def _tables(comparison: Comparison) -> List[Tuple[str, List[str], List[List[str]
                 terms,
             )
         )
+    levels, alike = alike_table(comparison)
+    if alike:
+        tables.append((ALIKE_TITLE, levels, alike))
     return tables
 
 

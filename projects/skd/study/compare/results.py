@@ -3,7 +3,7 @@
 import math
 import os
 import statistics
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 from ..common.metrics import METRICS, main_metrics, title_of
 from ..common.result_files import BASELINE, counted_ap, write_lines, write_text
@@ -85,8 +85,7 @@ def terms_table(comparison: Comparison) -> List[List[str]]:
     percentages.
     """
     rows = []
-    for name, runs in groups(comparison).items():
-        seen = [run.result()["distillation"] for run in runs if "distillation" in run.result()]
+    for name, seen in _distillations(comparison).items():
         own = [_mean(seen, key, ".3g") for key in ("detector_loss", "norm_detector")]
         for term in dict.fromkeys(term for run in seen for term in run["terms"]):
             values = [run["terms"][term] for run in seen if term in run["terms"]]
@@ -94,6 +93,40 @@ def terms_table(comparison: Comparison) -> List[List[str]]:
             others = [_mean(values, key, ".3g") for key in ("weight", "norm", "cosine")]
             rows.append([name, *own, term, *shares, *others])
     return rows
+
+
+ALIKE_TITLE = (
+    "How alike the student's and the teacher's maps were (CKA), first and last while there was a "
+    "teacher, means over the seeds"
+)
+
+
+def alike_table(comparison: Comparison) -> Tuple[List[str], List[List[str]]]:
+    """Header, and a row for each method that was measured; a column for each level."""
+    found = {name: _levels(seen) for name, seen in _distillations(comparison).items()}
+    found = {name: levels for name, levels in found.items() if levels}
+    names = list(dict.fromkeys(name for levels in found.values() for name in levels))
+    rows = [[name, *(levels.get(n, "-") for n in names)] for name, levels in found.items()]
+    return ["method", *names], rows
+
+
+def _levels(seen: Sequence[Dict[str, Any]]) -> Dict[str, str]:
+    found: Dict[str, List[Dict[str, float]]] = {}
+    for run in seen:
+        for name, alike in run.get("levels", {}).items():
+            found.setdefault(name, []).append(alike)
+    return {
+        name: " to ".join(_mean(alike, key, ".2f") for key in ("first", "last"))
+        for name, alike in found.items()
+    }
+
+
+def _distillations(comparison: Comparison) -> Dict[str, List[Dict[str, Any]]]:
+    """What distillation did in each run of each method; see :func:`distillation`."""
+    return {
+        name: [run.result()["distillation"] for run in runs if "distillation" in run.result()]
+        for name, runs in groups(comparison).items()
+    }
 
 
 def _mean(rows: Sequence[Dict[str, Any]], key: str, form: str) -> str:
@@ -131,6 +164,9 @@ def write_study(study: Study, output: str, command: str) -> None:
                 "last ones:\n",
                 markdown_table(TERMS_HEADER, terms),
             ]
+        levels, alike = alike_table(comparison)
+        if alike:
+            lines += [f"{ALIKE_TITLE}:\n", markdown_table(levels, alike)]
     failed = [row for row in results if row["status"] == "failed"]
     if failed:
         lines.append("## Failed\n")

@@ -14,13 +14,13 @@ from torch import nn
 from ...distillers import GradientBalance
 from ...distillers.balance import BalanceSettings, split_losses
 from ...distillers.gradient_norms import DETECTOR
+from ...distillers.similarity import LEAST_SIDE, linear_cka
 from ...engine.schedule import build_scheduler
 from ...engine.weights import RunCheckpointer
 from ...modeling.features import FeatureTap, Maps
 from ...modeling.state import pairs_of
 from ...runtime.loader import build_train_loader
 from .position import Position, moved
-from .similarity import linear_cka
 from .verdict import Finding, Verdict
 
 # All terms together, in norms of the detector's gradient: more drowns it, less does nothing.
@@ -106,8 +106,9 @@ class _Watch:
     @torch.no_grad()
     def _maps(self, student: Maps, teacher: Maps, inputs: List[Dict[str, Any]]) -> None:
         for name, x in student.items():
-            if min(x.shape[-2:]) >= 3:  # fewer positions are alike anyway
-                self.alike.setdefault(name, []).append(linear_cka(x, teacher[name]))
+            if min(x.shape[-2:]) >= LEAST_SIDE:
+                alike = linear_cka(x.double(), teacher[name].double())
+                self.alike.setdefault(name, []).append(alike.item())
         finest, pair = next(iter(pairs_of(self.model).items()))
         for x, one in zip(teacher[finest], inputs):
             self.position.add(x, one["image"], pair.stride)
