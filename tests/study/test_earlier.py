@@ -39,6 +39,8 @@ def test_what_is_done_elsewhere_is_not_run_again_but_a_teacher_that_is_needed(ea
     write_study(again, str(tmp_path / "out"), "compare.py")
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").open()]
     assert [line["status"] for line in lines] == ["done"] * 3 + ["not run"] * 2
+    assert [line.get("taken_from") for line in lines] == [earlier] * 3 + [None] * 2
+    assert f"3 of them taken from `{earlier}`" in (tmp_path / "out" / "README.md").read_text()
     assert table(again.comparisons[0])[1][-1] == "-5.0"  # 13 - 18: names of 3 and 8 letters
     teacher = again.teachers["t"]
     write_rows(teacher.folder, {"iteration": 8, "bbox/AP": 3.0})  # trained here: its own counts

@@ -9,7 +9,7 @@ from typing import Dict, List, Tuple
 from tabulate import tabulate
 
 from .common.metrics import TASKS
-from .common.result_files import Row, finished
+from .common.result_files import TAKEN_FROM, Row, finished
 from .common.statistics import interval
 from .common.tables import NOT_RUN
 
@@ -40,8 +40,8 @@ def zoo_table(folder: str) -> str:
 
 
 def _done(path: str) -> List[Row]:
-    """Trainings with results; other commands' files of that name have none."""
-    return [row for row in finished(path) if row.get("ap")]
+    """Trainings with results, each where it was made; files of other commands have none."""
+    return [row for row in finished(path) if row.get("ap") and TAKEN_FROM not in row]
 
 
 def _rows(runs: List[Row]) -> List[List[str]]:

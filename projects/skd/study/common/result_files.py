@@ -8,6 +8,7 @@ from ...runtime.whole_files import write_whole
 
 Row = Dict[str, Any]
 BASELINE = "baseline"  # the method of runs without a teacher
+TAKEN_FROM = "taken_from"  # of a row that another results.jsonl had first: its path
 DIVERGED = "FloatingPointError"  # in a failed run's error, by Detectron2 and skd.runtime.step
 
 

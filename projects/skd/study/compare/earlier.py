@@ -4,7 +4,7 @@ import os
 import shlex
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from ..common.result_files import finished
+from ..common.result_files import TAKEN_FROM, finished
 from .design import StudyRun
 
 RESULTS = "results.jsonl"
@@ -32,7 +32,8 @@ def take_earlier(runs: Sequence[StudyRun], paths: Sequence[str]) -> int:
             raise ValueError(f"--earlier {path}: there is no such file, or no run in it is done.")
         for run in runs:
             if not run.done() and (run.after is None or _row_of(run.after, rows)):
-                run.earlier = _row_of(run, rows)
+                row = _row_of(run, rows)
+                run.earlier = row and {TAKEN_FROM: path, **row}
     return sum(run.earlier is not None for run in runs)
 
 

@@ -6,7 +6,13 @@ import statistics
 from typing import Any, Dict, List, Sequence, Tuple
 
 from ..common.metrics import METRICS, main_metrics, title_of
-from ..common.result_files import BASELINE, counted_ap, write_lines, write_text
+from ..common.result_files import (
+    BASELINE,
+    TAKEN_FROM,
+    counted_ap,
+    write_lines,
+    write_text,
+)
 from ..common.statistics import interval
 from ..common.tables import markdown_table
 from .design import Comparison, Study, StudyRun
@@ -140,10 +146,12 @@ def write_study(study: Study, output: str, command: str) -> None:
     results = [run.result() for run in study.runs()]
     write_lines(os.path.join(output, "results.jsonl"), results)
     done = [row for row in results if row["status"] == "done"]
+    taken = [row[TAKEN_FROM] for row in done if TAKEN_FROM in row]
     lines = [
         "# Comparison of methods\n",
-        f"{len(done)} of {len(results)} runs are done. Metrics of the last iteration: mean and 95% "
-        "confidence interval (Student's t) over the seeds, and the same of the differences to the "
+        f"{len(done)} of {len(results)} runs are done{_taken(taken)}. "
+        "Metrics of the last iteration: mean and 95% confidence interval (Student's t) over the "
+        "seeds, and the same of the differences to the "
         "baseline of the same seed. A run that diverged counts as 0.\n",
     ]
     teachers = [row for row in done if row["method"] == "teacher"]
@@ -174,6 +182,11 @@ def write_study(study: Study, output: str, command: str) -> None:
         lines.append("")
     lines.append(f"Made by\n\n```\n{command}\n```")
     write_text(os.path.join(output, "README.md"), "\n".join(lines) + "\n")
+
+
+def _taken(paths: Sequence[str]) -> str:
+    files = ", ".join(f"`{path}`" for path in dict.fromkeys(paths))
+    return f", {len(paths)} of them taken from {files}" if paths else ""
 
 
 def mean_ap(runs: Sequence[StudyRun], key: str) -> float:
