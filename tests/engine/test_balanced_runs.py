@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch.utils.checkpoint import checkpoint
 
 from skd.runtime.step import build_trainer
 from tests.helpers import batch, distilling, tiny_config
@@ -64,3 +65,68 @@ def test_in_mixed_precision_the_shares_are_the_same(teacher_files):
         assert found[1][f"share_{term}"] == pytest.approx(1, rel=1e-4)
         weight = found[0][f"weight_{term}"].item()
         assert found[1][f"weight_{term}"] == pytest.approx(weight, rel=0.1) and weight > 0
+
+
+def unbalanced(teacher_files, student="MeanOfP3"):
+    cfg = distilling(
+        tiny_config(), teacher_files, "sum",
+        MODEL__STUDENT__META_ARCHITECTURE=student, MODEL__DISTILLER__BALANCE__PERIOD=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+def test_without_a_balance_shares_and_cosines_are_measured_too(teacher_files, caplog):
+    model = unbalanced(teacher_files)
+    assert model.distiller.balance is None
+    maps = {}
+    model.backbone.register_forward_hook(lambda module, args, output: maps.update(output))
+    seen = []
+    with EventStorage() as storage:
+        for storage.iter in range(3):
+            losses = model(batch(n=2, seed=storage.iter))
+            seen.append({k: v.item() for k, v in model._skd.shares.scalars().items()})
+            if storage.iter == 0:
+                expected, cosine = _by_hand(losses, "loss_distill_structured_am", maps)
+            sum(losses.values()).backward()
+    assert seen[0]["share_structured_am"] == pytest.approx(expected, rel=1e-3)
+    assert seen[0]["cosine_structured_am"] == pytest.approx(cosine, abs=1e-4)
+    assert seen[0] == seen[1] != seen[2]  # PERIOD 2
+    assert not any("norm_detector" in key for key in model.state_dict())
+    assert not caplog.text  # a period that has an effect
+
+
+def _by_hand(losses, term, maps):
+    """A term's share of the detector's gradient at the maps, and their cosine."""
+    maps = [x for name, x in maps.items() if name in ("p2", "p3", "p4", "p5", "p6")]
+    own = sum(value for name, value in losses.items() if "distill" not in name)
+    both = [
+        torch.cat([
+            torch.zeros_like(x).flatten() if g is None else g.flatten()
+            for x, g in zip(
+                maps, torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
+            )
+        ])
+        for loss in (losses[term], own)
+    ]  # fmt: skip
+    lengths = [x.norm() for x in both]
+    return (lengths[0] / lengths[1]).item(), (both[0] @ both[1] / lengths[0] / lengths[1]).item()
+
+
+def test_a_student_that_allows_one_backward_pass_trains_without_shares(teacher_files, caplog):
+    model = unbalanced(teacher_files, "GeneralizedRCNN")
+    forward = model.proposal_generator.forward
+
+    def once(*args, **kwargs):
+        proposals, losses = forward(*args, **kwargs)
+        losses = {k: checkpoint(torch.clone, v, use_reentrant=True) for k, v in losses.items()}
+        return proposals, losses
+
+    model.proposal_generator.forward = once
+    with EventStorage():
+        for _ in range(2):
+            losses = model(batch(n=2))
+        sum(losses.values()).backward()
+    assert caplog.text.count("The log has no shares") == 1 and "use_reentrant" in caplog.text
+    assert model._skd.shares.scalars() == {}
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -228,7 +228,7 @@ def test_metrics_say_how_alike_the_maps_are(cfg):
         assert 0 < metrics[name] < 1
 
 
-@pytest.mark.parametrize("balance,measured", [(True, [0, 1, 5, 20]), (False, [0, 20])])
+@pytest.mark.parametrize("balance,measured", [(True, [0, 1, 5, 20]), (False, [0, 5, 20, 50])])
 def test_alike_is_measured_now_and_then_and_not_after_the_teacher(
     teacher_files, monkeypatch, balance, measured
 ):

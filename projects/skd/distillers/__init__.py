@@ -6,6 +6,7 @@ Losses on pairs of feature maps. They know tensors and shapes, no detector.
     registry.py     the methods by name
     balance.py      weighs the terms by their gradients
     gradient_norms.py   measures these
+    shares.py       shows them where no balance weighs the terms
     similarity.py   how alike the student's and the teacher's maps are
     schedule.py     when there is a teacher, and how strongly it pulls
     idle.py         settings that have no effect with it, or without it

@@ -61,6 +61,7 @@ class BalanceSettings(Settings):
     until: Optional[float] = part(None)
     # The gradients are measured in each of the first BURN_IN iterations and in every PERIOD-th
     # after, as running means of this MOMENTUM. Those that do not distil (EVERY) do not count here.
+    # Without balance they are measured in every PERIOD-th, to be shown alone.
     # In the same ones it is measured how alike the maps are (CKA).
     period: int = whole(20)
     burn_in: int = whole(20)
@@ -108,7 +109,7 @@ class GradientBalance(GradientNorms, Schedule):
         self.check_schedule()
         self._own_proportions: Dict[str, float] = {}
         self.limits: Dict[str, float] = {}  # of weights, by term, for those that have one
-        self.proportions = {_short(name): value for name, value in dict(s.shares).items()}
+        self.proportions = {short_name(name): value for name, value in dict(s.shares).items()}
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
         self._iteration: Optional[int] = None  # the same on the host, where nobody waits for it
         self._levels: List[str] = []  # names of the maps, in the order of the norms
@@ -180,20 +181,20 @@ class GradientBalance(GradientNorms, Schedule):
             ValueError: ``SHARES`` names a term that there is not.
         """
         if self.due():
-            totals = {_short(name): sum(levels.values()) for name, levels in terms.items()}
+            totals = {short_name(name): sum(levels.values()) for name, levels in terms.items()}
             self.measure(detector, list(maps.values()), totals, list(seen.values()))
-        self._own_proportions = {_short(name): value for name, value in proportions.items()}
+        self._own_proportions = {short_name(name): value for name, value in proportions.items()}
         return self.weigh(terms)
 
     def weigh(self, terms: Terms) -> Terms:
         """Other values of the terms, by the weights of the present iteration."""
         of_levels = set(self._levels)
         self._by_levels |= {
-            _short(name) for name, losses in terms.items() if losses.keys() <= of_levels
+            short_name(name) for name, losses in terms.items() if losses.keys() <= of_levels
         }
         weights = self.weights()
         return {
-            name: self._weigh(_short(name), losses, weights[_short(name)])
+            name: self._weigh(short_name(name), losses, weights[short_name(name)])
             for name, losses in terms.items()
         }
 
@@ -289,7 +290,7 @@ class GradientBalance(GradientNorms, Schedule):
 
     def limit(self, terms: Iterable[str], most: float) -> None:
         """Let these terms weigh no more than ``most``, whatever share they then have."""
-        self.limits.update({_short(name): most for name in terms})
+        self.limits.update({short_name(name): most for name in terms})
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._iteration = None  # the checkpoint's counts
@@ -304,5 +305,6 @@ def split_losses(
     return sum(loss for name, loss in losses.items() if name not in terms), terms
 
 
-def _short(term: str) -> str:
+def short_name(term: str) -> str:
+    """A term's name in scalars, without :data:`PREFIX`."""
     return term[len(PREFIX) :] if term.startswith(PREFIX) else term

@@ -27,7 +27,8 @@ def warn_of_idle(methods: Sequence[Any], balance: Any, balanced: bool) -> None:
             f"proportions; with {enabled} False the weights are used."
         )
     else:
-        idle = [balance.called(name) for name in _changed(balance.settings) if name != "enabled"]
+        used = ("enabled", "period")  # the latter by what is shown of the terms
+        idle = [balance.called(name) for name in _changed(balance.settings) if name not in used]
         why = (
             f"with published weights (a preset) or {enabled} False nothing is balanced, and the "
             f"teacher stays to the end. {enabled} True balances."

@@ -92,6 +92,8 @@ def attach(
     state = DistillState(
         input_format, features, every, pairs, present_form(), unlabelled_weight, heads
     )
+    if balance is not None:
+        state.measured_every = balance.settings.period
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
 
 

@@ -41,8 +41,7 @@ from .unlabelled import (
     without_statistics,
 )
 
-# Iterations between those whose metrics are written by the model itself (see pop_metrics), and, of
-# those that distil, between those where it is measured how alike the maps are without a balance.
+# Iterations between those whose metrics are written by the model itself; see pop_metrics.
 METRICS_PERIOD = 20
 
 
@@ -296,6 +295,8 @@ def _balance_terms(
     balance, every = model.distiller.balance, model._skd.every
     if balance is not None:
         terms = balance(own, maps, terms, seen, model.distiller.proportions)
+    elif _measures_now(model):
+        model._skd.shares.observe(own, list(maps.values()), terms)
     if every == 1:
         return terms
     return {t: {k: every * value for k, value in terms[t].items()} for t in terms}
@@ -329,21 +330,24 @@ def _abstain(model: nn.Module) -> None:
         model._skd.alike.measure_nothing(len(pairs_of(model)), device)
     if balance is not None:
         balance.abstain()
+    elif _measures_now(model):
+        model._skd.shares.abstain()
 
 
 def _measures_now(model: nn.Module) -> bool:
     """
-    Whether it is measured how alike the maps are, in an iteration that has begun: where the
-    gradients are. The same in all processes.
+    Whether gradients are measured, and how alike the maps are, in an iteration that has begun. The
+    same in all processes.
     """
     balance, iteration = model.distiller.balance, _iteration()
     if balance is not None:
         return balance.due()
-    return iteration is not None and _writes_now(model, iteration)
+    return iteration is not None and _is_due(model, iteration, model._skd.measured_every)
 
 
-def _writes_now(model: nn.Module, iteration: int) -> bool:
-    return iteration % (METRICS_PERIOD * model._skd.every) == 0
+def _is_due(model: nn.Module, iteration: int, period: int) -> bool:
+    """Whether it is one in ``period`` of the iterations that distil."""
+    return iteration % (period * model._skd.every) == 0
 
 
 def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
@@ -354,13 +358,13 @@ def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
         short = term.replace("loss_distill_", "distill/")
         metrics.update({f"{short}_{level}": value for level, value in levels.items()})
     if terms:
-        scalars = {} if distiller.balance is None else distiller.balance.scalars()
-        scalars.update(model._skd.alike.scalars())
+        measured = distiller.balance or model._skd.shares
+        scalars = {**measured.scalars(), **model._skd.alike.scalars()}
         metrics.update({f"distill/{name}": value for name, value in scalars.items()})
     metrics = {name: value.detach() for name, value in metrics.items()}
     if distiller.metrics is not None:  # somebody pops them
         distiller.metrics = metrics
-    elif has_event_storage() and _writes_now(model, get_event_storage().iter):
+    elif has_event_storage() and _is_due(model, get_event_storage().iter, METRICS_PERIOD):
         values = torch.stack([value.float().reshape(()) for value in metrics.values()])
         get_event_storage().put_scalars(**dict(zip(metrics, values.tolist())))
 

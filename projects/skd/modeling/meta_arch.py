@@ -116,8 +116,8 @@ class DistillRCNN(nn.Module):
     def pop_metrics(self) -> Dict[str, torch.Tensor]:
         """
         Scalars of the last step, on the device: ``distill/<term>_<level>``, each term's value at
-        each level; ``detector_loss``, the sum of the student's own losses; of the balance
-        ``distill/share_<term>``, ``cosine_``, ``weight_`` and ``norm_``; and
+        each level; ``detector_loss``, the sum of the student's own losses;
+        ``distill/share_<term>``, ``cosine_`` and ``norm_``, with a balance also ``weight_``; and
         ``distill/cka_<level>``, how alike the student's and the teacher's maps are. The cosines and
         these are of the last step that measured. To copy all costs a wait for the device, so a
         trainer that calls this copies them with the losses after the backward; under any other

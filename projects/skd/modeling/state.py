@@ -7,6 +7,7 @@ from typing import Callable, Dict, NamedTuple, Optional, Tuple
 import torch
 from torch import nn
 
+from ..distillers.shares import GradientShares
 from ..distillers.similarity import MapSimilarity
 from .features import LevelPair, Maps
 from .heads import TeacherHeads
@@ -42,6 +43,9 @@ class DistillState:
         unlabelled_weight: see ``MODEL.DISTILLER.UNLABELLED_WEIGHT``.
         heads: what is learned from the teacher's.
         alike: how alike the maps of each pair are.
+        shares: what the terms do, where no balance weighs them.
+        measured_every: iterations that distil from one where these are measured to the next; a
+            balance has its own.
         watcher: see :func:`watch_maps`.
         running: whether the student's forward is under way.
         unlabelled: whether there were images without labels.
@@ -55,6 +59,8 @@ class DistillState:
     unlabelled_weight: float = 1.0
     heads: Optional[TeacherHeads] = None
     alike: MapSimilarity = field(default_factory=MapSimilarity)
+    shares: GradientShares = field(default_factory=GradientShares)
+    measured_every: int = 20
     watcher: Optional[Callable[[AlignedMaps], None]] = None
     running: bool = False
     unlabelled: bool = False
