@@ -78,7 +78,7 @@ class GradientNorms(nn.Module):
         of_levels = torch.stack(squares + dots)  # (1 + 2 T, L), so that one exchange will do
         if not self.per_level:
             of_levels = of_levels.sum(1, keepdim=True)
-        values = mean_over_processes(of_levels)
+        values = self._over_processes(of_levels)
         squares, dots = values[: len(squares)], values[len(squares) :].sum(1)  # (1 + T, L), (T,)
         lengths = squares.sum(1).sqrt()
         lengths_of_both = lengths[0] * lengths[1:]
@@ -90,6 +90,9 @@ class GradientNorms(nn.Module):
         }
         self._smooth(dict(zip([DETECTOR, *totals], squares.sqrt())))
 
+    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        return mean_over_processes(values)
+
     def measure_nothing(self) -> None:
         """
         Take part in the other processes' :meth:`measure` without a value, where it failed here:
@@ -97,7 +100,7 @@ class GradientNorms(nn.Module):
         """
         norms = self.norms_by_level()
         nothing = torch.full((2 * len(norms) - 1, *norms[DETECTOR].shape), math.nan).double()
-        lost = mean_over_processes(nothing.to(self.scale.device))
+        lost = self._over_processes(nothing.to(self.scale.device))
         self._smooth(dict(zip(norms, lost)))
 
     def _gradients(self, loss: torch.Tensor, maps: List[torch.Tensor]) -> List[torch.Tensor]:

@@ -47,10 +47,9 @@ class GradientShares(GradientNorms):
             )
         return [torch.full_like(x, math.nan, dtype=torch.float32) for x in maps]
 
-    def abstain(self) -> None:
-        """In an iteration that failed here: see :meth:`measure_nothing`."""
-        if self.norms_by_level():
-            self.measure_nothing()
+    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        """Each process shows its own, so that none waits for one that fails."""
+        return values
 
     def scalars(self) -> Dict[str, torch.Tensor]:
         """

@@ -330,8 +330,6 @@ def _abstain(model: nn.Module) -> None:
         model._skd.alike.measure_nothing(len(pairs_of(model)), device)
     if balance is not None:
         balance.abstain()
-    elif _measures_now(model):
-        model._skd.shares.abstain()
 
 
 def _measures_now(model: nn.Module) -> bool:
