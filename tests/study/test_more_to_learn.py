@@ -3,6 +3,7 @@
 import os
 
 from skd.study.compare.design import Study, load_study
+from skd.study.fewer_steps import every_table
 from skd.study.more_to_learn import heads_table, unlabelled_table
 from tests.helpers import ROOT
 from tests.study.test_photographs import lines, write
@@ -55,3 +56,17 @@ def test_heads_against_the_features_alone(tmp_path):
 
 def test_without_results_they_say_so(tmp_path):
     assert all("Not run yet" in table(str(tmp_path)) for table in (unlabelled_table, heads_table))
+
+
+def test_what_is_left_of_the_gain_with_fewer_steps(tmp_path):
+    gained = {"baseline": 0.0, "k = 1": 8.0, "k = 2": 6.0, "half size": -2.0}
+    plant(tmp_path, "every", "every/shapes.yaml", lambda _, method, __: gained.get(method))
+    table = every_table(str(tmp_path))
+    found = {row[0]: row[5:] for row in lines(table) if len(row) > 1}
+    assert found == {
+        "k = 1": ["**+8.0 ± 0.0**", "win"],
+        "k = 2": ["**+6.0 ± 0.0**", "win"],
+        "half size": ["**-2.0 ± 0.0**", "loss"],
+    }
+    assert table.endswith("Part of the gain of k = 1 (box / mask): k = 2: 75%; half size: -25%.")
+    assert every_table(str(tmp_path / "none")) == "**Not run yet.**"

@@ -13,6 +13,7 @@ What the commands in ``tools/`` stand on. Each has the file or folder of its own
     originals.py            public photographs in COCO's format (convert_photographs.py)
     results.py              ``make results``: the tables and pictures of the documents, made in
         corrupted.py        what distillation gives on corrupted images
+        fewer_steps.py      what is left of it where the teacher runs less
         gains.py            what the flag gives
         log_pictures.py     what a log looks like
         more_to_learn.py    what images without labels, and the teacher's heads, give

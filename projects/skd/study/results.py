@@ -16,6 +16,7 @@ from .common.bench_table import bench_table, machine_line
 from .common.result_files import write_text
 from .common.tables import NOT_RUN
 from .corrupted import draw_robustness, robustness_table
+from .fewer_steps import every_table
 from .gains import draw_curves, draw_gains, gains_table, sizes_table
 from .log_pictures import draw_healthy, draw_sick
 from .more_to_learn import heads_table, unlabelled_table
@@ -138,6 +139,7 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "gains": gains_table,
     "sizes": sizes_table,
     "teachers": teachers_table,
+    "every": every_table,
     "other_data": other_data_table,
     "methods": methods_table,
     "terms": terms_table,
