@@ -8,7 +8,7 @@ from .common.metrics import read_metrics
 from .common.result_files import Row
 
 FOLDER = "log"  # below docs/results; of each run a folder with its metrics.json
-SHARE, COSINE = "distill/share_", "distill/cosine_"
+SHARE, COSINE, ALIKE = "distill/share_", "distill/cosine_", "distill/cka_"
 SICK = {
     "too_strong": "share 1000 times as large",
     "frozen": "the student's backbone frozen",
@@ -17,12 +17,15 @@ SICK = {
 
 
 def draw_healthy(folder: str, path: str) -> bool:
-    """Losses, shares, cosines and box AP of a run with its baseline's. Returns whether it could."""
+    """
+    Losses, shares, cosines, how alike the maps are, and box AP of a run with its baseline's. Returns
+    whether it could.
+    """
     run, baseline = (_read(folder, name) for name in ("healthy", "baseline"))
     if not run or not baseline:
         return False
-    figure, axes = _figure(1, 4)
-    losses, shares, cosines, ap = axes[0]
+    figure, axes = _figure(1, 5)
+    losses, shares, cosines, alike, ap = axes[0]
     for key, rows, name in (
         ("total_loss", run, "total_loss"),
         ("detector_loss", run, "detector_loss"),
@@ -35,9 +38,12 @@ def draw_healthy(folder: str, path: str) -> bool:
     _plot_terms(cosines, run, COSINE)
     cosines.set_ylim(-0.25, 0.25)
     cosines.axhline(-0.2, color="0.5", ls=":")
+    _plot_terms(alike, run, ALIKE)
+    alike.set_ylim(0, 1)
     for rows, name in ((run, "with --teacher"), (baseline, "baseline")):
         ap.plot(*_series(rows, "bbox/AP"), "o-", ms=3, label=name)
-    _finish(axes, ["losses", "shares, % of the detector's gradient", "cosines", "box AP"])
+    titles = ["losses", "shares, % of the detector's gradient", "cosines", "CKA", "box AP"]
+    _finish(axes, titles)
     save(figure, path)
     return True
 

@@ -79,9 +79,10 @@ class Loss:
             self._peer = Peer(self.distiller)
         return self._step(self._peer(self.student, self.teacher))
 
-    def check(self, reference: Callable[[], torch.Tensor]) -> Dict[str, int]:
+    def check(self, reference: Callable[[], torch.Tensor], rtol: float = 1e-4) -> Dict[str, int]:
         """
-        Raise AssertionError unless :meth:`fused` and another give the same value and gradients.
+        Raise AssertionError unless :meth:`fused` and another give the same value, within ``rtol`` of
+        it, and gradients.
 
         Returns:
             How many operations each took.
@@ -94,7 +95,7 @@ class Loss:
             grads.update({n: p.grad for n, p in self.distiller.named_parameters()})
             results.append((value, grads))
         (value, grads), (expected, expected_grads) = results
-        torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+        torch.testing.assert_close(value, expected, rtol=rtol, atol=0)
         # By their norms: a rounding may make another of two equal keys the larger one in a pool,
         # and some gradients, like that of a bias before batch norm, are zero but for rounding.
         floor = 1e-4 * max(g.norm() for n, g in expected_grads.items() if n not in LEVELS)

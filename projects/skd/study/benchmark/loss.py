@@ -54,7 +54,8 @@ def peer_rows(args: Namespace) -> List[Dict[str, Any]]:
         print(f"peer: {peer.missing()} is not installed, so its rows are left out.")
         return []
     case = peer_case(args)
-    counts = case.check(case.peer)
+    # it sums squares by torch.dist in fp32, which is off by 2e-3 on two images' P2
+    counts = case.check(case.peer, rtol=5e-3)
     times = alternate((case.fused, case.peer), args.repeats, args.device)
     sides = list(zip(memory(args, "peer_fused"), memory(args, "peer")))
     return [
