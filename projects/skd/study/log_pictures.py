@@ -18,8 +18,7 @@ SICK = {
 
 def draw_healthy(folder: str, path: str) -> bool:
     """
-    Losses, shares, cosines, how alike the maps are, and box AP of a run with its baseline's. Returns
-    whether it could.
+    Losses, shares, cosines, CKA and box AP of a run with its baseline's. Returns whether it could.
     """
     run, baseline = (_read(folder, name) for name in ("healthy", "baseline"))
     if not run or not baseline:

@@ -81,8 +81,8 @@ class Loss:
 
     def check(self, reference: Callable[[], torch.Tensor], rtol: float = 1e-4) -> Dict[str, int]:
         """
-        Raise AssertionError unless :meth:`fused` and another give the same value, within ``rtol`` of
-        it, and gradients.
+        Raise AssertionError unless :meth:`fused` and another give the same value, within ``rtol``,
+        and gradients.
 
         Returns:
             How many operations each took.
