@@ -75,6 +75,10 @@ def _bench(folder: str) -> str:
     return bench_table(_read(folder, "bench.json"))
 
 
+def _bench_more(folder: str) -> str:
+    return bench_table(_read(folder, "bench_more.json"))
+
+
 def _speed(folder: str) -> str:
     path = os.path.join("real", "speed", "results.json")
     known = os.path.exists(os.path.join(folder, path))
@@ -133,6 +137,7 @@ def _carparts(folder: str) -> str:
 MAKERS: Dict[str, Callable[[str], str]] = {
     "carparts": _carparts,
     "bench": _bench,
+    "bench_more": _bench_more,
     "gpu": _gpu,
     "gpu_tests": _gpu_tests,
     "speed": _speed,
