@@ -188,7 +188,7 @@ def sound() -> List[Case]:
         case("trained on the small split", "RetinaNet",
              student=["DATASETS.TRAIN", ("skd_shapes_tune",)]),
         case("from a trained student", "Mask R-CNN", start=TRAINED, compared=TRAINED),
-        case("from a trained student's backbone", "Faster R-CNN", start=TRAINED, compared=TRAINED,
+        case("from a trained student's backbone", "Faster R-CNN", start=TRAINED,
              student=["DATASETS.TRAIN", ("skd_shapes_tune",)]),
         case("from the teacher's weights", "the teacher's own", start=TEACHER[1]),
         case("by FGD", "Mask R-CNN", distillation=["MODEL.DISTILLER.NAME", "FGD"]),
