@@ -56,9 +56,11 @@ class GradientShares(GradientNorms):
         By name, as of :meth:`GradientBalance.scalars`: ``share_<term>`` of the detector's gradient,
         ``cosine_<term>``, and ``norm_<term>`` and ``norm_detector``. All with the term's weight.
         """
-        norms = {} if self._fails else self.norms()
+        if self._fails:
+            return {}
+        norms = self.norms()
         found = {f"norm_{name}": norm for name, norm in norms.items()}
-        for name, cosine in self.cosines.items() if norms else ():
+        for name, cosine in self.cosines.items():
             found[f"share_{name}"] = norms[name] / norms[DETECTOR].clamp_min(1e-30)
             found[f"cosine_{name}"] = cosine
         return found

@@ -151,8 +151,8 @@ def write_study(study: Study, output: str, command: str) -> None:
         "# Comparison of methods\n",
         f"{len(done)} of {len(results)} runs are done{_taken(taken)}. "
         "Metrics of the last iteration: mean and 95% confidence interval (Student's t) over the "
-        "seeds, and the same of the differences to the "
-        "baseline of the same seed. A run that diverged counts as 0.\n",
+        "seeds, and the same of the differences to the baseline of the same seed. A run that "
+        "diverged counts as 0.\n",
     ]
     teachers = [row for row in done if row["method"] == "teacher"]
     if teachers:
