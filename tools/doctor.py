@@ -25,7 +25,7 @@ from skd.study.doctor import run_doctor
 
 def argument_parser():
     parser = command_parser(__doc__)
-    parser.add_argument("--config-file", required=True, help="the student's config, a .yaml")
+    parser.add_argument("--config-file", required=True, help="the student's config")
     parser.add_argument("--teacher", default="", help="default: the one the config names")
     parser.add_argument("--teacher-weights", default="", help="default: the model zoo's")
     parser.add_argument(
@@ -36,7 +36,7 @@ def argument_parser():
         "--images", type=whole, default=30, help="to try the teacher on; 0 for none"
     )
     add_setup_arguments(parser)
-    parser.add_argument("opts", nargs="*", help="KEY VALUE ...")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE ..., or key=value for a LazyConfig")
     return parser
 
 

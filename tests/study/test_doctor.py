@@ -1,14 +1,17 @@
 """Faults that are planted, in tiny models; docs/results/doctor has real ones."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 
+from skd import build_teacher, distill
 from skd.evaluation import Quality, class_agnostic_quality, detect
 from skd.study.doctor import examine, run_doctor
 from skd.study.doctor.teacher import NORMALIZATIONS, _misread, is_untrained, normalized
-from tests.helpers import distilling, tiny_config
+from tests.helpers import LAZY, batch, distilling, lazy_config, tiny_config
 from tests.processes import parser_of, run_script
 
 
@@ -141,6 +144,57 @@ def test_command(teacher_files, shapes):
         "tools/doctor.py", "--config-file", "configs/shapes/student.yaml", *args, datasets=shapes
     )
     assert "of the detector's gradient" in out and "Nothing is wrong" in out
+
+
+def test_command_with_a_lazy_config(teacher_files, shapes, tmp_path):
+    (tmp_path / "student.py").write_text(LAZY)
+    command = ["--config-file", tmp_path / "student.py", "--teacher", teacher_files[0]]
+    command += ["--teacher-weights", teacher_files[1], "--iterations", 1, "--images", 0]
+    opts = ["dataloader.train.dataset.names=tiny_train", "model.balance.warmup=1"]
+    args = parser_of("tools/doctor.py").parse_args([*map(str, command), "--", *opts])
+    assert run_doctor(args) == 0
+    args.opts = ["train.device=cuda:9"]
+    with pytest.raises(ValueError, match="train.device is 'cuda:9', and PyTorch finds no GPU"):
+        run_doctor(args)
+
+
+def lazy(tmp_path, teacher_files, *options):
+    cfg = lazy_config(tmp_path, *options)
+    distill(cfg, *teacher_files)
+    return cfg
+
+
+def test_a_lazy_config_is_looked_at_as_a_yaml_is(teacher_files, shapes, tmp_path):
+    cfg = lazy(tmp_path, teacher_files, "train.evaluate_teacher=3")
+    cfg.model.every, cfg.model.balance.warmup, cfg.model.balance.share = 5, 900, 3000.0
+    verdict = examine(cfg, iterations=2, images=2)
+    assert set(verdict.terms) == {f"loss_distill_structured_{t}" for t in ("am", "at", "nl")}
+    assert list(verdict.levels) == ["p2", "p3", "p4", "p5"]
+    drowned, nothing = verdict.findings
+    assert "Set model.balance.share=3.0, the default" in drowned.text
+    assert nothing.name == "untrained teacher" and verdict.teacher < 1
+    assert cfg.model.every == 5 and cfg.train.evaluate_teacher == 3  # the caller's own
+    no_data = lazy(tmp_path, teacher_files, "dataloader.train.dataset.names=[]")
+    with pytest.raises(ValueError, match="dataloader.train.dataset.names is .*; it must name"):
+        examine(no_data, iterations=1)
+
+
+def own_batches():
+    return itertools.repeat(batch())
+
+
+def own_teacher(**kwargs):
+    return build_teacher(**kwargs)
+
+
+def test_a_lazy_config_s_own_loader_and_teacher(teacher_files, shapes, tmp_path):
+    """Neither gets an argument that only Detectron2's and this project's take."""
+    cfg = lazy(tmp_path, teacher_files)
+    cfg.dataloader.train = L(own_batches)()
+    cfg.model.teacher["_target_"] = own_teacher
+    verdict = examine(cfg, iterations=1, images=1)
+    assert names(verdict) == [] and verdict.terms and verdict.teacher is None
+    assert "model.teacher is not made by skd.build_teacher" in verdict.notes[0]
 
 
 @pytest.mark.parametrize("channels,looks", [(0, 2), (1, 2), (3, 8)])

@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from ..config import run_settings
 from ..config.lazy_config import check, check_teacher, image_format, is_distilling, made_by
 from ..config.naming import LAZY, written_as
-from ..modeling.build_detector import DetectorSource, build_detector
+from ..modeling.build_detector import build_detector
 from ..modeling.classes import class_names
 from ..modeling.student_class import balance_of
-from ..modeling.teacher import build_teacher
+from ..modeling.teacher import build_teacher, teacher_source
 from ..runtime.loader import NamedErrors, build_train_loader
 from ..runtime.reproducible import shared_seed
 from .run import Run
@@ -90,15 +90,12 @@ def _teacher_evaluation(cfg: DictConfig, values: Dict[str, Any]) -> Optional[Tea
     images, keys = values["evaluate_teacher"], run_settings.keys_of(LAZY)
     if not (images and is_distilling(cfg)):
         return None
-    if made_by(cfg.model.teacher) is not build_teacher:
+    source = teacher_source(cfg)
+    if source is None:
         raise ValueError(
             f"{keys['evaluate_teacher']} is {images}; it must be 0 where model.teacher is not made "
             "by skd.build_teacher: only of that the whole detector is known."
         )
-    names = ("config_file", "weights", "opts", "random_weights")
-    teacher = cfg.model.teacher
-    given = {name: teacher[name] for name in names if name in teacher}
-    source = DetectorSource(**given, projects=list(teacher.get("projects", ())))
     return teacher_evaluation(
         images,
         values["test_sets"],

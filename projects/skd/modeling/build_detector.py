@@ -109,16 +109,20 @@ def _read(source: DetectorSource) -> Tuple[Config, str]:
 
 def _build(config_file: str, cfg: Config) -> Dict[str, Any]:
     try:
-        if isinstance(cfg, CfgNode):
-            model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-        else:
-            model = instantiate(cfg.model)
+        model = build_model_of(cfg)
     except ImportError as error:
         raise ImportError(
             f"The teacher '{config_file}' needs what is not installed here: {error}"
         ) from error
     input_format = getattr(model, "input_format", None) or form_of(cfg).image_format(cfg)
     return {"model": model, "input_format": input_format}
+
+
+def build_model_of(cfg: Config) -> nn.Module:
+    """The model of a config of either form, on the CPU."""
+    if isinstance(cfg, CfgNode):
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    return instantiate(cfg.model)
 
 
 def _of_the_model(cfg: Config) -> Dict[str, Any]:

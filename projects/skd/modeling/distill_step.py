@@ -29,7 +29,7 @@ from .losses import (
     write_losses,
 )
 from .partial_forward import tap_and_stop
-from .state import AlignedMaps, pairs_of
+from .state import AlignedMaps, pairs_of, tapped_module
 from .unlabelled import (
     TERM,
     ForwardArguments,
@@ -219,7 +219,7 @@ def _run_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped
 def _tap_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped]:
     """What the student returns, and its maps."""
     # looked up in every step: a module may be replaced (torch.compile, checkpointing)
-    module = model.get_submodule(model._skd.features)
+    module = tapped_module(model)
     key = called("MODEL.STUDENT.FEATURES")
     with FeatureTap(module, key) as tap:
         output = call()
@@ -309,7 +309,7 @@ def _distil_unlabelled(model: nn.Module, forward: Callable, call: ForwardArgumen
     """
     check_needs_no_boxes(model.distiller, "marked as such in the batch")
     run, balance = partial(_call_student, model, forward, call), model.distiller.balance
-    module, key = model.get_submodule(model._skd.features), called("MODEL.STUDENT.FEATURES")
+    module, key = tapped_module(model), called("MODEL.STUDENT.FEATURES")
     with own_random_numbers(next(model.parameters()).device), without_statistics(model):
         batch, wait_for_teacher = _start_teacher(model, call)
         student = tap_and_stop(module, key, run).read()

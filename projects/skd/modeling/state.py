@@ -71,6 +71,11 @@ def pairs_of(model: nn.Module) -> Dict[str, LevelPair]:
     return model._skd.pairs
 
 
+def tapped_module(model: nn.Module) -> nn.Module:
+    """The student's module whose feature maps are distilled."""
+    return model.get_submodule(model._skd.features)
+
+
 def distilled_iterations(model: nn.Module) -> Tuple[int, float]:
     """``every, end``: in those below ``end`` that ``every`` divides the model distils."""
     balance = model.distiller.balance

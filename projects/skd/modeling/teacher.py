@@ -11,7 +11,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from ..config import Config
 from ..config.built import find_built
+from ..config.lazy_config import made_by
 from ..config.naming import called
 from ..config.projects import check_function_allowed, load_function
 from .build_detector import DetectorSource, detector_args
@@ -354,6 +356,20 @@ def build_teacher(
         given = {k: kwargs.pop(k) for k in DetectorSource._fields if k in kwargs}
         source = DetectorSource(config_file, projects=projects, **given)
         return FrozenTeacher(**detector_args(source, **kwargs))
+
+
+def teacher_source(cfg: Config) -> Optional[DetectorSource]:
+    """
+    What the whole detector is built from whose backbone is the teacher of a config of either form;
+    None where a LazyConfig's teacher is not made by :func:`build_teacher`.
+    """
+    if isinstance(cfg, CfgNode):
+        return DetectorSource.of_config(cfg)
+    teacher = cfg.model.teacher
+    if made_by(teacher) is not build_teacher:
+        return None
+    named = {k: teacher[k] for k in DetectorSource._fields if k in teacher}
+    return DetectorSource(**{**named, "projects": list(named.get("projects") or ())})
 
 
 def of_built(

@@ -11,19 +11,17 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..config import Config, distill, form_of, read_config, run_settings
+from ..config import Config, distill, form_of, read_config
 from ..config.lazy_config import allow
-from ..data import check_datasets
 from ..distillers import DISTILLER_REGISTRY
 from ..distillers.balance import split_losses
 from ..engine import describe
-from ..engine.run import Run, check_device, check_registered
-from ..engine.weights import RunCheckpointer
 from ..modeling.load import DISTILLER_PREFIX
 from .common.command import set_up
 from .common.methods import methods_named
 from .common.paths import find_file
 from .common.tables import print_table
+from .common.trial import check_trial, settle, starting_model
 
 
 class Strength(NamedTuple):
@@ -57,13 +55,13 @@ def calibrate(args: argparse.Namespace) -> None:
     rows, inputs = [], None
     for method in methods:
         cfg = config_of(args, method)
-        run, seed = describe(cfg), max(run_settings.value_of(cfg, "seed"), 0)
+        run = describe(cfg)
         if inputs is None:
-            _check(run)
-            seed_all_rng(seed)
+            check_trial(run)
+            seed_all_rng(run.seed)
             inputs = next(iter(run.build_train_loader()))
-        seed_all_rng(seed)
-        found = strength(_model(run), inputs)
+        seed_all_rng(run.seed)
+        found = strength(starting_model(run), inputs)
         rows.append([method, *(f"{v:.4g}" for v in found[:2]), f"{found.ratio:.3g}"])
         print(f"{method}: gradient {found.ratio:.3g} times the detector's own", flush=True)
         for name in found.idle:
@@ -83,26 +81,9 @@ def config_of(args: argparse.Namespace, method: str) -> Config:
     else:
         cfg.model.distiller = L(DISTILLER_REGISTRY.get(method))()
         cfg.model.balance = None
-    run_settings.put(cfg, "num_workers", 0)
-    run_settings.put(cfg, "evaluate_teacher", 0)
-    return form_of(cfg).override(cfg, args.opts)
-
-
-def _check(run: Run) -> None:
-    """Raises ValueError for data or a device that is not there, before anything is built."""
-    key, names = run.keys["train_sets"], run.train_sets
-    if names is not None and not names:
-        raise ValueError(f"{key} is empty; it must name the dataset to take a batch of.")
-    check_registered(key, names)
-    check_device(str(run.device), run.keys["device"])
-    check_datasets(run.cfg)
-
-
-def _model(run: Run) -> nn.Module:
-    model = run.build_model()
-    if run.weights:
-        RunCheckpointer(model, key=run.keys["weights"]).load(run.weights)
-    return model.train()
+    form_of(cfg).override(cfg, args.opts)
+    settle(cfg)
+    return cfg
 
 
 def strength(model: nn.Module, inputs: List[Dict[str, Any]]) -> Strength:

@@ -1,4 +1,9 @@
-"""Losses between what two detectors' heads predict. They know tensors only."""
+"""
+Losses between what two detectors' heads predict. They know tensors only.
+
+    losses.py    a loss a function
+    settings.py  the keys of a config
+"""
 
 from .losses import (
     EPSILON,

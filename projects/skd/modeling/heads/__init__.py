@@ -1,4 +1,16 @@
-"""What a teacher's heads say, for a student's heads: one adapter for each kind of head."""
+"""
+What a teacher's heads say, for a student's heads: one adapter for each kind of head.
+
+    teacher_heads.py  all that a student learns from: checked, watched, compared
+    base.py           what an adapter has to be, and the registry
+
+    rpn.py            RPNHead: objectness and deltas at the student's anchors
+    box.py            BoxHead: classes and boxes, on the student's proposals
+    mask.py           MaskHead: masks, on the student's foreground boxes
+    roi.py            what the heads of proposals share
+    dense.py          DenseHead: classes and boxes of RetinaNet and FCOS
+    cross.py          CrossHead: the student's features through the teacher's head
+"""
 
 from .base import HEAD_REGISTRY, HeadPair
 from .box import BoxHead

@@ -4,6 +4,7 @@ What distillation costs, each row as a ratio of two sides measured in turns: too
     run.py       all parts, and what they write
     loss.py      rows about the loss
     step.py      rows about a training step and inference
+    methods.py   rows about the training step of every method
     teacher.py   rows about the teacher's forward
     loader.py    rows about data
     scaling.py   rows about several processes

@@ -4,8 +4,11 @@ What several commands use.
     bench_table.py   what tools/benchmark.py measured
     command.py       arguments, help and errors of a command
     devices.py       GPUs and cores, shared between runs
+    figures.py       pictures drawn with matplotlib
+    methods.py       the methods that a flag names
     metrics.py       what metrics.json says
     models.py        trained models, as ``--model NAME CONFIG WEIGHTS`` names them
+    paired.py        two sides of a study, seed by seed
     paths.py         files that come with the project
     pictures.py      predictions, attention and curves of finished runs
     progress.py      the display while runs are at work
@@ -13,4 +16,5 @@ What several commands use.
     runs.py          trainings side by side, each a process of train_net
     statistics.py    means with confidence intervals
     tables.py        tables in a terminal and in Markdown
+    trial.py         a run that is looked at for a few iterations
 """

@@ -3,8 +3,9 @@ Looks at a distillation before it costs days: what its teacher finds on the stud
 what its terms do to the student in a few iterations.
 """
 
-from detectron2.config import CfgNode
-
+from ...config import Config
+from ...config.naming import written_as
+from ...config.run_settings import form_name
 from .teacher import examine_teacher
 from .training import examine_training
 from .verdict import Verdict
@@ -14,22 +15,23 @@ MAPS = {"levels", "shifted maps"}
 
 
 def examine(
-    cfg: CfgNode, *, iterations: int = 30, images: int = 30, student_weights: str = ""
+    cfg: Config, *, iterations: int = 30, images: int = 30, student_weights: str = ""
 ) -> Verdict:
     """
     Args:
-        cfg: a config that distils.
+        cfg: a YAML config or a LazyConfig that distils.
         iterations: to train, at most ``SOLVER.MAX_ITER``; nothing is written.
         images: of ``DATASETS.TEST`` (or of TRAIN where there is none) to try the teacher on; 0
-            leaves that out.
+            leaves that out. What a LazyConfig's dataset is, Detectron2's loaders say.
         student_weights: checkpoint of a student that was trained without a teacher, to compare.
 
     Raises:
         ValueError: the config does not distil, or cannot.
     """
     verdict = Verdict()
-    if iterations:
-        examine_training(cfg, iterations, verdict)
-    if images and not MAPS & {finding.name for finding in verdict.findings}:
-        examine_teacher(cfg, images, student_weights, verdict)
+    with written_as(form_name(cfg)):
+        if iterations:
+            examine_training(cfg, iterations, verdict)
+        if images and not MAPS & {finding.name for finding in verdict.findings}:
+            examine_teacher(cfg, images, student_weights, verdict)
     return verdict

@@ -3,12 +3,8 @@
 import argparse
 import os
 
-from detectron2.config import CfgNode
-
 from ...config import distill, form_of, is_distilling, read_config
 from ...config.lazy_config import allow
-from ...config.naming import YAML, written_as
-from ...engine.run import check_device
 from ...runtime.weights_file import without_query
 from ..common.command import set_up
 from ..common.paths import find_file
@@ -23,23 +19,22 @@ def run_doctor(args: argparse.Namespace) -> int:
         1 if anything is wrong, else 0.
 
     Raises:
-        ValueError: a config that does not distil, a LazyConfig, or no such device or student.
+        ValueError: a config that does not distil, or no such data, device or student.
     """
     set_up(args)
     student = args.student_weights
     if student and "://" not in student and not os.path.exists(without_query(student)):
         raise ValueError(f"--student-weights: no file '{student}'.")
+    for path in filter(None, (args.config_file, args.teacher)):
+        allow(find_file(path))  # Python or not: the user has named it
     cfg = read_config(find_file(args.config_file))
-    if not isinstance(cfg, CfgNode):
-        raise ValueError(f"--config-file is {args.config_file}; it must be a YAML config.")
+    form_of(cfg).check(cfg)
     if args.teacher:
-        allow(find_file(args.teacher))  # Python or not: the user has named it
-        distill(cfg, args.teacher, args.teacher_weights)
+        distill(cfg, find_file(args.teacher), find_file(args.teacher_weights))
     form_of(cfg).override(cfg, args.opts)
     if not is_distilling(cfg):
         raise ValueError(f"{args.config_file} names no teacher: give --teacher.")
-    with written_as(YAML):
-        check_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    form_of(cfg).check_training(cfg)
     verdict = examine(
         cfg,
         iterations=args.iterations,

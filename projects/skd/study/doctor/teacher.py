@@ -4,15 +4,15 @@ import contextlib
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
-from detectron2.modeling import build_model
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from torch import nn
 
-from ...config import student_config
+from ...config import Config, form_of, student_config
+from ...config.run_settings import form_name, keys_of, value_of
 from ...evaluation import Quality, class_agnostic_quality, detect, unseen_classes
-from ...modeling.build_detector import Detector, DetectorSource, build_detector
+from ...modeling.build_detector import Detector, build_detector, build_model_of
 from ...modeling.load import load_in_full
+from ...modeling.teacher import teacher_source
 from ...runtime.words import shown
 from .verdict import Finding, Verdict
 
@@ -35,14 +35,22 @@ NORMALIZATIONS: Dict[str, Tuple[Sequence[float], Sequence[float]]] = {
 }
 
 
-def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Verdict) -> None:
+def examine_teacher(cfg: Config, images: int, student_weights: str, verdict: Verdict) -> None:
     """Add what the teacher finds on ``images`` images to a verdict; see :func:`examine`."""
-    dataset = (cfg.DATASETS.TEST or cfg.DATASETS.TRAIN)[0]
+    source = teacher_source(cfg)
+    if source is None:
+        verdict.notes.append(
+            "what the teacher finds was not looked at: model.teacher is not made by "
+            "skd.build_teacher, and only of that the whole detector is known."
+        )
+        return
+    dataset = _dataset(cfg)
     records = [r for r in get_detection_dataset_dicts(dataset) if r.get("annotations")][:images]
-    inputs = [DatasetMapper(cfg, is_train=False)(record) for record in records]
-    teacher = build_detector(DetectorSource.of_config(cfg))
-    teacher.model.to(cfg.MODEL.DEVICE)
-    flip = teacher.input_format != cfg.INPUT.FORMAT
+    mapper, device = form_of(cfg).test_mapper(cfg), value_of(cfg, "device")
+    inputs = [mapper(record) for record in records]
+    teacher = build_detector(source)
+    teacher.model.to(device)
+    flip = teacher.input_format != (form_of(cfg).image_format(cfg) or "BGR")
 
     def look(flip: bool = flip) -> Quality:
         return class_agnostic_quality(detect(teacher.model, inputs, flip), records)
@@ -64,7 +72,7 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
     if not found and seen.ap50 < NOTHING:
         found = [_finds_nothing(seen, is_untrained(teacher.model))]
     if student_weights:
-        student = build_model(student_config(cfg)).eval()
+        student = build_model_of(student_config(cfg)).to(device).eval()
         load_in_full(student, student_weights, "--student-weights", "--config-file")
         verdict.student = class_agnostic_quality(detect(student, inputs), records).ap50
         found = found or _no_better(verdict.teacher, verdict.student)
@@ -74,6 +82,17 @@ def examine_teacher(cfg: CfgNode, images: int, student_weights: str, verdict: Ve
             "--student-weights, of one that was trained without a teacher."
         )
     verdict.findings += found
+
+
+def _dataset(cfg: Config) -> str:
+    names = value_of(cfg, "test_sets") or value_of(cfg, "train_sets")
+    if not names:
+        keys = keys_of(form_name(cfg))
+        raise ValueError(
+            f"Neither {keys['test_sets']} nor {keys['train_sets']} names a dataset to try the "
+            "teacher on: name one, or give --images 0."
+        )
+    return names[0]
 
 
 def _misread(

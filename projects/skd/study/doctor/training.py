@@ -1,25 +1,31 @@
 """What the terms of a distillation do to the student in a few iterations."""
 
+import copy
 import statistics
 from typing import Any, Dict, List
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
+from detectron2.solver import LRMultiplier
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
+from fvcore.common.param_scheduler import ParamScheduler
+from omegaconf import DictConfig
 from torch import nn
+from torch.optim import Optimizer
 
+from ...config import Config
+from ...config.naming import setting_to
 from ...distillers import GradientBalance
-from ...distillers.balance import BalanceSettings, split_losses
+from ...distillers.balance import split_losses
 from ...distillers.gradient_norms import DETECTOR
 from ...distillers.similarity import LEAST_SIDE, linear_cka
-from ...engine.schedule import build_scheduler
-from ...engine.weights import RunCheckpointer
+from ...distillers.words import called
+from ...engine import describe
+from ...engine.run import Run
 from ...modeling.features import FeatureTap, Maps
-from ...modeling.state import pairs_of
-from ...runtime.loader import build_train_loader
+from ...modeling.state import pairs_of, tapped_module
+from ..common.trial import check_trial, settle, starting_model
 from .position import Position, moved
 from .verdict import Finding, Verdict
 
@@ -29,19 +35,19 @@ STRONGEST, WEAKEST = 50.0, 0.05
 MOVED = 1.12
 
 
-def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
+def examine_training(cfg: Config, iterations: int, verdict: Verdict) -> None:
     """Add what a few iterations show to a verdict; see :func:`examine`. Nothing is written."""
     cfg = _steady(cfg)
-    seed_all_rng(max(cfg.SEED, 0))
-    model = build_model(cfg).train()
-    if cfg.MODEL.WEIGHTS:
-        RunCheckpointer(model, key="MODEL.WEIGHTS").load(cfg.MODEL.WEIGHTS)
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_scheduler(cfg, optimizer)
-    watch = _Watch(model, model.get_submodule(cfg.MODEL.STUDENT.FEATURES))
-    loader = iter(build_train_loader(cfg))
+    run = describe(cfg)
+    check_trial(run)
+    seed_all_rng(run.seed)
+    model = starting_model(run)
+    optimizer = run.build_optimizer(model)
+    scheduler = _scheduler(run, optimizer)
+    watch = _Watch(model)
+    loader = iter(run.build_train_loader())
     with EventStorage() as storage:
-        for storage.iter in range(min(iterations, cfg.SOLVER.MAX_ITER)):  # the schedule ends there
+        for storage.iter in range(min(iterations, run.max_iter)):  # the schedule ends there
             try:
                 losses = watch.step(next(loader))
             except ValueError as error:
@@ -54,24 +60,38 @@ def examine_training(cfg: CfgNode, iterations: int, verdict: Verdict) -> None:
     watch.report(verdict)
 
 
-def _steady(cfg: CfgNode) -> CfgNode:
+def _scheduler(run: Run, optimizer: Optimizer) -> Any:
+    """As Detectron2's hook takes it: a LazyConfig gives what multiplies the learning rate."""
+    scheduler = run.build_scheduler(optimizer)
+    if isinstance(scheduler, ParamScheduler):
+        return LRMultiplier(optimizer, scheduler, run.max_iter)
+    return scheduler
+
+
+# What makes the balance of an iteration other than that of most, and what makes it the same.
+_STEADY = {"warmup": 0, "ramp": 0, "decay": "none", "until": 1.0}
+
+
+def _steady(cfg: Config) -> Config:
     """Every iteration is one as between the warm-up and the end of the teacher: there are few."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.MODEL.DISTILLER.EVERY = 1  # with more, those that distil pull so many times as hard
-    balance, defaults = cfg.MODEL.DISTILLER.BALANCE, BalanceSettings.node()
-    for key in ("WARMUP", "RAMP", "DECAY"):
-        balance[key] = defaults[key]
-    balance.UNTIL = 1.0
+    cfg = copy.deepcopy(cfg)
+    if isinstance(cfg, CfgNode):
+        cfg.defrost()
+        cfg.MODEL.DISTILLER.EVERY = 1  # with more, those that distil pull so many times as hard
+        cfg.MODEL.DISTILLER.BALANCE.update({key.upper(): v for key, v in _STEADY.items()})
+    else:
+        cfg.model.every = 1
+        if isinstance(cfg.model.get("balance"), DictConfig):
+            cfg.model.balance.update(_STEADY)
+    settle(cfg)
     return cfg
 
 
 class _Watch:
     """Takes a model's steps and notes what the terms do."""
 
-    def __init__(self, model: nn.Module, features: nn.Module):
-        self.model, self.features = model, features
+    def __init__(self, model: nn.Module):
+        self.model = model
         self.observer = GradientBalance(momentum=0.0)
         self.shares: Dict[str, List[float]] = {}
         self.cosines: Dict[str, List[float]] = {}
@@ -83,7 +103,7 @@ class _Watch:
         seen = []
         handle = self.model.distiller.register_forward_pre_hook(lambda _, args: seen.append(args))
         try:
-            with FeatureTap(self.features) as tap:
+            with FeatureTap(tapped_module(self.model)) as tap:
                 losses = self.model(inputs)
         finally:
             handle.remove()
@@ -125,22 +145,19 @@ class _Watch:
                 Finding(
                     "frozen student",
                     "the student's feature maps need no gradient, so it learns nothing from the "
-                    "teacher: see MODEL.BACKBONE.FREEZE_AT, or what else freezes its backbone.",
+                    "teacher: see MODEL.BACKBONE.FREEZE_AT (a LazyConfig's freeze_at), or what "
+                    "else freezes its backbone.",
                 )
             ]
         found = []
         total = sum(share for share, _ in verdict.terms.values())
         if not WEAKEST <= total <= STRONGEST:
             what = "drowns the detector's" if total > 1 else "is nothing beside the detector's"
-            balanced = self.model.distiller.balance is not None
-            remedy = "SHARE 3.0, the default" if balanced else "ENABLED True, or other weights"
-            found.append(
-                Finding(
-                    "weight",
-                    f"the terms' gradient {what}: {total:.2g} times its norm. Set "
-                    f"MODEL.DISTILLER.BALANCE.{remedy}.",
-                )
-            )
+            remedy = f"{setting_to(called(GradientBalance, 'enabled'), True)}, or other weights"
+            if self.model.distiller.balance is not None:
+                remedy = f"{setting_to(called(GradientBalance, 'share'), 3.0)}, the default"
+            text = f"the terms' gradient {what}: {total:.2g} times its norm. Set {remedy}."
+            found.append(Finding("weight", text))
             return found  # such a training tells nothing about the maps
         offset, factor = moved(self.position.explained())
         if factor > MOVED:

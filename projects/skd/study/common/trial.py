@@ -1,0 +1,40 @@
+"""A run that a command looks at for a few iterations: it is never trained to its end, or written."""
+
+from torch import nn
+
+from ...config import Config, run_settings
+from ...data import check_datasets
+from ...engine.run import Run, check_device, check_registered
+from ...engine.weights import RunCheckpointer
+
+
+def settle(cfg: Config) -> None:
+    """
+    In place: images are loaded in this process, the run itself looks at no teacher, and a seed left
+    to chance is 0, so that a command says the same twice.
+    """
+    if run_settings.value_of(cfg, "num_workers") is not None:  # None: a loader of the user's own
+        run_settings.put(cfg, "num_workers", 0)
+    run_settings.put(cfg, "evaluate_teacher", 0)
+    run_settings.put(cfg, "seed", max(run_settings.value_of(cfg, "seed"), 0))
+
+
+def check_trial(run: Run) -> None:
+    """
+    Raises:
+        ValueError: no data, or a device that is not there, before anything is built.
+    """
+    key, names = run.keys["train_sets"], run.train_sets
+    if names is not None and not names:
+        raise ValueError(f"{key} is empty; it must name the dataset to train on.")
+    check_registered(key, names)
+    check_device(str(run.device), run.keys["device"])
+    check_datasets(run.cfg)
+
+
+def starting_model(run: Run) -> nn.Module:
+    """The run's model as its training starts, with its weights."""
+    model = run.build_model()
+    if run.weights:
+        RunCheckpointer(model, key=run.keys["weights"]).load(run.weights)
+    return model.train()
