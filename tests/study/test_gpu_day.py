@@ -126,5 +126,7 @@ def test_the_documents_hold_what_the_results_say():
     for page in ("docs/performance.md", "docs/results/gpu.md"):
         text = read(page)
         assert fill(text, ROOT) == text
-    with pytest.raises(ValueError, match="No results are named 'other'; there are .*bench, bench_more, gpu"):
+    with pytest.raises(
+        ValueError, match="No results are named 'other'; there are .*bench, bench_more, gpu"
+    ):
         fill("<!-- other: made by make results -->\n<!-- end -->", ROOT)
