@@ -3,7 +3,7 @@
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 from tabulate import tabulate
 
@@ -16,7 +16,7 @@ from .common.tables import NOT_RUN
 
 FLAG = "SKD"  # the method of runs with --teacher and nothing else
 TEACHER_LEAD = 4.0  # AP above the baseline, by docs/results/real/PROTOCOL.md
-# Below docs/results: the folder of a study, and what its pairs are called.
+# Of the present default. Below docs/results: a study's folder, and what its pairs are called.
 STUDIES = {
     "real/carparts": "car parts",
     "real/labels": "car parts, teacher of all images",
@@ -25,9 +25,11 @@ STUDIES = {
     "flag": "shapes, from scratch",
     "flag_pretrained": "shapes, pre-trained",
     "flag_pretrained_short": "shapes, pre-trained, half as long",
-    # share 3 to the end of the training, the default until 26 November 2026
-    "first_default/carparts": "first default: car parts",
-    "first_default/flag_pretrained": "first default: shapes, pre-trained, half as long",
+}
+# Share 3 to the end of the training, the default until 26 November 2026.
+FIRST_DEFAULT = {
+    "first_default/carparts": "car parts",
+    "first_default/flag_pretrained": "shapes, pre-trained, half as long",
 }
 
 
@@ -63,16 +65,17 @@ class Pairs:
         return [runs[seed]["curve"] for seed in self.seeds() if runs[seed]["curve"]]
 
 
-def read_pairs(folder: str) -> List[Pairs]:
+def read_pairs(folder: str, studies: Mapping[str, str] = STUDIES) -> List[Pairs]:
     """
     Args:
         folder: docs/results of a checkout.
+        studies: their folders, and what their pairs are called.
 
     Returns:
-        Every student of :data:`STUDIES` of which a seed has run both ways.
+        Every student of which a seed has run both ways.
     """
     found = []
-    for study, title in STUDIES.items():
+    for study, title in studies.items():
         rows = read_study(folder, study)
         teachers = {row["teacher"]: row.get("ap", {}) for row in rows if row["method"] == "teacher"}
         students = [row for row in rows if row["method"] in (BASELINE, FLAG)]
@@ -97,14 +100,14 @@ def _pairs(title: str, teachers: Dict[str, Any], rows: List[Row], detector: str)
     return Pairs(title, baseline, distilled, teachers.get(name, {}), planned)
 
 
-def gains_table(folder: str) -> str:
+def gains_table(folder: str, studies: Mapping[str, str] = STUDIES) -> str:
     """Teacher, baseline, distilled, gain and verdict, for each student and metric."""
     header = [
         "", "seeds", "metric", "teacher", "baseline", "with `--teacher`", "gain", "verdict",
         "baseline's rise in its last third",
     ]  # fmt: skip
     rows = []
-    for pairs in read_pairs(folder):
+    for pairs in read_pairs(folder, studies):
         for i, key in enumerate(pairs.metrics()):
             first = (
                 [pairs.title, f"{len(pairs.seeds())} of {pairs.planned}"] if i == 0 else ["", ""]
@@ -116,6 +119,11 @@ def gains_table(folder: str) -> str:
             ]
             rows.append([*first, *row, f"{pairs.last_third():+.1f}" if i == 0 else ""])
     return tabulate(rows, header, tablefmt="github", disable_numparse=True) if rows else NOT_RUN
+
+
+def first_default_table(folder: str) -> str:
+    """The same for the first default."""
+    return gains_table(folder, FIRST_DEFAULT)
 
 
 def sizes_table(folder: str) -> str:
