@@ -3,7 +3,7 @@
 How strong is each method, with its weights as they are, on a detector and data of your own? Prints
 the norm of the gradient of the distillation loss over that of the detector's own losses, both at
 the backbone's parameters, at the first weights and one batch. MODEL.DISTILLER.BALANCE is off for
-this; where it is on, weights need no calibration.
+this; where it is on, weights need no calibration, as --balanced shows.
 
     python tools/calibrate.py --config-file CONFIG --teacher CONFIG --teacher-weights FILE
 """
@@ -22,6 +22,10 @@ def argument_parser():
     parser.add_argument("--teacher", required=True, help="config of the teacher")
     parser.add_argument("--teacher-weights", default="", help="default: the model zoo's")
     parser.add_argument("--methods", nargs="+", default=["all"], help="names, or 'all'")
+    parser.add_argument(
+        "--balanced", action="store_true", help="measure each with balanced terms, too"
+    )
+    parser.add_argument("--output", default="", help="also write a .jsonl: a method a line")
     add_setup_arguments(parser)
     parser.add_argument("opts", nargs="*", help="KEY VALUE ..., or key=value for a LazyConfig")
     return parser

@@ -276,6 +276,18 @@ def test_gradients_at_half_precision_maps_do_not_vanish():
     assert balance.norms()[DETECTOR].item() == pytest.approx(1e-8 * size**0.5, rel=1e-2)
 
 
+def test_norms_are_no_less_exact_under_autocast():
+    """In fp16 the squares of such gradients are 0."""
+    maps, _, _ = inputs()
+    loss = sum((x * 1e-6).sum() for x in maps.values())
+    balance = GradientBalance()
+    with torch.autocast("cpu", dtype=torch.float16):
+        balance(loss, maps, {"loss_distill_x": {"p2": 2 * loss}}, balance.begin(maps))
+    size = sum(x.numel() for x in maps.values())
+    assert balance.norms()[DETECTOR].item() == pytest.approx(1e-6 * size**0.5, rel=1e-3)
+    assert balance.norms()["x"].item() == pytest.approx(2e-6 * size**0.5, rel=1e-3)
+
+
 def test_a_checkpoint_brings_the_norms_back():
     maps, teacher, boxes = inputs()
     method = make("FGD")

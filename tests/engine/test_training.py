@@ -171,11 +171,13 @@ def test_half_precision_that_needs_a_gpu_is_refused_on_a_cpu(teacher_files, shap
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_amp_trains_and_resumes_on_a_gpu(teacher_files, shapes, tmp_path):
+    """In fp16, with the balance, whose weights are 0 where squares of gradients underflow."""
     cfg = distilling(
         tiny_config(SOLVER__AMP__ENABLED=True, MODEL__DEVICE="cuda", SOLVER__MAX_ITER=3),
-        teacher_files,
-    )
+        teacher_files, balance=True,
+    )  # fmt: skip
     trainer = train_until(cfg, tmp_path)
+    assert all(weight > 0 for weight in trainer.model.distiller.balance.weights().values())
     assert trainer.model.teacher.detector.pixel_mean.device.type == "cuda"
     cfg.SOLVER.MAX_ITER = 5
     assert train_until(cfg, tmp_path, resume=True).start_iter == 3

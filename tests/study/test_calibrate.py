@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 
 from skd.runtime.loader import DataError
 from skd.study.calibrate import calibrate, strength
+from skd.study.common.result_files import read_lines
 from tests.helpers import LAZY, batch, distilling, tiny_config
 from tests.processes import parser_of
 
@@ -29,6 +30,15 @@ def test_methods_are_compared(teacher_files, shapes, tmp_path, capsys):
     assert "AT: gradient" in printed and "PKD: gradient" in printed and "teaches" not in printed
 
 
+def test_a_pause_between_iterations_that_distil_changes_nothing(
+    teacher_files, shapes, tmp_path, capsys
+):
+    for every in ("1", "4"):
+        run(tiny_config(), teacher_files, tmp_path, "MODEL.DISTILLER.EVERY", every)
+    once, again = capsys.readouterr().out.split("at the first weights")[:2]
+    assert once.splitlines()[-1] and once.splitlines()[-2:] == again.splitlines()[-2:]
+
+
 def test_a_lazy_config_an_own_dataset_and_relative_paths(
     teacher_files, shapes, tmp_path, monkeypatch, capsys
 ):
@@ -40,8 +50,12 @@ def test_a_lazy_config_an_own_dataset_and_relative_paths(
     command = ["--config-file", "student.py", "--teacher", "t.yaml", "--teacher-weights", "t.pth"]
     command += ["--register-coco", "of_calibrate", "set/annotations.json", "set/images"]
     command += ["--methods", "AT", "--", "dataloader.train.dataset.names=of_calibrate"]
+    command[6:6] = ["--balanced", "--output", "found.jsonl"]
     calibrate(parser_of("tools/calibrate.py").parse_args(command))
-    assert "AT: gradient" in capsys.readouterr().out
+    assert "AT, balanced: gradient" in capsys.readouterr().out
+    own, balanced = read_lines("found.jsonl")
+    assert own["method"] == balanced["method"] == "AT" and own["own"] == balanced["own"]
+    assert own["ratio"] > 10 * balanced["ratio"] and 0.3 < balanced["ratio"] < 30
 
 
 def test_weights_of_which_nothing_matches_are_an_error(teacher_files, shapes, tmp_path):

@@ -197,6 +197,47 @@ def test_a_lazy_config_s_own_loader_and_teacher(teacher_files, shapes, tmp_path)
     assert "model.teacher is not made by skd.build_teacher" in verdict.notes[0]
 
 
+def three_batches():
+    yield from [batch()] * 3
+
+
+def broken_batches():
+    raise ValueError("row 3 of boxes.csv has 5 columns")
+    yield
+
+
+def test_what_a_lazy_config_s_own_loader_does_is_its_own(teacher_files, shapes, tmp_path):
+    cfg = lazy(tmp_path, teacher_files)
+    cfg.dataloader.train = L(three_batches)()  # fewer than are asked for
+    assert names(examine(cfg, iterations=9, images=0)) == []
+    cfg.dataloader.train = L(broken_batches)()
+    with pytest.raises(ValueError, match="row 3 of boxes.csv"):
+        examine(cfg, iterations=9, images=0)
+
+
+def test_a_loader_s_options_for_workers_are_left_out_with_them(teacher_files, shapes, tmp_path):
+    cfg = lazy(tmp_path, teacher_files, "dataloader.train.num_workers=2")
+    cfg.dataloader.train.prefetch_factor, cfg.dataloader.train.persistent_workers = 4, True
+    assert names(examine(cfg, iterations=1, images=0)) == []
+    assert cfg.dataloader.train.prefetch_factor == 4
+
+
+@pytest.mark.parametrize("balanced,found", [(None, "diverged"), (False, "weight")])
+def test_a_training_that_diverges_is_a_finding(balanced, found, teacher_files, shapes):
+    weights = {f"MODEL__DISTILLER__STRUCTURED__WEIGHT_{t}": 1e5 for t in ("AM", "AT", "NL")}
+    cfg = config(teacher_files, MODEL__DISTILLER__BALANCE__ENABLED=balanced, **weights)
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS = 1e6, 0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    verdict = examine(cfg, iterations=9, images=0)
+    assert names(verdict) == [found] and verdict.terms
+
+
+def test_another_error_of_a_step_is_no_finding(teacher_files, shapes):
+    cfg = config(teacher_files, MODEL__DISTILLER__BALANCE__SHARES=[["structured_xx", 1.0]])
+    with pytest.raises(ValueError, match="SHARES names .'structured_xx'"):
+        examine(cfg, iterations=1, images=1)
+
+
 @pytest.mark.parametrize("channels,looks", [(0, 2), (1, 2), (3, 8)])
 def test_a_teacher_that_does_not_normalize_as_detectron2_does(channels, looks):
     """One without pixel_mean, or of gray images: only the colors are tried the other way."""

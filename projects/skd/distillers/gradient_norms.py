@@ -154,10 +154,11 @@ class GradientNorms(nn.Module):
 
 
 def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:
-    """Products of two sets of L maps (N, C, H, W), level by level: (L,)."""
-    # rows first, the rest in fp64: one fp32 sum over millions of products loses digits
-    rows = [torch.linalg.vecdot(x, y).double().sum() for x, y in zip(a, b)]
-    return torch.stack(rows)
+    """Products of two sets of L maps (N, C, H, W), in fp32, level by level: (L,)."""
+    # autocast would take them in fp16, where squares of gradients are 0
+    with torch.autocast(a[0].device.type, enabled=False):
+        # rows first, the rest in fp64: one fp32 sum over millions of products loses digits
+        return torch.stack([torch.linalg.vecdot(x, y).double().sum() for x, y in zip(a, b)])
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:

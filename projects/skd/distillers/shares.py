@@ -2,14 +2,19 @@
 
 import logging
 import math
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import torch
 
 from .balance import Terms, short_name
-from .gradient_norms import DETECTOR, GradientNorms
+from .gradient_norms import DETECTOR, FP16_SCALE, GradientNorms
 
 logger = logging.getLogger(__name__)
+
+
+# Measurements of fp16 gradients until their scale has come down to what does not overflow, from
+# FP16_SCALE, a half of it each time.
+SETTLING = int(math.log2(FP16_SCALE)) + 1
 
 
 class GradientShares(GradientNorms):
@@ -21,6 +26,24 @@ class GradientShares(GradientNorms):
     def __init__(self) -> None:
         super().__init__(momentum=0.0, per_level=False)
         self._fails = False
+        self._first: Optional[int] = None  # iteration of this run
+        self._settling = 0  # measurements that are not to be shown
+
+    def due(self, iteration: int, every: int, period: int, half: bool) -> bool:
+        """
+        Whether to measure. The same in all processes.
+
+        Args:
+            iteration: of the training.
+            every: iterations from one that distils to the next.
+            period: iterations that distil from one measurement to the next.
+            half: whether the maps are in fp16, whose scale the first measurements of a process
+                find: it measures in each of its first iterations, too.
+        """
+        if self._first is None:
+            self._first = iteration
+        settles = half and iteration < self._first + SETTLING * every
+        return settles or iteration % (period * every) == 0
 
     def observe(self, detector: torch.Tensor, maps: List[torch.Tensor], terms: Terms) -> None:
         """
@@ -28,24 +51,28 @@ class GradientShares(GradientNorms):
             detector: the sum of its own losses, a scalar.
             maps: L feature maps (N, C, H, W) of the student, of which all losses were made.
             terms: scalars by term and level, with their weights.
+
+        Raises:
+            RuntimeError: the losses' graph allows one backward pass alone, as with reentrant
+                checkpointing or in some compiled students.
         """
+        if self._fails:
+            return
         if self.scale.device != detector.device:
             self.to(detector.device)
         totals = {short_name(name): sum(levels.values()) for name, levels in terms.items()}
         self.measure(detector, maps, totals, maps)
+        half = any(x.dtype == torch.float16 for x in maps)
+        self._settling = self._settling + 1 if half else SETTLING
 
-    def _gradients(self, loss: torch.Tensor, maps: List[torch.Tensor]) -> List[torch.Tensor]:
-        """Not finite where they cannot be had: the training does without, and goes on."""
-        try:
-            if not self._fails:
-                return super()._gradients(loss, maps)
-        except RuntimeError as error:  # of reentrant checkpointing or a compiled student
-            self._fails = True
-            logger.warning(
-                "The log has no shares of the detector's gradient: a second backward pass through "
-                f"the student's graph is not possible ({str(error).splitlines()[0]})"
-            )
-        return [torch.full_like(x, math.nan, dtype=torch.float32) for x in maps]
+    def give_up(self, error: RuntimeError) -> None:
+        """Measure no more, after an :meth:`observe` that raised: the training does without."""
+        self._fails = True
+        first_line = str(error).partition("\n")[0]
+        logger.warning(
+            "The log has no shares of the detector's gradient: a second backward pass through the "
+            f"student's graph is not possible ({first_line})"
+        )
 
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
         """Each process shows its own, so that none waits for one that fails."""
@@ -53,14 +80,16 @@ class GradientShares(GradientNorms):
 
     def scalars(self) -> Dict[str, torch.Tensor]:
         """
-        By name, as of :meth:`GradientBalance.scalars`: ``share_<term>`` of the detector's gradient,
-        ``cosine_<term>``, and ``norm_<term>`` and ``norm_detector``. All with the term's weight.
+        What there is to see, by name: ``share_<term>``, the term's part of the detector's gradient
+        with the weight that it has, 0 where there is no such gradient; ``cosine_<term>``; and
+        ``norm_detector``.
         """
-        if self._fails:
+        if self._fails or self._settling < SETTLING:
             return {}
         norms = self.norms()
-        found = {f"norm_{name}": norm for name, norm in norms.items()}
+        own = norms[DETECTOR]
+        found = {f"norm_{DETECTOR}": own}
         for name, cosine in self.cosines.items():
-            found[f"share_{name}"] = norms[name] / norms[DETECTOR].clamp_min(1e-30)
+            found[f"share_{name}"] = torch.where(own > 0, norms[name] / own, 0.0)
             found[f"cosine_{name}"] = cosine
         return found

@@ -80,17 +80,19 @@ def _words(latest: Dict[str, float], shares: Dict[str, float]) -> str:
 
 def _warnings(latest: Dict[str, float], shares: Dict[str, float]) -> List[str]:
     if latest.get("distill/norm_detector") == 0:
+        balanced = any(_starting_with(latest, "distill/weight_"))
+        so = ", so distillation has weight 0" if balanced else ""
         return [
-            "The detector's losses have no gradient at the student's feature maps, so distillation "
-            f"has weight 0: the maps are frozen, or {called('MODEL.STUDENT.FEATURES')} names a "
-            "module whose output the detector does not use."
+            f"The detector's losses have no gradient at the student's feature maps{so}: the maps "
+            f"are frozen, or {called('MODEL.STUDENT.FEATURES')} names a module whose output the "
+            "detector does not use."
         ]
     cosines = _starting_with(latest, "distill/cosine_")
-    norms = _starting_with(latest, "distill/norm_")
+    norms = _starting_with(latest, "distill/norm_")  # of the terms with a balance only
     found = [
         f"The term {name} has no gradient at the student's feature maps: it teaches nothing."
-        for name in shares
-        if norms.get(name) == 0
+        for name, share in shares.items()
+        if norms.get(name, share) == 0
     ]
     found += [
         f"The term {name} works against the detector's own losses (cosine {cosine:+.2f}). Check "

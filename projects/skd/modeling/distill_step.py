@@ -16,6 +16,8 @@ from ..config.naming import called
 from ..distillers import Distiller
 from ..distillers.balance import PREFIX
 from ..distillers.base import at_least_fp32
+from ..distillers.shares import GradientShares
+from ..runtime.memory import is_out_of_memory
 from .features import FeatureTap, Maps, Size, Tapped, check_input, check_maps, crop
 from .heads.teacher_heads import Calls
 from .losses import (
@@ -296,10 +298,20 @@ def _balance_terms(
     if balance is not None:
         terms = balance(own, maps, terms, seen, model.distiller.proportions)
     elif _measures_now(model):
-        model._skd.shares.observe(own, list(maps.values()), terms)
+        _observe_shares(model._skd.shares, own, maps, terms)
     if every == 1:
         return terms
     return {t: {k: every * value for k, value in terms[t].items()} for t in terms}
+
+
+def _observe_shares(shares: GradientShares, own: torch.Tensor, maps: Maps, terms: Terms) -> None:
+    try:
+        shares.observe(own, list(maps.values()), terms)
+    except RuntimeError as error:
+        # what would end any step, not the measurement alone
+        if is_out_of_memory(error) or "DataLoader worker" in str(error):
+            raise
+        shares.give_up(error)
 
 
 def _distil_unlabelled(model: nn.Module, forward: Callable, call: ForwardArguments) -> Terms:
@@ -340,7 +352,11 @@ def _measures_now(model: nn.Module) -> bool:
     balance, iteration = model.distiller.balance, _iteration()
     if balance is not None:
         return balance.due()
-    return iteration is not None and _is_due(model, iteration, model._skd.measured_every)
+    if iteration is None:
+        return False
+    state, device = model._skd, next(model.parameters()).device.type
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return state.shares.due(iteration, state.every, state.measured_every, half)
 
 
 def _is_due(model: nn.Module, iteration: int, period: int) -> bool:

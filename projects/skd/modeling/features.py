@@ -150,6 +150,10 @@ def get_feature_module(model: nn.Module, name: str, key: str) -> nn.Module:
     return modules[name]
 
 
+class MapsError(ValueError):
+    """Feature maps that a network returned are not what its shapes say."""
+
+
 class LevelPair(NamedTuple):
     """A student's and a teacher's feature map of the same stride."""
 
@@ -248,25 +252,25 @@ def check_maps(
         whose: "student" or "teacher", for errors.
 
     Raises:
-        ValueError: a map is missing or no map, has other channels, is not one of each image, or its
+        MapsError: a map is missing or no map, has other channels, is not one of each image, or its
             size does not follow from the images' at its stride.
     """
     for name, shape in shapes.items():
         x = tapped.maps.get(name)
         if not isinstance(x, torch.Tensor) or x.dim() != 4:
-            raise ValueError(
+            raise MapsError(
                 f"The {whose}'s '{name}' is {'missing' if x is None else type(x).__name__}; it "
                 "must be a feature map (N, C, H, W)."
             )
         what = f"The {whose}'s '{name}' {tuple(x.shape)} cannot be matched: "
         if x.shape[1] != shape.channels:
-            raise ValueError(
+            raise MapsError(
                 f"{what}output_shape() of what is tapped (or "
                 f"{called(f'MODEL.{whose.upper()}.FEATURE_SHAPES')}) says {shape.channels} "
                 "channels."
             )
         if x.shape[0] != len(images):
-            raise ValueError(
+            raise MapsError(
                 f"{what}the batch has {len(images)} images. A detector that changes the batch (as "
                 "TridentNet, which takes every image three times) can be distilled before it does: "
                 f"let {called(f'MODEL.{whose.upper()}.FEATURES')} name a module in front of that."
@@ -285,12 +289,12 @@ def _check_stride(
     if input_size and all(a >= b for a, b in zip(input_size, largest)):
         most = tuple(-(-side // stride) for side in input_size)
     if any(side < low for side, low in zip(sides, least)):
-        raise ValueError(
+        raise MapsError(
             f"{what}for images of up to {largest} pixels it must have at least {least} positions "
             f"at stride {stride}."
         )
     if any(side > high for side, high in zip(sides, most)):
-        raise ValueError(
+        raise MapsError(
             f"{what}for images padded to {input_size} pixels it must have at most {most} positions "
             f"at stride {stride}. output_shape() of what is tapped must give the true strides."
         )
@@ -322,7 +326,7 @@ def check_input(x: torch.Tensor, images: Sequence[Size], detector: nn.Module, wh
         return
     if max(sides) <= square_side(detector) or not _padding_varies(x, images):
         return
-    raise ValueError(
+    raise MapsError(
         f"The {whose} took images of {sides} pixels for a batch whose largest is {largest}, and "
         "has pixels that differ where padding has to be, right of and below each image. It must "
         f"neither resize nor move images: leave that to the data loader "

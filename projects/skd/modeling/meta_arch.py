@@ -117,7 +117,7 @@ class DistillRCNN(nn.Module):
         """
         Scalars of the last step, on the device: ``distill/<term>_<level>``, each term's value at
         each level; ``detector_loss``, the sum of the student's own losses;
-        ``distill/share_<term>``, ``cosine_`` and ``norm_``, with a balance also ``weight_``; and
+        ``distill/share_<term>`` and ``cosine_``, with a balance also ``norm_`` and ``weight_``; and
         ``distill/cka_<level>``, how alike the student's and the teacher's maps are. The cosines and
         these are of the last step that measured. To copy all costs a wait for the device, so a
         trainer that calls this copies them with the losses after the backward; under any other

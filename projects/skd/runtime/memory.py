@@ -1,4 +1,4 @@
-"""How much memory a training has held at its worst moment."""
+"""How much memory a training has held at its worst moment, and whether it ran out."""
 
 from typing import Optional
 
@@ -19,6 +19,13 @@ def peak_resident() -> Optional[int]:
     except (OSError, ValueError):
         return None
     return 1024 * int(line.split()[1])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is PyTorch's, or Python's, for memory that is not there."""
+    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    kinds = (torch.cuda.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(w in str(error) for w in words)
 
 
 class PeakMemory(HookBase):

@@ -18,6 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import distributed as dist
 from torch import nn
 
+from .memory import is_out_of_memory
 from .optimizer_state import check_optimizer, class_name
 from .plain_numbers import read_numbers, write_numbers
 from .unlabelled import share_of
@@ -86,7 +87,7 @@ class _Step:
         try:
             total = self._forward_backward(data)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise BatchTooLargeError(
                 _memory_words(data, self.accumulate, self.memory_advice)
@@ -315,13 +316,6 @@ def _anywhere(here: bool) -> bool:
     flag = torch.tensor(int(here), device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(
-        w in str(error) for w in words
-    )
 
 
 def _memory_words(data: Batch, accumulate: int, advice: str) -> str:

@@ -1,6 +1,8 @@
 """What tools/calibrate.py does."""
 
 import argparse
+import itertools
+import os
 from typing import Any, Dict, List, NamedTuple
 
 import torch
@@ -13,15 +15,18 @@ from torch import nn
 
 from ..config import Config, distill, form_of, read_config
 from ..config.lazy_config import allow
-from ..distillers import DISTILLER_REGISTRY
+from ..distillers import DISTILLER_REGISTRY, GradientBalance
 from ..distillers.balance import split_losses
 from ..engine import describe
 from ..modeling.load import DISTILLER_PREFIX
 from .common.command import set_up
 from .common.methods import methods_named
 from .common.paths import find_file
-from .common.tables import print_table
+from .common.result_files import Row, read_study, write_lines
+from .common.tables import markdown_table, print_table
 from .common.trial import check_trial, settle, starting_model
+
+HEADER = ["method", "weights", "own loss", "distillation", "gradient"]
 
 
 class Strength(NamedTuple):
@@ -50,37 +55,64 @@ def calibrate(args: argparse.Namespace) -> None:
     setup_logger(name="skd")
     set_up(args)
     methods = methods_named(args.methods)
+    if args.output:  # a folder that cannot be made is said before anything is measured
+        os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
     for path in (args.config_file, args.teacher):
         allow(find_file(path))  # Python or not: the user has named it
     rows, inputs = [], None
-    for method in methods:
-        cfg = config_of(args, method)
-        run = describe(cfg)
+    for method, balanced in itertools.product(methods, [False, True][: 1 + args.balanced]):
+        run = describe(config_of(args, method, balanced))
         if inputs is None:
             check_trial(run)
             seed_all_rng(run.seed)
             inputs = next(iter(run.build_train_loader()))
         seed_all_rng(run.seed)
         found = strength(starting_model(run), inputs)
-        rows.append([method, *(f"{v:.4g}" for v in found[:2]), f"{found.ratio:.3g}"])
-        print(f"{method}: gradient {found.ratio:.3g} times the detector's own", flush=True)
+        rows.append({"method": method, "balanced": balanced, **found._asdict()})
+        how = ", balanced" if balanced else ""
+        print(f"{method}{how}: gradient {found.ratio:.3g} times the detector's own", flush=True)
         for name in found.idle:
             print(f"{method}: the term {name} has no gradient there: it teaches nothing.")
-    print_table("at the first weights", ["method", "own loss", "distillation", "gradient"], rows)
+    print_table("at the first weights", HEADER, list(map(_cells, rows)))
+    if args.output:
+        write_lines(args.output, rows)
 
 
-def config_of(args: argparse.Namespace, method: str) -> Config:
-    """The student's config, of either form, that distils by a method with its own weights."""
+def _cells(row: Row) -> List[str]:
+    how = "shares" if row["balanced"] else "its own"
+    return [row["method"], how, *(f"{row[key]:.3g}" for key in Strength._fields[:3])]
+
+
+def calibrated_table(folder: str) -> str:
+    """
+    Args:
+        folder: docs/results of a checkout.
+
+    Returns:
+        Each method's gradient with its own weights, and balanced.
+    """
+    rows = read_study(folder, "calibrated")
+    ratios = {(row["method"], row["balanced"]): f"{row['ratio']:.3g}" for row in rows}
+    methods = dict.fromkeys(row["method"] for row in rows)
+    cells = [[m, ratios[m, False], ratios[m, True]] for m in methods]
+    return markdown_table(["method", "with its own weights", "balanced"], cells).rstrip()
+
+
+def config_of(args: argparse.Namespace, method: str, balanced: bool) -> Config:
+    """
+    The student's config, of either form, that distils by a method with its own weights, or with
+    those that a balance gives.
+    """
     cfg = read_config(find_file(args.config_file))
     form_of(cfg).check(cfg)
     distill(cfg, find_file(args.teacher), find_file(args.teacher_weights))
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DISTILLER.NAME = method
-        cfg.MODEL.DISTILLER.BALANCE.ENABLED = False
+        cfg.MODEL.DISTILLER.BALANCE.ENABLED = balanced
         cfg.DATASETS.TEST = ()  # nothing is evaluated, so nothing of it is checked
     else:
         cfg.model.distiller = L(DISTILLER_REGISTRY.get(method))()
-        cfg.model.balance = None
+        cfg.model.balance = L(GradientBalance)(max_iter=cfg.train.max_iter) if balanced else None
     form_of(cfg).override(cfg, args.opts)
     settle(cfg)
     return cfg
@@ -100,8 +132,9 @@ def strength(model: nn.Module, inputs: List[Dict[str, Any]]) -> Strength:
     parameters = [p for _, p in named if p.requires_grad]
     if not parameters:
         raise ValueError(
-            f"None of {where} {len(named)} parameters is trained (MODEL.BACKBONE.FREEZE_AT): a "
-            "gradient there cannot be measured, and distillation has nothing to teach."
+            f"None of {where} {len(named)} parameters is trained (MODEL.BACKBONE.FREEZE_AT, a "
+            "LazyConfig's freeze_at): a gradient there cannot be measured, and distillation has "
+            "nothing to teach."
         )
     with EventStorage():
         losses = model(inputs)

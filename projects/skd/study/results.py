@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List
 
 from tabulate import tabulate
 
+from .calibrate import calibrated_table
 from .common.bench_table import bench_table, machine_line
 from .common.result_files import write_text
 from .common.tables import NOT_RUN
@@ -141,6 +142,7 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "gpu": _gpu,
     "gpu_tests": _gpu_tests,
     "speed": _speed,
+    "calibrated": calibrated_table,
     "gains": gains_table,
     "first_default": first_default_table,
     "sizes": sizes_table,

@@ -94,8 +94,8 @@ def distillation(rows: List[Dict]) -> Dict[str, Any]:
         ``detector_loss``, the sum of the detector's own, and ``norm_detector``, of its gradient;
         ``terms``, by name: ``share`` (of the detector's gradient, a part of 1) and ``cosine``, both
         means over the part of the run that has a teacher, and ``last_share``, ``weight`` and
-        ``norm`` (of the gradient without the weight). All but the means are of the end of that
-        part. Of a run whose terms were not balanced there are none of these.
+        ``norm`` (of the gradient without the weight), both None where the terms were not balanced.
+        All but the means are of the end of that part.
 
         ``levels``, by name: ``first`` and ``last`` of how alike student's and teacher's maps were
         (CKA), in that part. Older runs have none.

@@ -1,5 +1,6 @@
 """A run that a command looks at for a few iterations: it is never trained to its end, or written."""
 
+from detectron2.config import CfgNode
 from torch import nn
 
 from ...config import Config, run_settings
@@ -7,16 +8,27 @@ from ...data import check_datasets
 from ...engine.run import Run, check_device, check_registered
 from ...engine.weights import RunCheckpointer
 
+# What a loader of PyTorch takes with workers only.
+_OF_WORKERS = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout")
+
 
 def settle(cfg: Config) -> None:
     """
-    In place: images are loaded in this process, the run itself looks at no teacher, and a seed left
-    to chance is 0, so that a command says the same twice.
+    Of a config that distils, in place: images are loaded in this process, every iteration distils,
+    the run itself looks at no teacher, and a seed left to chance is 0, so that a command says the
+    same twice.
     """
     if run_settings.value_of(cfg, "num_workers") is not None:  # None: a loader of the user's own
         run_settings.put(cfg, "num_workers", 0)
     run_settings.put(cfg, "evaluate_teacher", 0)
     run_settings.put(cfg, "seed", max(run_settings.value_of(cfg, "seed"), 0))
+    if isinstance(cfg, CfgNode):
+        cfg.MODEL.DISTILLER.EVERY = 1  # with more, those that distil pull so many times as hard
+        return
+    cfg.model.every = 1
+    loader = run_settings.select(cfg, "dataloader.train")
+    for name in _OF_WORKERS if loader and "num_workers" in loader else ():
+        loader.pop(name, None)
 
 
 def check_trial(run: Run) -> None:

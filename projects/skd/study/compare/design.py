@@ -40,9 +40,14 @@ class StudyRun(ChildRun):
     seed: int = 0
     earlier: Optional[Dict[str, Any]] = None  # its line in the results of an earlier call
 
-    def done(self) -> bool:
-        """Whether its result is known, from its folder or from an earlier call."""
+    def known(self) -> bool:
+        """Whether there is nothing to run: it is done, or diverged in an earlier call."""
         return self.earlier is not None or self.finished()
+
+    def done(self) -> bool:
+        """Whether it has come to its end, here or in an earlier call."""
+        earlier = self.earlier is not None and self.earlier["status"] == "done"
+        return earlier or self.finished()
 
     def result(self) -> Dict[str, Any]:
         """A line of results.jsonl; ``curve`` is [iteration, the main metric] pairs."""

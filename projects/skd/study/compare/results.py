@@ -16,6 +16,7 @@ from ..common.result_files import (
 from ..common.statistics import interval
 from ..common.tables import markdown_table
 from .design import Comparison, Study, StudyRun
+from .earlier import commits_of
 
 
 def groups(comparison: Comparison) -> Dict[str, List[StudyRun]]:
@@ -87,8 +88,8 @@ TERMS_HEADER = [
 
 def terms_table(comparison: Comparison) -> List[List[str]]:
     """
-    A row for each term of each method whose terms are balanced: means over the seeds. Shares are
-    percentages.
+    A row for each term of each method: means over the seeds. Shares are percentages; weights and
+    norms are those of a balance.
     """
     rows = []
     for name, seen in _distillations(comparison).items():
@@ -146,10 +147,9 @@ def write_study(study: Study, output: str, command: str) -> None:
     results = [run.result() for run in study.runs()]
     write_lines(os.path.join(output, "results.jsonl"), results)
     done = [row for row in results if row["status"] == "done"]
-    taken = [row[TAKEN_FROM] for row in done if TAKEN_FROM in row]
     lines = [
         "# Comparison of methods\n",
-        f"{len(done)} of {len(results)} runs are done{_taken(taken)}. "
+        f"{len(done)} of {len(results)} runs are done{_taken(done)}. "
         "Metrics of the last iteration: mean and 95% confidence interval (Student's t) over the "
         "seeds, and the same of the differences to the baseline of the same seed. A run that "
         "diverged counts as 0.\n",
@@ -184,9 +184,11 @@ def write_study(study: Study, output: str, command: str) -> None:
     write_text(os.path.join(output, "README.md"), "\n".join(lines) + "\n")
 
 
-def _taken(paths: Sequence[str]) -> str:
-    files = ", ".join(f"`{path}`" for path in dict.fromkeys(paths))
-    return f", {len(paths)} of them taken from {files}" if paths else ""
+def _taken(rows: Sequence[Dict[str, Any]]) -> str:
+    taken = [row for row in rows if TAKEN_FROM in row]
+    files = ", ".join(f"`{path}`" for path in dict.fromkeys(row[TAKEN_FROM] for row in taken))
+    at = ", ".join(commits_of(taken))
+    return f", {len(taken)} of them taken from {files} (commits: {at})" if taken else ""
 
 
 def mean_ap(runs: Sequence[StudyRun], key: str) -> float:

@@ -17,7 +17,7 @@ from ..common.result_files import BASELINE, write_text
 from ..common.runs import run_all
 from ..common.tables import print_table
 from .design import Study, StudyRun, load_study
-from .earlier import are_same, check_none_lost, take_earlier
+from .earlier import are_same, check_none_lost, commits_of, take_earlier
 from .results import header, table, write_study
 
 COMMAND = "command.json"  # in a run's folder: what was run there
@@ -45,12 +45,18 @@ def compare(args: argparse.Namespace, command: str) -> int:
         os.makedirs(args.work, exist_ok=True)
         acquire(args.work, "--work")
     _check_commands(runs)
-    taken = take_earlier(runs, args.earlier)
+    taken = take_earlier(runs, args.earlier, args.work)
     check_none_lost(runs, output, args.work)
     wanted = study.runs(args.only, (args.seeds or ()) if args.study else ())
     waiting = _waiting(wanted)
-    if taken:
+    if args.earlier:
         print(f"{taken} of {len(runs)} runs are taken from {', '.join(args.earlier)}.", flush=True)
+    if taken:
+        print(
+            f"Their commits: {', '.join(commits_of([run.earlier for run in runs if run.earlier]))}. "
+            "Where a default has changed since then, they have the former one.",
+            flush=True,
+        )
     if not args.report_only and waiting:
         _note_commands(runs)
         print(f"{len(wanted) - len(waiting)} of {len(wanted)} runs are done already.", flush=True)
@@ -75,9 +81,9 @@ def compare(args: argparse.Namespace, command: str) -> int:
 
 def _waiting(wanted: List[StudyRun]) -> List[StudyRun]:
     """What is not done, and the teachers of it whose checkpoints are not here."""
-    missing = [run for run in wanted if not run.done()]
+    missing = [run for run in wanted if not run.known()]
     needed = {run.after.folder for run in missing if run.after}
-    return [r for r in wanted if not r.done() or (r.folder in needed and not r.finished())]
+    return [r for r in wanted if not r.known() or (r.folder in needed and not r.finished())]
 
 
 def _note_end(run: StudyRun, study: Study, output: str, command: str) -> None:

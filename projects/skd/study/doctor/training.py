@@ -1,6 +1,7 @@
 """What the terms of a distillation do to the student in a few iterations."""
 
 import copy
+import itertools
 import statistics
 from typing import Any, Dict, List
 
@@ -19,11 +20,11 @@ from ...config.naming import setting_to
 from ...distillers import GradientBalance
 from ...distillers.balance import split_losses
 from ...distillers.gradient_norms import DETECTOR
-from ...distillers.similarity import LEAST_SIDE, linear_cka
+from ...distillers.similarity import LEAST_SIDE, linear_cka, on_grid
 from ...distillers.words import called
 from ...engine import describe
 from ...engine.run import Run
-from ...modeling.features import FeatureTap, Maps
+from ...modeling.features import FeatureTap, Maps, MapsError
 from ...modeling.state import pairs_of, tapped_module
 from ..common.trial import check_trial, settle, starting_model
 from .position import Position, moved
@@ -45,14 +46,19 @@ def examine_training(cfg: Config, iterations: int, verdict: Verdict) -> None:
     optimizer = run.build_optimizer(model)
     scheduler = _scheduler(run, optimizer)
     watch = _Watch(model)
-    loader = iter(run.build_train_loader())
+    batches = run.build_train_loader()
     with EventStorage() as storage:
-        for storage.iter in range(min(iterations, run.max_iter)):  # the schedule ends there
+        # the schedule ends at max_iter
+        for i, batch in enumerate(itertools.islice(batches, min(iterations, run.max_iter))):
+            storage.iter = i
             try:
-                losses = watch.step(next(loader))
-            except ValueError as error:
+                losses = watch.step(batch)
+            except MapsError as error:
                 verdict.findings.append(Finding("levels", str(error)))
                 return
+            except FloatingPointError as error:
+                watch.diverged = f"at iteration {i}: {error}"
+                break
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
@@ -77,12 +83,9 @@ def _steady(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg)
     if isinstance(cfg, CfgNode):
         cfg.defrost()
-        cfg.MODEL.DISTILLER.EVERY = 1  # with more, those that distil pull so many times as hard
         cfg.MODEL.DISTILLER.BALANCE.update({key.upper(): v for key, v in _STEADY.items()})
-    else:
-        cfg.model.every = 1
-        if isinstance(cfg.model.get("balance"), DictConfig):
-            cfg.model.balance.update(_STEADY)
+    elif isinstance(cfg.model.get("balance"), DictConfig):
+        cfg.model.balance.update(_STEADY)
     settle(cfg)
     return cfg
 
@@ -98,6 +101,7 @@ class _Watch:
         self.alike: Dict[str, List[float]] = {}
         self.position = Position()  # of the teacher's finest map, which has the most positions
         self.frozen = False
+        self.diverged = ""  # where, and what was not finite
 
     def step(self, inputs: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
         seen = []
@@ -109,6 +113,8 @@ class _Watch:
             handle.remove()
         maps = [x for name, x in tap.features.items() if name in pairs_of(self.model)]
         own, terms = split_losses(losses)
+        if not (own + sum(terms.values())).isfinite():
+            raise FloatingPointError("a loss is not finite.")
         self.frozen |= not any(x.requires_grad for x in maps)
         self._gradients(own, maps, terms)
         self._maps(*seen[0][:2], inputs)
@@ -127,7 +133,7 @@ class _Watch:
     def _maps(self, student: Maps, teacher: Maps, inputs: List[Dict[str, Any]]) -> None:
         for name, x in student.items():
             if min(x.shape[-2:]) >= LEAST_SIDE:
-                alike = linear_cka(x.double(), teacher[name].double())
+                alike = linear_cka(on_grid(x).double(), on_grid(teacher[name]).double())
                 self.alike.setdefault(name, []).append(alike.item())
         finest, pair = next(iter(pairs_of(self.model).items()))
         for x, one in zip(teacher[finest], inputs):
@@ -151,7 +157,7 @@ class _Watch:
             ]
         found = []
         total = sum(share for share, _ in verdict.terms.values())
-        if not WEAKEST <= total <= STRONGEST:
+        if verdict.terms and not WEAKEST <= total <= STRONGEST:
             what = "drowns the detector's" if total > 1 else "is nothing beside the detector's"
             remedy = f"{setting_to(called(GradientBalance, 'enabled'), True)}, or other weights"
             if self.model.distiller.balance is not None:
@@ -159,6 +165,11 @@ class _Watch:
             text = f"the terms' gradient {what}: {total:.2g} times its norm. Set {remedy}."
             found.append(Finding("weight", text))
             return found  # such a training tells nothing about the maps
+        if self.diverged:
+            text = (
+                f"the training diverged {self.diverged} Lower the learning rate, or clip gradients."
+            )
+            return [Finding("diverged", text)]
         offset, factor = moved(self.position.explained())
         if factor > MOVED:
             found.append(
