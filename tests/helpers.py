@@ -237,7 +237,7 @@ def step(model, inputs=None, iteration=0):
 
 
 def weights(folder):
-    """Of a run that has ended, by name."""
+    """The weights of a run that has ended, by name."""
     return torch.load(os.path.join(folder, "model_final.pth"))["model"]
 
 

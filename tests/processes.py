@@ -18,7 +18,7 @@ from tests.helpers import ROOT
 
 
 def environment(datasets):
-    """For a process of its own, with DETECTRON2_DATASETS as given."""
+    """Environment of a process of its own, with DETECTRON2_DATASETS as given."""
     paths = [os.path.join(ROOT, "projects"), os.getenv("PYTHONPATH", "")]
     return {
         **os.environ,
@@ -115,8 +115,8 @@ def run_script(script, *args, datasets, ok=True, timeout=600):
 
 def call_script(script, *args, ok=True):
     """
-    As :func:`run_script`, in this process, which has everything imported already: for commands that
-    neither train nor start processes.
+    Do as :func:`run_script`, in this process, which has everything imported already: for commands
+    that neither train nor start processes.
     """
     said, code = io.StringIO(), 0
     with mock.patch.object(sys, "argv", [script, *map(str, args)]):

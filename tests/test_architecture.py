@@ -69,7 +69,7 @@ def imports(path: str) -> Set[str]:
 
 
 def room_imports() -> Dict[str, Set[str]]:
-    """For each room, the siblings that any of its files imports."""
+    """The siblings that any of a room's files imports, by room."""
     folder = os.path.join(PROJECTS, "skd")
     return {
         room: {name for path in python_files(os.path.join(folder, room)) for name in siblings(path)}
@@ -188,7 +188,7 @@ def rooms_and_parts():
 
 
 def test_the_code_map_has_the_rooms_from_the_ground_up():
-    """So that none import each other in a circle."""
+    """The order is from the ground up, so that no rooms import each other in a circle."""
     with open(os.path.join(ROOT, "docs", "code_map.md")) as f:
         rooms = [line.split()[0] for line in f if line.startswith("    ")][::-1]
     assert set(rooms) == set(ROOMS)
@@ -198,7 +198,7 @@ def test_the_code_map_has_the_rooms_from_the_ground_up():
 
 @pytest.mark.parametrize("room", rooms_and_parts())
 def test_a_room_lists_its_files(room):
-    """In the docstring of its ``__init__``, for who opens it for the first time."""
+    """The ``__init__`` docstring lists a room's files, for who opens it for the first time."""
     folder = os.path.join(PROJECTS, "skd", room)
     with open(os.path.join(folder, "__init__.py")) as f:
         listed = ast.get_docstring(ast.parse(f.read())).split()

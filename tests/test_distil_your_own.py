@@ -50,7 +50,7 @@ def write_tiny_configs(folder):
 
 
 def commands():
-    """Of the page, in its order, the shell's variable put in."""
+    """The page's commands, in its order, with the shell's variable put in."""
     text = re.sub(r"\\\n\s*", " ", read(PAGE))
     (data,) = re.findall(r'^    DATA="(.*)"$', text, re.M)
     for line in re.findall(r"^    python (.*)$", text, re.M):
@@ -59,7 +59,7 @@ def commands():
 
 @pytest.fixture
 def folder(shapes, tmp_path, monkeypatch):
-    """As the page has it: the repository, ``data/`` and an image."""
+    """The folder as the page has it: the repository, ``data/`` and an image."""
     (tmp_path / "configs" / "own").mkdir(parents=True)
     write_tiny_configs(tmp_path / "configs" / "own")
     for name in ("tools", "train_net.py"):
@@ -77,7 +77,7 @@ def folder(shapes, tmp_path, monkeypatch):
 
 
 def run(monkeypatch, script, *args):
-    """As ``python script args`` does."""
+    """Do as ``python script args`` does."""
     monkeypatch.setattr(sys, "argv", [script, *args])
     try:
         runpy.run_path(script, run_name="__main__")
@@ -139,7 +139,7 @@ def check_detections(boxes, classes, scores):
 
 @pytest.mark.parametrize("name,depth", [("teacher", 101), ("student", 50)])
 def test_the_page_s_detectors_are_the_zoo_s(name, depth):
-    """So that COCO's weights fit, up to the heads' last layers."""
+    """They are the zoo's, so that COCO's weights fit, up to the heads' last layers."""
     zoo = f"COCO-InstanceSegmentation/mask_rcnn_R_{depth}_FPN_3x.yaml"
     ours, stock = read_config(f"{ROOT}/configs/own/{name}.yaml"), model_zoo.get_config(zoo)
     path = ours.MODEL.WEIGHTS.split("://")[1]

@@ -63,7 +63,7 @@ def test_links_exist(page):
 
 
 def anchors(page):
-    """Of its headings, as GitHub names them."""
+    """Anchors of a page's headings, as GitHub names them."""
     prose = re.sub(r"```.*?```", "", read(page), flags=re.S)
     headings = re.findall(r"^#+ (.*)$", prose, re.M)
     shown = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]

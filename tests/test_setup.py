@@ -49,7 +49,7 @@ def test_old_python_is_one_clear_sentence(tmp_path):
 
 
 def test_an_installed_detectron2_is_kept(tmp_path):
-    """In a folder with a space, with a stand-in for Python that notes what pip is told."""
+    """It is kept in a folder with a space; a stand-in for Python notes what pip is told."""
     root = tmp_path / "a folder"
     for name in ("tools/setup.sh", *REQUIREMENTS, "requirements-detectron2.txt",
                  "requirements.lock", "constraints.txt", "pyproject.toml"):  # fmt: skip

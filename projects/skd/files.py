@@ -1,4 +1,4 @@
-"""Where the project's own files are: in a checkout, an editable installation or a wheel."""
+"""The places of the project's own files: in a checkout, an editable installation or a wheel."""
 
 import os
 

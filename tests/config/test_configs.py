@@ -19,7 +19,7 @@ LEAVES = sorted(glob.glob(os.path.join(ROOT, "configs", "COCO-*", "*.yaml")))
 
 @pytest.mark.parametrize("path", LEAVES, ids=os.path.basename)
 def test_every_coco_leaf_builds(path):
-    """With a teacher from the zoo whose checkpoint exists there, though it is not fetched here."""
+    """Each config builds, and the zoo has its teacher's checkpoint, which is not fetched here."""
     cfg = read_config(path)
     assert is_distilling(cfg)
     assert model_zoo.get_checkpoint_url(cfg.MODEL.TEACHER.CONFIG_FILE).startswith("https://")
@@ -119,7 +119,7 @@ def test_distill_and_back_with_a_lazy_config():
 
 
 def test_another_teacher_leaves_the_rest_of_a_lazy_config_as_it_is():
-    """As in YAML: published weights stay published ones."""
+    """Published weights stay published ones, as in YAML."""
     path = os.path.join(ROOT, "configs", "COCO-Detection", "skd_fcos_R_50_FPN_1x.py")
     cfg, same = LazyConfig.load(path), LazyConfig.load(path)
     for each in (cfg, same):
@@ -193,6 +193,6 @@ class Mine(DistillRCNN):
     ],
 )
 def test_a_lazy_config_distils_by_the_class_of_its_model(target, distils):
-    """Not by its fields: a project's own model may have a student and a distiller."""
+    """Its fields do not count: a project's own model may have a student and a distiller."""
     model = {"_target_": target, "student": {}, "distiller": {}}
     assert is_distilling(OmegaConf.create({"model": model})) == distils

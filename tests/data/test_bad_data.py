@@ -546,7 +546,7 @@ def test_no_text_for_an_rle_breaks_the_check(text):
 
 
 def test_a_warning_of_many_images_is_one_line(tmp_path):
-    """As of a camera that is held upright: thousands of lines would hide the others."""
+    """A camera held upright gives one line, not thousands, which would hide the others."""
     json_file, images, content = write(tmp_path)
     for i in range(1, 4):
         picture = Image.open(f"{images}/{i}.png").convert("RGBA")

@@ -130,7 +130,7 @@ def test_a_check_that_takes_long_says_so(add, tmp_path, caplog, monkeypatch):
     waiting = []
 
     class Clock:
-        """Of five seconds that are over as soon as it runs."""
+        """A timer of five seconds that are over as soon as it runs."""
 
         def __init__(self, seconds, call, args):
             waiting.append((seconds, call, args))
@@ -232,7 +232,7 @@ def test_datasets_of_others_are_compared_by_name(add, tmp_path):
 @pytest.mark.parametrize("eval_only", [False, True])
 @pytest.mark.parametrize("known", [{}, {"thing_classes": ["nut", "bolt"]}])
 def test_a_set_of_detectron2_is_mapped_by_name(known, eval_only, add, tmp_path, caplog):
-    """Of a built-in set Detectron2 knows the classes before it reads the file."""
+    """Detectron2 knows the classes of a built-in set before it reads the file."""
     add("a", content_of(tmp_path, ("bolt", "nut")))
     path = tmp_path / "stock.json"
     path.write_text(json.dumps(content_of(tmp_path, ("nut", "bolt"))))
@@ -855,7 +855,7 @@ def test_names_that_would_move_the_cursor_are_escaped():
 
 
 def test_exif_that_the_annotations_follow(add, tmp_path):
-    """As tools annotate that show the image upright: the stored pixels lie on their side."""
+    """Annotations may be of the upright image, as tools show it; stored pixels lie sideways."""
     content = content_of(tmp_path)
     for image in content["images"]:
         picture = Image.new("RGB", (HEIGHT, WIDTH))

@@ -1,4 +1,4 @@
-"""Where images without labels are."""
+"""Finding images without labels."""
 
 import json
 

@@ -47,7 +47,7 @@ def sp(distiller, level, s, t, boxes):
 
 
 def ofd(distiller, level, s, t, boxes):
-    """At the first batch, so that the margin is the expectation over this batch."""
+    """OFD at the first batch, so that the margin is the expectation over this batch."""
     conv, norm = distiller.levels[level]
     s = batch_norm(norm, no_bias_conv1x1(conv, s))
     total = 0.0
@@ -98,7 +98,7 @@ def fgfi(distiller, level, s, t, boxes, sizes):
 
 
 def _inside(boxes, n, h, w, stride, border=0):
-    """For each image the list of (box's rows, columns) as slices."""
+    """Boxes as slices (rows, columns), a list for each image."""
     out = []
     for image in boxes:
         out.append([])
@@ -261,7 +261,7 @@ def _pool(x, size):
 
 
 def reviewkd(distiller, student, teacher):
-    """Of all levels at once: {level: loss}."""
+    """ReviewKD at all levels at once: {level: loss}."""
     above, losses = None, {}
     for name in sorted(student, key=lambda k: -distiller.strides[k]):
         layers = distiller.levels[name]

@@ -56,7 +56,7 @@ def run(balance, distiller, maps, teacher, boxes, iteration=None):
 
 
 def shares_of(term, maps):
-    """Of the detector's gradient, at each level where the term has a gradient."""
+    """Shares of the detector's gradient, at each level where the term has a gradient."""
     sides = sum(term.values()), detector_loss(maps)
     lengths = [[gradients(side, {k: x}).norm() for k, x in maps.items()] for side in sides]
     return [(a / b).item() for a, b in zip(*lengths) if a > 0]
@@ -239,7 +239,7 @@ def test_cosines_tell_whether_a_term_pulls_with_the_detector():
 
 
 def test_a_gradient_that_overflows_leaves_the_cosines_as_they_were():
-    """As fp16's may: the trainer stops at a logged number that is not finite."""
+    """An overflow, as of fp16, must not be logged: the trainer would stop at such a number."""
     maps, _, _ = inputs()
     balance = GradientBalance()
     for factor, expected in ((torch.inf, 0), (1.0, 1), (torch.inf, 1)):
@@ -258,7 +258,7 @@ def test_a_student_that_is_frozen_gets_weight_zero():
 
 
 def test_a_term_without_a_gradient_gets_weight_zero():
-    """As where student and teacher agree."""
+    """A term without a gradient, as where student and teacher agree, gets weight zero."""
     maps, teacher, boxes = inputs()
     balance = GradientBalance()
     seen = balance.begin(maps)
@@ -315,7 +315,7 @@ def test_an_older_checkpoints_norms_of_all_levels_together_are_taken_up():
 
 
 def test_running_means_are_of_the_total_where_the_share_is():
-    """Not of each level: a mean of lengths is not the length of means."""
+    """The mean is not of each level: a mean of lengths is not the length of means."""
     maps, teacher, boxes = inputs()
     balance, method = GradientBalance(momentum=0.5), make("PKD")
     lengths = []
@@ -367,7 +367,7 @@ def test_unknown_terms_are_named():
 
 
 def split_step(folder):
-    """In each of several processes: its images' share of the batch, and what it is weighted by."""
+    """Run one of several processes on its share of the images, and save what it measured."""
     torch.set_num_threads(1)
     rank, size = comm.get_rank(), comm.get_world_size()
     maps, teacher, boxes = inputs(n=4)
@@ -400,11 +400,11 @@ def test_processes_use_the_weights_of_the_joint_batch(tmp_path):
     for name in STRIDES:
         halves = [linear_cka(maps[name][i], teacher[name][i]) for i in (slice(2), slice(2, 4))]
         torch.testing.assert_close(first["alike"][name], sum(halves) / 2)
-        # of the second iteration only the first process has a value
+        # only the first process has a value in the second iteration
         torch.testing.assert_close(first["last"][name], halves[0])
     assert second.pop("last") == second["alike"] != first.pop("last")
     assert first == second
     for name, weight in joint["weights"].items():
         torch.testing.assert_close(first["weights"][name], weight, rtol=1e-5, atol=0)
-    # of the second iteration nobody has a value, as one process had none
+    # nobody has a value in the second iteration, as one process had none
     assert first["scale"] == joint["scale"] / 2

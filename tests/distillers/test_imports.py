@@ -39,7 +39,7 @@ def test_distillers_import_nothing_else(name):
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_only_from_config_is_given_a_config(name):
-    """By which any of Detectron2's configurable classes takes its own arguments out of one."""
+    """Only from_config, by which Detectron2 takes a class's arguments out of one, has a config."""
     with open(os.path.join(FOLDER, name)) as f:
         tree = ast.parse(f.read())
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]

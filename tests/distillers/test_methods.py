@@ -125,7 +125,7 @@ def test_half_precision_maps_are_compared_in_fp32(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_detector_learns_by_each(name, teacher_files):
-    """Through the config, in the model: the terms shrink, and nothing is kept between steps."""
+    """Each method, built from the config, reduces its terms and keeps nothing between steps."""
     cfg = distilling(tiny_config(), teacher_files, MODEL__DISTILLER__NAME=name)
     torch.manual_seed(0)
     model = build_model(cfg)

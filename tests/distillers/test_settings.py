@@ -60,7 +60,7 @@ def test_the_config_s_defaults_are_the_arguments(cfg, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_key_reaches_its_setting(cfg, name):
-    """Under its own name, and by its argument's."""
+    """A wrong value is named by its key, and by its argument's name."""
     method = DISTILLER_REGISTRY.get(name)
     for f in fields(method.Settings):
         changed = cfg.clone()
@@ -91,7 +91,7 @@ def test_arguments_go_over_the_config(cfg):
 
 @pytest.mark.parametrize("early", [True, False])
 def test_a_method_of_one_s_own_has_keys(early):
-    """If it is registered before the config is made; else it has its defaults."""
+    """A method registered before the config is made has keys; a later one has its defaults."""
 
     class Mine(Distiller):
         @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class MeanOfMaps(GeneralizedRCNN):
 
 
 def build(teacher_files, norm, balance=False):
-    """With the balance, which measures the student's own loss too, that is one without sampling."""
+    """A model; with a balance, which measures the student's own loss too, it samples nothing."""
     cfg = distilling(
         tiny_config(fpn=32), teacher_files, "mean", balance=balance,
         MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="", MODEL__DISTILLER__EVERY=2,

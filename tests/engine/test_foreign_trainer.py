@@ -14,7 +14,7 @@ from tests.helpers import tiny_config
 
 
 class Branching(DefaultTrainer):
-    """As many projects' are: what it does hangs on META_ARCHITECTURE."""
+    """A trainer as many projects have it: what it does hangs on META_ARCHITECTURE."""
 
     seen = []
 

@@ -143,7 +143,7 @@ class Child:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_before_the_training_ends_it_with_its_number(number, monkeypatch):
-    """Before there is a child that could get it, and while it has not taken the signal over."""
+    """The signal ends it while no child exists, and while the child has not taken it over."""
     assert exits([], number, AssertionError("it went on"), monkeypatch) == 128 + number
     died = ProcessExitedException("", 0, 1, -number, signal.Signals(number).name)
     assert exits([Child], number, died, monkeypatch) == 128 + number

@@ -126,7 +126,7 @@ def test_the_written_out_lazy_config_is_one(tmp_path):
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
 def test_stock_detectron2_predicts_with_the_student_and_augments(kind, folder, teacher_files):
-    """Of a distilled student's checkpoint, by stock Detectron2."""
+    """Stock Detectron2 predicts from a distilled student's checkpoint, with augmentation too."""
     cfg = student_config(tiny_config(kind, TEST__AUG__MIN_SIZES=(96, 128), TEST__AUG__MAX_SIZE=256))
     (folder / "your_config.yaml").write_text(cfg.dump())
     exec(block("DefaultTrainer(cfg)", teacher_files), {})

@@ -40,7 +40,7 @@ def test_shares_are_percentages(caplog):
 
 
 def test_the_last_shares_are_not_said_again_after_the_teacher_has_stopped(caplog):
-    """At iteration 299 those of 259 are less than a period old."""
+    """The shares of iteration 259 are not said at 299, though less than a period old."""
     assert said(caplog, HEALTHY, (259, 299), end=267) == []
     assert len(said(caplog, HEALTHY, (299,), end=300)) == 1
 

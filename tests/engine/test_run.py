@@ -176,7 +176,7 @@ def test_a_lazy_distillation_resumes_and_in_bf16_on_a_gpu(device, teacher_files,
 
 @pytest.mark.parametrize("given", [None, {"share": 1.0}, {"max_iter": 30, "until": 0.5}])
 def test_a_lazy_balance_learns_the_length_of_the_training(given, teacher_files, tmp_path):
-    """Also where a config names no balance, or one without its max_iter."""
+    """A balance learns it also where the config names none, or one without its max_iter."""
     cfg = lazy_config(tmp_path, "train.max_iter=9")
     distill(cfg, *teacher_files)
     cfg.model.pop("balance")
@@ -516,7 +516,7 @@ def test_a_teacher_and_a_config_that_distils_come_together(teacher_files, tmp_pa
 
 @pytest.mark.parametrize("form", ["pth", "pkl"])
 def test_weights_of_which_nothing_matches_are_refused(form, teacher_files, shapes, tmp_path):
-    """For a student with a distiller too, which no file to start from could satisfy."""
+    """Such weights are refused with a distiller too, whose layers no file to start from has."""
     path = tmp_path / f"other.{form}"
     if form == "pth":
         torch.save({"model": {"trunk.weight": torch.zeros(3), "trunk.bias": torch.zeros(3)}}, path)
@@ -532,7 +532,7 @@ def test_weights_of_which_nothing_matches_are_refused(form, teacher_files, shape
 
 
 def test_the_package_runs_without_the_checkout(tmp_path):
-    """From elsewhere; and importing it makes no dataset known."""
+    """The package runs from elsewhere, and importing it makes no dataset known."""
     code = (
         "import skd\nfrom detectron2.data import DatasetCatalog\n"
         "assert not [name for name in DatasetCatalog if 'skd' in name]"

@@ -43,7 +43,7 @@ def test_teacher_and_student_are_compared_and_the_training_is_the_same(
     "teacher,student,iteration,warns", [(30.0, 20.0, 0, 0), (20.0, 20.0, 2, 1), (20.0, 20.0, 3, 0)]
 )
 def test_only_a_teacher_that_is_no_better_is_a_warning(teacher, student, iteration, warns, caplog):
-    """And only while it teaches, which here is to iteration 3."""
+    """A teacher that is no better is a warning only while it teaches, here to iteration 3."""
     hook = TeacherQuality(SimpleNamespace(images=5, dataset="x"), period=0)
     hook._teacher, hook._evaluate = Quality(teacher, 0, 1), lambda model: Quality(student, 0, 1)
     with EventStorage() as storage:

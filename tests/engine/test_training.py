@@ -126,7 +126,7 @@ def test_gradients_are_clipped_and_frozen_layers_stay_frozen(teacher_files, shap
 
 @pytest.mark.parametrize("form", ["imagenet_pkl", "zoo_pkl", "plain_pth"])
 def test_the_student_starts_from_any_weights(teacher_files, tmp_path, form):
-    """Through MODEL.WEIGHTS and the stock checkpointer, the student's keys and no others."""
+    """MODEL.WEIGHTS, by the stock checkpointer, reaches the student's keys and no others."""
     cfg = tiny_config()
     _, path = save_detector(cfg, tmp_path, seed=23)
     state = torch.load(path)["model"]

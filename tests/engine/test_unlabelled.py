@@ -65,7 +65,7 @@ def test_a_run_resumes_bit_by_bit_and_leaves_broken_images_out(config, tmp_path,
 
 
 def test_with_weight_zero_it_is_the_training_without_them(config, tmp_path):
-    """In micro-batches too: order, augmentation and random numbers are the same."""
+    """Order, augmentation and random numbers are as without them, in micro-batches too."""
     more = {"SOLVER__ACCUMULATE": 2, "SOLVER__IMS_PER_BATCH": 4}
     none = train(config, tmp_path / "0", MODEL__DISTILLER__UNLABELLED_WEIGHT=0.0, **more)
     baseline = train(config, tmp_path / "1", DATASETS__UNLABELLED=(), **more)

@@ -62,7 +62,7 @@ def project(tmp_path, monkeypatch, shapes):
 
 
 def test_a_yaml_config_trains_and_loads_plainly(project):
-    """From the command line: train, evaluate, and load plainly, with equal results."""
+    """The page's command trains and evaluates; the student loads plainly, with equal results."""
     text = re.sub(r"\\\n\s*", " ", read("docs/your_project.md"))
     (line,) = re.findall(r"python train_net.py (--project .*)", text)
     args = train_net.argument_parser().parse_args([*shlex.split(line), "OUTPUT_DIR", "out"])

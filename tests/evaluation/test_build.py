@@ -53,7 +53,7 @@ def test_chosen_by_the_metadata(metadata, tmp_path, kind, names, more):
 
 @pytest.mark.parametrize("given,expected", [(None, 255), (255, 255), (0, 0)])
 def test_the_value_of_pixels_to_ignore_is_the_config_s(metadata, tmp_path, given, expected):
-    """As in Detectron2's own script, which gives it MODEL.SEM_SEG_HEAD.IGNORE_VALUE."""
+    """The value is MODEL.SEM_SEG_HEAD.IGNORE_VALUE, as in Detectron2's own script."""
     name = metadata("sem_seg").name
     assert build_evaluator(name, str(tmp_path), ignore_value=given)._ignore_label == expected
     cfg = get_cfg()

@@ -46,7 +46,7 @@ def test_every_third_step_distils_with_three_times_the_weight(build, monkeypatch
 
 @pytest.mark.parametrize("balance", [False, True])
 def test_the_mean_gradient_is_that_of_distilling_always(build, balance):
-    """At fixed weights; the student's and the distiller's."""
+    """Mean gradients of student and distiller, at fixed weights, are those of distilling always."""
     model = build(2, balance)
     gradients = [step(model, iteration=iteration)[1] for iteration in (0, 1)]
     _, expected = step(build(1, balance))
@@ -109,7 +109,7 @@ def test_a_run_that_resumes_between_goes_on_in_phase(teacher_files, shapes, tmp_
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_data_parallel_training_looks_for_no_unused_parameters(build, device, tmp_path):
-    """Over NCCL on a GPU; one process is enough for its reducer to complain."""
+    """One process (over NCCL on a GPU) is enough for the reducer to complain."""
     expected = [step(build(2, balance=True).to(device), iteration=i)[1] for i in (0, 1, 2)]
     with one_process(tmp_path, "nccl" if device == "cuda" else "gloo"):
         model = build(2, balance=True).to(device)

@@ -161,7 +161,7 @@ def canvas(left=0, top=0, sides=(200, 300), size=(90, 120)):
 
 
 def test_images_on_a_canvas_are_looked_at():
-    """In the upper left corner, whatever the canvas; elsewhere they would show other places."""
+    """Images are in the upper left corner of any canvas; elsewhere they would show other places."""
     net = torch.nn.Identity()
     check_input(canvas(), [(90, 120)], net, "student")
     check_input(canvas(4, sides=(96, 128)), [(90, 120)], net, "student")  # is not looked at

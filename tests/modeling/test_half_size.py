@@ -37,7 +37,7 @@ def build_teacher(teacher_files, **kwargs):
 
 
 def halved(image):
-    """By itself: the mean of each 2 x 2 pixels that are there."""
+    """An image halved by itself: the mean of each 2 x 2 pixels that are there."""
     pixels = image.numpy()
     _, h, w = pixels.shape
     out = np.zeros((len(pixels), -(-h // 2), -(-w // 2)))
@@ -135,7 +135,7 @@ def test_a_two_stage_student_keeps_the_settings_for_such(teacher_files, method):
 
 
 def configured(teacher_files, kind="mask_rcnn", balance=False, **changes):
-    """From a YAML config."""
+    """A model from a YAML config."""
     changes = {"MODEL__TEACHER__HALF_SIZE": True, **changes}
     torch.manual_seed(0)
     return build_model(distilling(tiny_config(kind), teacher_files, balance=balance, **changes))

@@ -144,7 +144,7 @@ def test_a_student_of_one_class_learns_it_from_a_teacher_of_many(teacher_files):
 
 
 def test_objects_that_the_teacher_does_not_know_are_no_background(teacher_files):
-    """Of the box head's proposals those with such a label are left out."""
+    """The box head's proposals with such a label are left out."""
     model = build(teacher_files, names=["BoxHead"], theirs=["x", *CLASSES[1:]])
     heads, seen = model.roi_heads, {}
     heads.box_pooler.register_forward_hook(lambda m, x, y: seen.update(boxes=x[1]))

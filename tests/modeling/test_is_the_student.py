@@ -354,7 +354,7 @@ class Past(Wraps):
 
 
 class ThreeOfEach(GeneralizedRCNN):
-    """As TridentNet in training: the batch three times."""
+    """A student that takes the batch three times, as TridentNet does in training."""
 
     def forward(self, inputs):
         x = self.preprocess_image(inputs).tensor
@@ -433,7 +433,7 @@ class FlatLosses(GeneralizedRCNN):
 
 
 class WithPredictions(GeneralizedRCNN):
-    """As Unbiased Teacher: its trainer takes the losses from a tuple."""
+    """A student like Unbiased Teacher's, whose trainer takes the losses from a tuple."""
 
     def forward(self, inputs, branch="supervised"):
         losses = super().forward(inputs)
@@ -657,7 +657,7 @@ class Returns(Distiller):
 
 
 class CopiesItself(GeneralizedRCNN):
-    """As some projects' detectors do, from what made them."""
+    """A student that copies itself from what made it, as some projects' detectors do."""
 
     def __init__(self, cfg):
         super().__init__(cfg)

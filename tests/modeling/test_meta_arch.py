@@ -191,7 +191,7 @@ def test_maps_padded_differently_are_cropped(teacher_files):
 
 
 def test_metrics_name_the_level_of_a_loss_that_is_not_finite(cfg):
-    """For the step, which stops at it before the optimizer does."""
+    """Metrics name its level for the step, which stops at it before the optimizer does."""
     model = build_model(cfg)
     model.pop_metrics()
     with torch.no_grad():

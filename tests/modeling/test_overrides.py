@@ -198,7 +198,7 @@ class ShiftedRCNN(META_ARCH_REGISTRY.get("GeneralizedRCNN")):
 
 
 def config_of(folder, function="toy_way:Way.prepare"):
-    """As a YAML file has it."""
+    """A distilling config with a preparing function for the teacher, as a YAML file has it."""
     theirs = tiny_config("faster_rcnn")
     theirs.MODEL.META_ARCHITECTURE = "ShiftedRCNN"
     cfg = distilling_config(tiny_config("faster_rcnn"), save_detector(theirs, folder / "teacher"))

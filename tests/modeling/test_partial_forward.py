@@ -25,7 +25,7 @@ def conv(width, stride=2, inputs=3):
 
 
 class Neck(nn.Module):
-    """Of a list of maps a list of maps, as PAFPN has it; no output_shape()."""
+    """A neck from a list of maps to a list of maps, as PAFPN has it; no output_shape()."""
 
     def __init__(self):
         super().__init__()
@@ -241,7 +241,7 @@ def test_a_gray_student_learns_from_a_gray_teacher():
 
 
 class Pair(GeneralizedRCNN):
-    """As Sparse R-CNN: the sizes of the images too."""
+    """A detector whose preprocess_image() returns the images' sizes too, as Sparse R-CNN's does."""
 
     def preprocess_image(self, inputs):
         return super().preprocess_image(inputs), [x["height"] for x in inputs]

@@ -59,7 +59,7 @@ def test_features_are_those_of_the_detector_itself(teacher_files, option, device
 
 
 def test_a_compiled_teacher_returns_the_same(teacher_files, monkeypatch):
-    """Of images of several sizes. The default backend does too, but compiles for minutes."""
+    """Maps agree at several sizes; with the default backend too, which compiles for minutes."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = build_teacher(teacher_files[0], weights=teacher_files[1])
     compiled = build_teacher(teacher_files[0], weights=teacher_files[1], compile=True)

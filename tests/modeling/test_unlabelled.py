@@ -137,7 +137,7 @@ def test_a_wrong_weight_is_named(teacher_files, weight):
 
 
 def images_of_steps():
-    """Of this process, from a loader of nine images without labels: ids of both kinds."""
+    """Ids of both kinds of images in this process's steps, of a loader of nine without labels."""
     records = [{**r, "image_id": 200 + i} for i, r in enumerate(OTHERS)]  # none is broken
     batches = take(joined(records=records), 8)
     return [[(is_unlabelled(x), x["image_id"]) for x in images] for images in batches]

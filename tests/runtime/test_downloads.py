@@ -68,7 +68,7 @@ def test_a_server_that_drips_is_given_up(server, monkeypatch):
 
 
 def test_urls_stand_where_files_do(server, tmp_path):
-    """As with stock Detectron2: a config as a teacher's, and annotations; images are files."""
+    """URLs may name a teacher's config or annotations, as in stock Detectron2; images are files."""
     assert read_config(find_config(f"{server.url}/a/x.yaml")).SEED == 5
     server.content = b'{"images": []}'
     with pytest.raises(ValueError, match="x.json"):  # it has been read

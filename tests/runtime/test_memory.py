@@ -11,7 +11,7 @@ from tests.helpers import DEVICES
 
 
 def written(device):
-    """In a training of 5 iterations, every 2: the values, by iteration."""
+    """The values that a training of 5 iterations writes, every 2, by iteration."""
     hook = memory.PeakMemory(torch.device(device), 2)
     with EventStorage() as storage:
         for i in range(5):

@@ -178,7 +178,7 @@ def test_a_warning_ahead_of_sigterm_is_no_first_of_two(monkeypatch):
 
 
 def test_several_processes_agree_on_the_host_every_few_iterations(monkeypatch):
-    """In the same ones in all of them, also where only another one has the signal."""
+    """All processes agree in the same iterations, also where only another one has the signal."""
 
     class Trainer:
         iter = 0
@@ -203,7 +203,7 @@ def test_several_processes_agree_on_the_host_every_few_iterations(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_what_somebody_else_has_taken_or_ignores_is_left_alone(number):
-    """As nohup ignores SIGHUP."""
+    """A signal that somebody else handles or ignores, as nohup does SIGHUP, is left alone."""
 
     class Model(torch.nn.Module):
         model = property(lambda self: self)

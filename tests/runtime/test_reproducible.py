@@ -119,7 +119,7 @@ def steps_at(loader, iteration, state=None):
 
 
 def test_after_a_change_of_the_batch_size_the_place_stays_right():
-    """From the second resume on, too: 30 batches of 4, then 20 of 2, are 160 images."""
+    """It is right after a second resume too: 30 batches of 4, then 20 of 2, are 160 images."""
     records = [{"width": 9, "height": 6, "image_id": i} for i in range(1000)]
     order = [x["image_id"] for b in take(loader(batch=1, records=records), 200) for x in b]
     state = steps_at(loader(batch=4, records=records), 29).state_dict()
@@ -154,7 +154,7 @@ def test_a_batch_size_of_zero_is_an_error():
 
 
 class Killed(SKDTrainer):
-    """Between two checkpoints."""
+    """A trainer that is killed between two checkpoints."""
 
     def before_step(self):
         super().before_step()

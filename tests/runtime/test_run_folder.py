@@ -121,7 +121,7 @@ def test_another_config_of_the_teacher_is_named(base, tmp_path, caplog):
 
 
 def test_what_goes_by_the_length_of_the_run_is_named(base, caplog):
-    """With steps at iterations of their own it is no change: see above."""
+    """A cosine schedule goes by the length; steps at iterations of their own do not: see above."""
     base.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLR"
     train(base)
     with caplog.at_level(logging.WARNING):
@@ -213,7 +213,7 @@ def test_falling_back_takes_no_other_runs_checkpoint(lost, tmp_path):
 
 
 def test_falling_back_passes_over_weights_only(tmp_path):
-    """As model_ema.pth, which a run writes last."""
+    """Falling back passes over files like model_ema.pth, which a run writes last."""
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     saver = SafeCheckpointer(model, str(tmp_path), optimizer=optimizer)
@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_made_is_told_by_its_key(folder):
 
 
 def test_a_refused_run_has_written_nothing(base, tmp_path):
-    """Before the log is set up: what is in the folder is the other run's."""
+    """The run is refused before the log is set up: what is in the folder is the other run's."""
     from train_net import argument_parser, setup
 
     os.makedirs(base.OUTPUT_DIR)
@@ -410,7 +410,7 @@ def test_a_line_that_is_no_record_is_ignored_with_a_warning(tmp_path, caplog, li
 
 
 def test_a_record_is_not_lost_behind_half_a_line(tmp_path):
-    """Of a run that was killed while it wrote one: the next would not know its own checkpoints."""
+    """A run finds its checkpoints, though a killed one left half a line before its record."""
     (tmp_path / "runs.jsonl").write_text('{"run": "old"}\n{"half')
     for run_id in ("new", "newer"):
         record.append_record(str(tmp_path), {"run": run_id})

@@ -39,7 +39,7 @@ class Evaluates(Runs):
 
 
 class Imports(Runs):
-    """Through an attribute of something harmless: what allow-lists by module get wrong."""
+    """Code behind an attribute of something harmless: what allow-lists by module get wrong."""
 
     def __reduce__(self):
         return np.testing.measure, (f"__import__('os').mkdir({self.marker!r})",)
@@ -387,7 +387,7 @@ def nested(depth, width):
 
 
 def zipped(path, data):
-    """As torch.save writes it, with another data.pkl."""
+    """Write a file as torch.save does, with another data.pkl."""
     torch.save({}, path)
     with zipfile.ZipFile(path) as old:
         records = {name: old.read(name) for name in old.namelist()}

@@ -361,7 +361,7 @@ def test_batches_left_out_before_a_resume_count():
 
 
 def amp_trainer(model, **kwargs):
-    """In mixed precision, as far as a CPU has it: with a scaler, in fp32."""
+    """A trainer in mixed precision, as far as a CPU has it: with a scaler, in fp32."""
     trainer = losses_trainer(model, amp=True, **kwargs)
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
     trainer.precision = torch.float32

@@ -61,7 +61,7 @@ def compare(folder, shapes, *args, **kwargs):
 
 
 def squeezed(text):
-    """Without the spaces that make columns equally wide."""
+    """The text without the spaces that make columns equally wide."""
     return re.sub(" +", " ", text)
 
 
@@ -146,7 +146,7 @@ def test_another_study_does_not_mix_with_the_runs_of_the_first(study, shapes, tm
 
 
 def test_one_seed_has_one_order_of_images(study):
-    """At a learning rate near 0 the first losses of baseline and distilled agree."""
+    """The first losses of baseline and distilled agree at a learning rate near 0."""
     folder, _ = study
     first = []
     for method in ("baseline", "PKD"):

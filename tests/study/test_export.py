@@ -53,7 +53,7 @@ def run(monkeypatch, *args):
 
 
 def detections(cfg, weights, image):
-    """By Detectron2's predictor: boxes, classes and scores."""
+    """Boxes, classes and scores by Detectron2's predictor."""
     predictor = DefaultPredictor(cfg)
     load_in_full(predictor.model, weights)
     found = predictor(image)["instances"]
@@ -99,7 +99,7 @@ def test_a_one_stage_detector(format, shapes, tmp_path, monkeypatch, capsys):
 
 
 def test_the_student_of_a_lazy_config(shapes, tmp_path, monkeypatch, capsys):
-    """By the config that a run writes beside its checkpoint."""
+    """The student is exported by the config that a run writes beside its checkpoint."""
     cfg = lazy_config(tmp_path, "model.proposal_generator.post_nms_topk=[20,20]")
     torch.manual_seed(0)
     weights, config = str(tmp_path / "model_final.pth"), str(tmp_path / "student.yaml")
@@ -184,7 +184,7 @@ def test_outputs_have_the_names_of_the_fields():
 
 
 def test_a_student_with_a_timm_backbone_where_this_project_is_not(shapes, tmp_path):
-    """By the lines of docs/detectors.md, in a process of its own."""
+    """The lines of docs/detectors.md find the same objects, in a process of their own."""
     pytest.importorskip("timm")
     cfg = tiny_config(MODEL__TIMM__NAME="mobilenetv3_small_050", MODEL__TIMM__NORM="FrozenBN")
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"

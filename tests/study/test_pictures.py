@@ -99,7 +99,7 @@ def test_curves_of_a_detector_without_masks(tmp_path):
 
 
 def test_a_class_has_its_color_in_every_picture():
-    """As ground truth and as prediction, of every object; the classes' colors differ."""
+    """The color is that of all its objects, true or predicted; the classes' colors differ."""
     metadata = Metadata(name="two", thing_classes=["a", "b"])
     gray = np.full((40, 80, 3), 128, np.uint8)
     found = Instances((40, 80), pred_boxes=Boxes(torch.zeros(3, 4)))

@@ -356,7 +356,7 @@ def test_an_error_of_the_users_is_one_line(error, code, words, capsys):
 
 
 def test_output_that_nobody_reads_is_no_error(monkeypatch, capsys):
-    """As of a command before "| head"."""
+    """A command before "| head" prints no error."""
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as closed:

@@ -218,7 +218,7 @@ class Training(TrialRun):
 
 @pytest.fixture
 def trainings(tmp_path, monkeypatch):
-    """From values to a function that makes the runs of a search, and the baseline."""
+    """A function from values to a function that makes the runs of a search, and the baseline."""
     monkeypatch.setattr(tune, "POLL", 0.02)
     (tmp_path / "c.yaml").write_text("VERSION: 2\n")
 

@@ -53,7 +53,7 @@ def joined(text):
 
 
 def documented():
-    """Of each command: where it is, the script, its arguments, and those of torchrun."""
+    """Each documented command: its page, script, arguments, and those of torchrun."""
     for page in PAGES:
         text = joined(read(page))
         for script, line in PYTHON.findall(text):
@@ -65,7 +65,7 @@ def documented():
 
 
 def arguments(line):
-    """As a shell would hand them on: no comment, no second command, variables with a value."""
+    """Arguments as a shell hands them on: no comment or second command, variables with a value."""
     line = re.sub(r"\[.*?\]", "", re.sub(r"\$\{[^}]*\}|\$\w+", "0", line))
     words = shlex.split(line.partition(";")[0].rstrip(" &"), comments=True)
     return [word for word in words if word != "..."]

@@ -277,7 +277,7 @@ def distill(
 
 
 def _name_teacher(model: DictConfig, named: Dict[str, Any]) -> None:
-    """In a model that distils: how its teacher is run and what it teaches stay."""
+    """Give a model that distils another teacher; how it is run and what it teaches stay."""
     if "config_file" in (model.get("teacher") or {}):
         model.teacher.update(named)
     else:  # none, or one that no file names

@@ -26,8 +26,8 @@ def distiller_node() -> CfgNode:
     # Run the teacher and compute the losses in every EVERY-th iteration only, with EVERY times the
     # weight: the mean pull is the same, at a part of the cost. docs/performance.md says more.
     node.EVERY = 1
-    # Of the terms on images without labels (DATASETS.UNLABELLED), on top of their own weights,
-    # which are those that the terms have on the labelled ones.
+    # Factor of the terms on images without labels (DATASETS.UNLABELLED), on top of their own
+    # weights, which are those that the terms have on the labelled ones.
     node.UNLABELLED_WEIGHT = 1.0
     # Weights of the terms by their gradients: see BalanceSettings in balance.py.
     node.BALANCE = BalanceSettings.node()

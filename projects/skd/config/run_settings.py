@@ -148,7 +148,7 @@ class RunSettings:
 
     # The folder of the run.
     output_dir: str = _setting("OUTPUT_DIR", "train.output_dir")
-    # To start from: a file, a URL or a name of Detectron2's catalog; "" for random weights.
+    # Weights to start from: a file, a URL or a name of Detectron2's catalog; "" for random weights.
     weights: str = _setting("MODEL.WEIGHTS", "train.init_checkpoint")
     device: str = _setting("MODEL.DEVICE", "train.device")
     # Negative: one that all processes draw together.
@@ -181,7 +181,7 @@ class RunSettings:
         added=(YAML, LAZY), learned=True,
     )  # fmt: skip
 
-    # From one to the next, in iterations.
+    # Iterations from one checkpoint to the next; the same for the periods below.
     checkpoint_period: int = _setting(
         "SOLVER.CHECKPOINT_PERIOD", "train.checkpointer.period", must=_whole(1)
     )

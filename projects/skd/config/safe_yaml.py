@@ -106,7 +106,7 @@ def _base_names(value: Any, path: str) -> List[str]:
 
 
 def _base_path(name: str, path: str) -> str:
-    """As Detectron2 finds it."""
+    """The path of a ``_BASE_``, as Detectron2 finds it."""
     if name.startswith("~"):
         name = os.path.expanduser(name)
     if name.startswith(("/", "https://", "http://")):

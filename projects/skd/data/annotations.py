@@ -67,7 +67,7 @@ def check_annotations(content: Dict[str, Any], notes: Notes) -> Iterator[Problem
 
 
 def _shared_files(images: List[Dict[str, Any]]) -> Iterator[Problem]:
-    """As where converters write an image for each of its objects."""
+    """Warn of files that are several images, as when a converter writes one for each object."""
     counts = Counter(column(images, "file_name"))
     shared = [name for name, count in counts.items() if count > 1]
     if shared:
@@ -91,7 +91,7 @@ def masks_missing(content: Dict[str, Any]) -> Tuple[int, int]:
 
 
 def _empty_masks(annotations: List[Dict[str, Any]], notes: Notes) -> None:
-    """Where others have masks, the evaluation reads one of every object, and of crowds as well."""
+    """Note empty masks and crowds without one: where others have masks, evaluation reads all."""
     for annotation in annotations:
         mask = annotation.get("segmentation")
         if mask:

@@ -42,8 +42,8 @@ def examine(
     json_file: str, image_root: str, read_images: bool = False, anywhere: bool = False
 ) -> Report:
     """
-    As :func:`check_coco`, with what was read and mended. ``anywhere``: images may be outside of
-    ``image_root``.
+    Check as :func:`check_coco` does, and return what was read and mended too. ``anywhere``: images
+    may be outside of ``image_root``.
     """
     notes = Notes()
     with without_gc():

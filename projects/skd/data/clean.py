@@ -18,8 +18,8 @@ def not_clean(
     annotations: List[Dict[str, Any]], sizes: Mapping[Any, Bounds], categories: Collection[Any]
 ) -> Iterator[Dict[str, Any]]:
     """
-    In their order, those with a reference that leads nowhere, a box, polygon or flag that is not
-    as it should be, and those with keypoints or RLE, which this does not know.
+    Yield, in their order, those with a reference that leads nowhere, a box, polygon or flag that is
+    not as it should be, and those with keypoints or RLE, which this does not know.
 
     Args:
         annotations: entries whose ids have the right types; their other values are any.

@@ -90,7 +90,7 @@ def _hand_to_lazy_evaluator(cfg: DictConfig, name: str) -> None:
 def check_fit(
     train: Sequence[str], test: Sequence[str], model: ModelFacts, eval_only: bool = False
 ) -> None:
-    """As :func:`check_datasets`, of names. Those that nobody has registered are passed over."""
+    """Check datasets by name as :func:`check_datasets`; those nobody has registered are skipped."""
     train, test = ([n for n in names if n in DatasetCatalog] for names in (train, test))
     parsed = {} if comm.is_main_process() else _parse(test if eval_only else train)
     for name, checked in _from_main_process(lambda: _check(train, test, model, eval_only)):
@@ -224,8 +224,8 @@ def _is_mappable(name: str, classes: Optional[Sequence[str]]) -> bool:
 
 def _known_classes(train: Sequence[str], model: ModelFacts) -> Optional[Sequence[str]]:
     """
-    Of the training set that a config for evaluation names too, and that may not even be there.
-    Only one whose number of classes is the model's can be what the model was trained on.
+    The classes of the first training set that has as many as the model: only that can be what it
+    was trained on. A config for evaluation names training sets too, which may not even be there.
     """
     for name in train:
         try:

@@ -184,7 +184,7 @@ def _pixels(image: Dict[str, Any], path: str, decode: bool = True) -> Iterator[P
 
 
 def _orientation(picture: Image.Image) -> int:
-    """As Detectron2 takes it: EXIF that cannot be read counts as no EXIF."""
+    """The orientation as Detectron2 takes it: EXIF that cannot be read counts as no EXIF."""
     try:
         flag = picture.getexif().get(0x0112, 1)
     except Exception:  # Pillow raises all kinds

@@ -43,9 +43,9 @@ class BalanceSettings(Settings):
     # own there, whatever the term's scale. None: yes, unless the method in use names published
     # weights, as StructuredDistiller does by STRUCTURED.PRESET.
     enabled: Optional[bool] = flag(None)
-    # Of all terms together, in norms of the detector's gradient.
+    # Share of all terms together, in norms of the detector's gradient.
     share: float = number(3.0)
-    # Hold it at each level, for terms that have a loss for each; else of all levels together.
+    # Hold it at each level, for terms that have a loss for each; else for all levels together.
     per_level: bool = flag(False)
     # Proportions of the terms: list of [term, number], e.g. [["structured_at", 0.1]]; 1 for those
     # not named. 0: the term pulls nothing, and its layers do not learn.
@@ -224,7 +224,7 @@ class GradientBalance(GradientNorms, Schedule):
         return begun or i % self.settings.period == 0 or not self.norms_by_level()
 
     def abstain(self) -> None:
-        """In an iteration that failed here: see :meth:`measure_nothing`."""
+        """Take part in an iteration that failed here: see :meth:`measure_nothing`."""
         if self.due() and self.norms_by_level():
             self.measure_nothing()
 

@@ -64,7 +64,7 @@ class Distiller(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
-        # of a method that was registered after the config was made, the defaults
+        # a method that was registered after the config was made has the defaults
         node = cfg.MODEL.DISTILLER.get(cls.config_key(), None)
         return {} if node is None else cls.Settings.arguments(node)
 
@@ -132,7 +132,7 @@ class Distiller(nn.Module):
         return finest <= 4
 
     def methods_in_use(self) -> List["Distiller"]:
-        """Those whose settings count: this one, or those that it is made of."""
+        """The methods whose settings count: this one, or those that it is made of."""
         return [self]
 
     @property

@@ -52,7 +52,7 @@ class FGD(StagewiseDistiller):
     class Settings(Settings):
         """None: the authors', for one- or two-stage detectors."""
 
-        # Of the attentions' softmax.
+        # Temperature of the attentions' softmax.
         temperature: float = number(0.5, positive=True)
         # Times the squared difference within objects (alpha) and in the background (beta), the
         # difference of the attentions (gamma), and global distillation (lambda), at each level.

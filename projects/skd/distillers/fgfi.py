@@ -60,7 +60,7 @@ class FGFI(LevelwiseDistiller):
     def masks(
         self, maps: Dict[str, torch.Tensor], boxes: List[torch.Tensor]
     ) -> Dict[str, torch.Tensor]:
-        """Where to imitate, (N, H, W) of bools by level."""
+        """Masks of where to imitate, bools (N, H, W) by level."""
         anchors = Boxes(torch.cat([self._anchors(maps[name], name) for name in self.levels]))
         near = []
         for b in boxes:

@@ -23,8 +23,8 @@ SCALE = 2.0
 
 class GradientNorms(nn.Module):
     """
-    Of the detector's losses and of each of a distiller's terms. They are buffers, so that a run
-    that resumes has them.
+    Norms of the gradients of the detector's losses and of each of a distiller's terms. They are
+    buffers, so that a run that resumes has them.
 
     Attributes:
         cosines: of each term's gradient and the detector's, scalars of the last measurement.
@@ -162,7 +162,7 @@ def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Of numbers of one shape in all of them; in place."""
+    """Average, in place, numbers of the same shape in all processes."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
         values /= dist.get_world_size()

@@ -38,7 +38,7 @@ def warn_of_idle(methods: Sequence[Any], balance: Any, balanced: bool) -> None:
 
 
 def _weights(method: Any) -> List[str]:
-    """Those that are set. 0 has an effect: it drops the term."""
+    """The weights that are set. 0 has an effect: it drops the term."""
     names = [n for n in _changed(method.settings) if n.startswith("weight")]
     return [called(type(method), n) for n in names if getattr(method.settings, n) != 0]
 

@@ -17,9 +17,9 @@ from .settings import Settings, number
 @DISTILLER_REGISTRY.register()
 class ReviewKD(LevelwiseDistiller):
     """
-    From the coarsest level to the finest the student's maps are fused one into the next
-    (attention-based fusion), and what comes out at each level imitates the teacher's map there at
-    several scales (hierarchical context loss); section 3 of the paper.
+    Attention-based fusion of the student's maps, each into the next from the coarsest level to the
+    finest; what comes out at each level imitates the teacher's map there at several scales
+    (hierarchical context loss); section 3 of the paper.
 
     The authors choose the weight for each pair of networks; here it is 1 unless it is set.
     """

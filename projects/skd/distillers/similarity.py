@@ -81,7 +81,7 @@ class MapSimilarity:
     @torch.no_grad()
     def measure(self, student: Maps, teacher: Maps) -> None:
         """
-        In fp32, of a grid of positions. The host waits for nothing.
+        Measure, in fp32 and on a grid of positions, how alike maps are. The host waits for nothing.
 
         Args:
             student, teacher: L maps (N, C_s, H, W) and (N, C_t, H, W) by the same names, of equal
@@ -112,7 +112,7 @@ class MapSimilarity:
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:
-    """Over the processes that have a finite value, (L,); not finite where none has."""
+    """Mean over the processes that have a finite value, (L,); not finite where none has."""
     counts = values.isfinite()
     sums, counts = mean_over_processes(torch.stack([torch.where(counts, values, 0.0), counts]))
     return sums / counts

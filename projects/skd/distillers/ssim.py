@@ -19,7 +19,7 @@ C1, C2 = 0.01**2, 0.03**2
 @DISTILLER_REGISTRY.register()
 class SSIM(LevelwiseDistiller):
     """
-    Instead of pixels the local structure is compared: mean of (1 - SSIM) / 2, with means,
+    Comparison of the local structure instead of pixels: mean of (1 - SSIM) / 2, with means,
     variances and covariance of each channel in Gaussian windows (11x11, sigma 1.5; padded by
     reflection, or by repetition on maps too small to reflect).
 

@@ -74,7 +74,7 @@ def _build_model(cfg: DictConfig) -> nn.Module:
 
 
 def _with_heads(cfg: DictConfig) -> DictConfig:
-    """Where the student learns from heads, a copy that says what they need and it leaves out."""
+    """Add, in a copy, what a student that learns from heads needs and the config leaves out."""
     if not isinstance(run_settings.select(cfg, "model.heads"), DictConfig):
         return cfg
     cfg = copy.deepcopy(cfg)

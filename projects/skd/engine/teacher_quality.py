@@ -65,9 +65,9 @@ def teacher_evaluation(
 
 class TeacherQuality(HookBase):
     """
-    Before the training and at each evaluation: what part of the validation set's objects teacher
-    and student find, whatever class they give them. Warns, once, if the teacher is not better while
-    it teaches, and of classes that it never saw. The training is the same with and without.
+    A comparison, before the training and at each evaluation: what part of the validation set's
+    objects teacher and student find, whatever class they give them. Warns, once, if the teacher is
+    not better while it teaches, and of classes that it never saw. The training is unaffected.
     """
 
     def __init__(self, evaluation: TeacherEvaluation, period: int):

@@ -46,7 +46,7 @@ def match_classes(
 
 
 def _find(name: str, source: Sequence[str]) -> Optional[int]:
-    """Where a class is among the model's: under exactly its name, else under one like it."""
+    """The index of a class among the model's: of exactly its name, else of one like it; or None."""
     if name in source:
         return source.index(name)
     plain = plain_name(name)

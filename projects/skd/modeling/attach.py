@@ -217,7 +217,7 @@ def _reserved(base: Type[nn.Module]) -> List[str]:
 
 
 def _has(student: nn.Module, name: str) -> bool:
-    """Without asking: a property may fail now, and a ``__getattr__`` answer for what is not."""
+    """Whether an attribute is there, statically: a property may fail, ``__getattr__`` invent it."""
     held = (student._modules, student._parameters, student._buffers)
     missing = object()
     return any(name in d for d in held) or (

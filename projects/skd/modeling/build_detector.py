@@ -41,7 +41,7 @@ class DetectorSource(NamedTuple):
 
     @classmethod
     def of_config(cls, cfg: CfgNode) -> "DetectorSource":
-        """That of the teacher that a YAML config names."""
+        """The source of the teacher that a YAML config names."""
         t = cfg.MODEL.TEACHER
         return cls(t.CONFIG_FILE, t.WEIGHTS, list(t.OPTS), t.RANDOM_WEIGHTS, list(t.PROJECTS), True)
 

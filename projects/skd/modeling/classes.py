@@ -9,8 +9,8 @@ from torch import nn
 
 def class_names(datasets: Sequence[str]) -> List[str]:
     """
-    Those of the first dataset that is registered here; empty if none is, or it has none. A COCO
-    file's are known once it is read, and are read here if need be.
+    Names of the classes of the first dataset that is registered here; empty if none is, or it has
+    none. A COCO file's are known once it is read, and are read here if need be.
     """
     name = next((x for x in datasets if x in DatasetCatalog), None)
     if name is None:

@@ -334,7 +334,7 @@ def _distil_unlabelled(model: nn.Module, forward: Callable, call: ForwardArgumen
 
 
 def _abstain(model: nn.Module) -> None:
-    """Where this process alone fails, the others do not wait for it where they measure."""
+    """Measure nothing where this process alone fails, so that the others do not wait for it."""
     balance = model.distiller.balance
     _begin_balance(model, {})
     if _measures_now(model):  # first, as where it does not fail
@@ -365,7 +365,7 @@ def _is_due(model: nn.Module, iteration: int, period: int) -> bool:
 
 
 def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
-    """For who pops them; else every so often into the event storage."""
+    """Keep the metrics for who pops them, or put them into the event storage every so often."""
     distiller = model.distiller
     metrics = {"detector_loss": own}
     for term, levels in terms.items():

@@ -56,9 +56,7 @@ class DistillRCNN(nn.Module):
     _skd_distils = True  # see config.is_distilling_class
 
     def __new__(cls, cfg: Optional[CfgNode] = None, **kwargs: Any) -> "DistillRCNN":
-        """
-        From a config, or with the arguments of :func:`attach`; such arguments take precedence.
-        """
+        """Build from a config, or with the arguments of :func:`attach`, which take precedence."""
         cls = getattr(cls, "_skd_base", cls)  # of a model's own class, as in type(model)(cfg)
         if cfg is None:
             return attach(cls, **kwargs)

@@ -115,7 +115,7 @@ def reduce_by_state(model: nn.Module, reduced: Tuple[Any, ...]) -> Tuple[Any, ..
 
 
 def _empty(base: Type[nn.Module], student: Type[nn.Module]) -> nn.Module:
-    """Where a copy or a pickle puts its state; DistillRCNN's ``__new__`` would ask for parts."""
+    """An empty model for a copy's or pickle's state; DistillRCNN's ``__new__`` asks for parts."""
     return object.__new__(class_of(base, student))
 
 

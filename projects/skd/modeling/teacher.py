@@ -158,8 +158,8 @@ class FrozenTeacher(nn.Module):
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> "FrozenTeacher":
         """
-        Where ``fn`` sends tensors, with the values they have: ``to_empty()`` is for weights that
-        are yet to be loaded. ``precision`` says what halves the teacher, not ``.half()``.
+        Send tensors where ``fn`` does, with the values they have: ``to_empty()`` is for weights
+        that are yet to be loaded. ``precision`` says what halves the teacher, not ``.half()``.
         """
         return super()._apply(lambda t: _follow(t, fn), *args, **kwargs)
 

@@ -199,13 +199,13 @@ class BackboneRunner:
         return batch
 
     def _preparer(self) -> str:
-        """For errors."""
+        """What prepares the images, as errors name it."""
         if self._preprocess is not None:
             return f"{called('MODEL.TEACHER.PREPROCESS')}, {self._preprocess},"
         return f"The teacher's preprocess_image(), of {type(self.detector).__name__},"
 
     def _normalize(self, images: Images) -> ImageList:
-        """As Detectron2's detectors do; some of them in forward(), so that it cannot be called."""
+        """Normalize as Detectron2's detectors do; some do it in forward(), which is not called."""
         statistics = [getattr(self.detector, name, None) for name in ("pixel_mean", "pixel_std")]
         if not all(isinstance(x, torch.Tensor) for x in statistics):
             raise ValueError(

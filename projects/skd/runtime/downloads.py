@@ -48,8 +48,8 @@ def open_bounded(path: str, limit: int) -> bytes:
 
 def cached_path(url: str, cache_dir: Optional[str] = None) -> str:
     """
-    Where a download is kept: below the cache's folder whatever the URL looks like, in a folder of
-    its host and of all the rest of the URL.
+    The path at which a download is kept: below the cache's folder whatever the URL looks like, in a
+    folder of its host and of all the rest of the URL.
 
     Raises:
         ValueError: the URL has no host.
@@ -107,7 +107,7 @@ LEAST_BYTES, WINDOW_SECONDS = 2**14, 60.0
 
 
 def _download(url: str, path: str, limit: Optional[int]) -> None:
-    """Like iopath's, which waits for a silent server for ever; the file appears as a whole."""
+    """Download as iopath does, but give up a silent server; the file appears as a whole."""
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with _answer(url) as answer:

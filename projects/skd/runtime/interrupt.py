@@ -11,12 +11,12 @@ _before = sys.excepthook
 
 
 def hide_traceback() -> None:
-    """From here on Ctrl-C prints "Interrupted."; other errors have their traceback."""
+    """Let Ctrl-C print "Interrupted." from here on; other errors have their traceback."""
     sys.excepthook = _hook
 
 
 def show_traceback() -> None:
-    """From here on Ctrl-C prints its traceback, as before this module was imported."""
+    """Let Ctrl-C print its traceback from here on, as before this module was imported."""
     sys.excepthook = _before
 
 

@@ -245,7 +245,7 @@ def build_train_loader(
     **kwargs,
 ):
     """
-    In place of ``build_detection_train_loader``, with the same arguments, or a config.
+    Build a loader as ``build_detection_train_loader`` does, from the same arguments or a config.
 
     Args:
         dataset: list of records, or a map-style dataset of them. (An iterable one has no order

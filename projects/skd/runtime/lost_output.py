@@ -28,8 +28,8 @@ class _Output:
 
 def outlive_terminal() -> None:
     """
-    For a command's process: pycocotools prints, and a print to a terminal that is gone would end a
-    training at its first evaluation, without a line in the log.
+    Let a command's process outlive its terminal: pycocotools prints, and a print to a terminal that
+    is gone would end a training at its first evaluation, without a line in the log.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

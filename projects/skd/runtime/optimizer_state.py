@@ -26,7 +26,7 @@ def check_optimizer(
     state: Dict[str, Any], optimizer: torch.optim.Optimizer, name: Optional[str] = None
 ) -> None:
     """
-    To be called before ``optimizer.load_state_dict(state)``, which takes whatever has as many
+    Check a state before ``optimizer.load_state_dict(state)``, which takes whatever has as many
     parameters; the first step then stops at a missing setting.
 
     Args:

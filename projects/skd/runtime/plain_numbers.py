@@ -96,7 +96,7 @@ class PlainNumbers(HookBase):
             self.before_checkpoint()
 
     def before_checkpoint(self) -> None:
-        """To be called in all processes before one of them writes a checkpoint."""
+        """Gather the numbers. All processes call this before one of them writes a checkpoint."""
         self._gathered = self.trainer.iter, comm.gather(self._changed())
 
     def state_dict(self) -> Dict[str, Any]:

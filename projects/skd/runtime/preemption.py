@@ -42,12 +42,12 @@ def signals_to_take() -> List[int]:
 
 class PreemptionHook(HookBase):
     """
-    After SIGTERM, SIGINT, SIGUSR1 or SIGHUP: at the end of an iteration, which all processes agree
-    on, write a checkpoint and exit with ``EXIT_REQUEUE``. A second signal stops at once, without
-    one, unless the first was SIGUSR1. SIGUSR1 and SIGHUP are left alone where somebody else has a
-    handler for them, or ignores them, as nohup does. During an evaluation the model does not
-    change, so the checkpoint is written beside it, and the processes exit without waiting for its
-    end. Register this hook last, but for hooks that end the training by themselves.
+    Ends the training after SIGTERM, SIGINT, SIGUSR1 or SIGHUP: at the end of an iteration, which
+    all processes agree on, writes a checkpoint and exits with ``EXIT_REQUEUE``. A second signal
+    stops at once, without one, unless the first was SIGUSR1. SIGUSR1 and SIGHUP are left alone
+    where somebody else handles or ignores them, as nohup does. During an evaluation the model does
+    not change, so the checkpoint is written beside it, and the processes exit without waiting for
+    its end. Register this hook last, but for hooks that end the training by themselves.
 
     A thread takes the signals, because the main thread may be waiting for another process inside
     a collective, where Python's handlers do not run. Outside the main thread (in a notebook's

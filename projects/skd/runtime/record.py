@@ -125,7 +125,7 @@ def append_record(output_dir: str, record: Optional[Dict[str, Any]]) -> None:
 
 
 def _ends_in_half_a_line(path: str) -> bool:
-    """As a run leaves it that was killed while it wrote: what is appended there would be lost."""
+    """Whether a killed run left half a line at the end: what is appended there would be lost."""
     try:
         with PathManager.open(path, "rb") as f:
             f.seek(-1, os.SEEK_END)

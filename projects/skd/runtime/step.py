@@ -217,7 +217,7 @@ class _Step:
     def _check_and_write(
         self, losses: Scalars, metrics: Scalars, data: Batch, data_time: float
     ) -> None:
-        """In place of Detectron2's ``write_metrics``, which copies the losses one by one."""
+        """Check and write losses in one copy; Detectron2's ``write_metrics`` copies each alone."""
         values = _copy({**losses, **metrics, **self._largest_gradient()})
         error = _not_finite(values, data, self.iter)
         names = [*losses]

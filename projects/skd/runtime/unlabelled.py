@@ -27,7 +27,7 @@ from .loader import (
 
 logger = logging.getLogger(__name__)
 
-# In an image without labels, with what could not be read in its place: (file name, why) pairs.
+# Marks an image without labels; lists what could not be read in its place: (file name, why) pairs.
 MARK = "unlabelled"
 KEPT = ("image", "height", "width", "file_name", "image_id")  # of what a mapper makes
 

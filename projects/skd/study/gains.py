@@ -16,7 +16,7 @@ from .common.tables import NOT_RUN
 
 FLAG = "SKD"  # the method of runs with --teacher and nothing else
 TEACHER_LEAD = 4.0  # AP above the baseline, by docs/results/real/PROTOCOL.md
-# Of the present default. Below docs/results: a study's folder, and what its pairs are called.
+# Studies of the present default: their folders below docs/results, and what their pairs are called.
 STUDIES = {
     "real/carparts": "car parts",
     "real/labels": "car parts, teacher of all images",
@@ -57,7 +57,7 @@ class Pairs:
         return gains(*self.sides(), key)
 
     def last_third(self) -> float:
-        """By how much the baseline's mean AP rises in the last third of its iterations."""
+        """The rise of the baseline's mean AP in the last third of its iterations."""
         done = [self.baseline[seed] for seed in self.seeds() if self.baseline[seed]["curve"]]
         return statistics.mean(map(_last_third, done)) if done else math.nan
 

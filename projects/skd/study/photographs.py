@@ -68,7 +68,7 @@ def _of_car_parts(rows: List[Row], methods: Sequence[str]) -> List[Line]:
 
 
 def _of_student(rows: List[Row]) -> List[Row]:
-    """Those of one student, with the first teacher."""
+    """The rows of one student, with the first teacher."""
     rows = [row for row in rows if row["detector"] == STUDENT]
     first = next((row["teacher"] for row in rows if row["teacher"]), "")
     return [row for row in rows if row["teacher"] in ("", first)]

@@ -63,7 +63,7 @@ def _arrow(ax: Axes, start: str, end: str) -> None:
 
 
 def _border(name: str, towards: Tuple[float, float]) -> Tuple[float, float]:
-    """Where the line from a box's center to a point leaves the box."""
+    """The point where the line from a box's center to a point leaves the box."""
     _, (x, y), width, height, _ = BOXES[name]
     dx, dy = towards[0] - x, towards[1] - y
     scale = min(width / 2 / abs(dx or 1e-9), height / 2 / abs(dy or 1e-9))

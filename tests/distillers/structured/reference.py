@@ -136,7 +136,7 @@ def batch_norm(norm_layer, x, eps=1e-5):
 
 
 def non_local_block(block, x):
-    """With the affinity of every position to every key, and batch norm in training mode or none."""
+    """The block, by the affinity of every position to every key; batch norm, if any, trains."""
     n, _, h, w = x.shape
     theta = conv1x1(block.theta, x)
     phi = max_pool(conv1x1(block.phi, x), block.key_stride)

@@ -214,7 +214,7 @@ def test_sums_of_many_squares_keep_their_digits():
 
 @pytest.mark.parametrize("norm", ["BN", "", "GN"])
 def test_levels_together_are_what_each_is_alone(norm):
-    """Of other channels and widths, whose small matrices are filled up with zeros."""
+    """Levels of other channels and widths, whose matrices are zero-padded, give what each gives."""
     shapes = {"p2": (6, 6, 3), "p3": (6, 6, 5), "p4": (4, 7, 2), "p5": (4, 7, 3)}
     strides = {name: 4 * 2**i for i, name in enumerate(shapes)}
     widths = {strides[name]: width for name, (*_, width) in shapes.items()}

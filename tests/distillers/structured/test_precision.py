@@ -17,7 +17,7 @@ FACTORS = {
 
 
 def to_tf32(x):
-    """Of 23 bits of mantissa 10 are left, to the nearest."""
+    """Round to TF32: of 23 bits of mantissa 10 are left, to the nearest."""
     bits = x.contiguous().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
@@ -56,7 +56,7 @@ def results(net, term, student, teacher):
 
 
 def errors(found, expected):
-    """Of the value and of the map's gradient, relative; and the largest of a parameter's."""
+    """Relative errors of the value and of the map's gradient, and the largest of a parameter's."""
     floor = 1e-3 * max(g.norm() for g in expected[1].values())
     grads = {n: (found[1][n] - g).norm() / (g.norm() + floor) for n, g in expected[1].items()}
     return abs(found[0] / expected[0] - 1), grads.pop("map").item(), max(grads.values()).item()
@@ -91,7 +91,7 @@ def test_the_error_of_tf32_is_bounded(term):
 @pytest.mark.parametrize("tf32", [True, False])
 @pytest.mark.parametrize("term", ["non_local", "masked_feature"])
 def test_the_error_on_a_gpu_is_bounded(term, tf32, monkeypatch):
-    """With TF32 where the GPU has it, and without; against float64."""
+    """The error against float64 is bounded with TF32, where the GPU has it, and without."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
     torch.manual_seed(0)
     net = level(64, 64, non_local_width={4: 16})
@@ -144,7 +144,7 @@ def test_products_follow_the_switch_of_convolutions(restored, convolutions, prod
 )
 @pytest.mark.parametrize("products,convolutions", [("tf32", "ieee"), ("ieee", "tf32")])
 def test_they_follow_the_new_switches_too(products, convolutions):
-    """Of which the old ones, once they say something else, refuse to be read."""
+    """The old switches, once the new ones say something else, refuse to be read."""
     matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = matmul.fp32_precision, conv.fp32_precision
     matmul.fp32_precision, conv.fp32_precision = products, convolutions

@@ -112,7 +112,7 @@ def test_non_local_block_starts_as_the_identity(norm):
 
 
 def test_dot_product_never_forms_the_affinity_matrix():
-    """For 64x64 positions and keys at full resolution it would have 64^4 = 16.8 M entries."""
+    """No tensor is larger than the input; the affinity matrix would have 64^4 = 16.8 M entries."""
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

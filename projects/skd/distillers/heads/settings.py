@@ -12,9 +12,9 @@ class HeadsSettings(Settings):
     # "BoxHead", "MaskHead" of an R-CNN, "DenseHead", "CrossHead" of a RetinaNet or an FCOS. Empty:
     # none, and the teacher runs no heads.
     names: Sequence[str] = texts(())
-    # Of the softmax over the classes of a box.
+    # Temperature of the softmax over the classes of a box.
     temperature: float = number(1.0, positive=True)
-    # Of the background in the classification of boxes and anchors.
+    # Weight of the background in the classification of boxes and anchors.
     background_weight: float = number(1.5)
     # What a term of a head weighs at most, whatever the balance asks for. A head that has learned
     # nothing yet hands down little of its gradient to the feature maps, where the balance looks,

@@ -45,7 +45,7 @@ class Parameters(NamedTuple):
 
     @classmethod
     def stacked(cls, blocks: Sequence[NonLocalBlock]) -> "Parameters":
-        """Without their graph."""
+        """Stack the blocks' parameters, without their graph."""
         norms = [block.norm for block in blocks]
         fields = [
             _stack_padded([block.theta.weight.flatten(1) for block in blocks]),
@@ -253,7 +253,7 @@ class FusedBlocks:
         ]
 
     def _backward_small(self, *d_output: torch.Tensor) -> Tuple[Moments, Parameters]:
-        """From the gradients of M and m to those of moments and parameters, by autograd."""
+        """Gradients of moments and parameters from those of M and m, by autograd."""
         found = torch.autograd.grad(self.output[:2], self.leaves, d_output, allow_unused=True)
         found = [torch.zeros_like(x) if d is None else d for x, d in zip(self.leaves, found)]
         of_leaf = dict(zip(map(id, self.leaves), found))

@@ -33,7 +33,7 @@ Calls = Dict[str, List[ModuleCall]]  # by the module's name
 
 @contextmanager
 def watch_calls(detector: nn.Module, names: Sequence[str]) -> Iterator[Calls]:
-    """Within, the calls of these modules are written down."""
+    """Record the calls of these modules, within the block."""
     calls: Calls = {name: [] for name in names}
     handles = [
         detector.get_submodule(name).register_forward_hook(

@@ -94,7 +94,7 @@ class TeacherHeads:
         return shared_classes(names, theirs)
 
     def watch(self, student: nn.Module) -> ContextManager[Calls]:
-        """Within, the calls of the modules that are needed are written down, by their names."""
+        """Record the calls of the modules that are needed, by their names, within the block."""
         names = [n for k in self.kinds for n in (*k.watched.values(), *k.watched_often.values())]
         return watch_calls(student, names)
 

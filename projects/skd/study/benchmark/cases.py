@@ -96,7 +96,7 @@ class Loss:
             results.append((value, grads))
         (value, grads), (expected, expected_grads) = results
         torch.testing.assert_close(value, expected, rtol=rtol, atol=0)
-        # By their norms: a rounding may make another of two equal keys the larger one in a pool,
+        # Norms are compared: rounding may make another of two equal keys the larger one in a pool,
         # and some gradients, like that of a bias before batch norm, are zero but for rounding.
         floor = 1e-4 * max(g.norm() for n, g in expected_grads.items() if n not in LEVELS)
         for name, value in expected_grads.items():

@@ -12,7 +12,7 @@ from .result_files import read_lines
 
 logger = logging.getLogger(__name__)
 
-# By metric its name in tables. The first of these that a run has is its main metric.
+# Each metric's name in tables. The first of these that a run has is its main metric.
 METRICS = {
     "bbox/AP": "box AP",
     "segm/AP": "mask AP",

@@ -21,7 +21,7 @@ def ap_by_seed(rows: List[Row], method: str) -> Ap:
 
 
 def seeds_of(own: Ap, other: Ap) -> List[int]:
-    """Those that both sides have."""
+    """The seeds that both sides have."""
     return sorted(set(own) & set(other))
 
 

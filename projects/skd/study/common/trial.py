@@ -1,4 +1,4 @@
-"""A run that a command looks at for a few iterations: it is never trained to its end, or written."""
+"""A run that a command looks at for a few iterations: it is never trained to its end or written."""
 
 from detectron2.config import CfgNode
 from torch import nn

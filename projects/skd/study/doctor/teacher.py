@@ -212,7 +212,7 @@ def _has(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> bool:
 
 @contextlib.contextmanager
 def normalized(model: nn.Module, mean: Sequence[float], std: Sequence[float]):
-    """Within, a detector normalizes its images with another mean and standard deviation."""
+    """Let a detector normalize with another mean and standard deviation, within the block."""
     before = model.pixel_mean.clone(), model.pixel_std.clone()
     try:
         for buffer, values in ((model.pixel_mean, mean), (model.pixel_std, std)):

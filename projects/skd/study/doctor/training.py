@@ -67,7 +67,7 @@ def examine_training(cfg: Config, iterations: int, verdict: Verdict) -> None:
 
 
 def _scheduler(run: Run, optimizer: Optimizer) -> Any:
-    """As Detectron2's hook takes it: a LazyConfig gives what multiplies the learning rate."""
+    """The scheduler as Detectron2's hook takes it; a LazyConfig gives only the multiplier."""
     scheduler = run.build_scheduler(optimizer)
     if isinstance(scheduler, ParamScheduler):
         return LRMultiplier(optimizer, scheduler, run.max_iter)
