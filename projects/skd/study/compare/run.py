@@ -52,11 +52,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
     if args.earlier:
         print(f"{taken} of {len(runs)} runs are taken from {', '.join(args.earlier)}.", flush=True)
     if taken:
-        print(
-            f"Their commits: {', '.join(commits_of([run.earlier for run in runs if run.earlier]))}. "
-            "Where a default has changed since then, they have the former one.",
-            flush=True,
-        )
+        at = ", ".join(commits_of([run.earlier for run in runs if run.earlier]))
+        print(f"They are of {at}: where a default has changed since, with the former.", flush=True)
     if not args.report_only and waiting:
         _note_commands(runs)
         print(f"{len(wanted) - len(waiting)} of {len(wanted)} runs are done already.", flush=True)
