@@ -48,6 +48,9 @@ def test_what_is_done_elsewhere_is_not_run_again_but_a_teacher_that_is_needed(ea
     teacher = again.teachers["t"]
     write_rows(teacher.folder, {"iteration": 8, "bbox/AP": 3.0})  # trained here: its own counts
     assert teacher.result()["ap"] == {"bbox/AP": 3.0}
+    write_study(again, str(tmp_path / "out"), "compare.py")
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "trained again here and has 3.0 bbox/AP; the one of the runs that are taken had" in page
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,23 @@ def commits_of(rows: Sequence[Row]) -> List[str]:
     return sorted({commit for row in rows for commit in row.get("commits") or ["unknown"]})
 
 
+def two_teachers(runs: Sequence[StudyRun]) -> List[str]:
+    """
+    Says of each teacher that was trained again here, to another AP than where runs were taken from,
+    that its students had two teachers.
+    """
+    found = []
+    for run in runs:
+        here = run.measured().get("ap") if run.earlier and run.finished() else None
+        if here and here != run.earlier["ap"]:
+            key = run.earlier["metric"]
+            found.append(
+                f"Teacher {run.teacher} was trained again here and has {here[key]:.1f} {key}; the "
+                f"one of the runs that are taken had {run.earlier['ap'][key]:.1f}."
+            )
+    return found
+
+
 def check_none_lost(runs: Sequence[StudyRun], output: str, work: str) -> None:
     """
     Raises:

@@ -16,7 +16,7 @@ from ..common.result_files import (
 from ..common.statistics import interval
 from ..common.tables import markdown_table
 from .design import Comparison, Study, StudyRun
-from .earlier import commits_of
+from .earlier import commits_of, two_teachers
 
 
 def groups(comparison: Comparison) -> Dict[str, List[StudyRun]]:
@@ -153,6 +153,7 @@ def write_study(study: Study, output: str, command: str) -> None:
         "Metrics of the last iteration: mean and 95% confidence interval (Student's t) over the "
         "seeds, and the same of the differences to the baseline of the same seed. A run that "
         "diverged counts as 0.\n",
+        *(f"{words}\n" for words in two_teachers(list(study.teachers.values()))),
     ]
     teachers = [row for row in done if row["method"] == "teacher"]
     if teachers:
