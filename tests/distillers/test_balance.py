@@ -164,8 +164,28 @@ def test_norms_are_running_means():
         balance._smooth({DETECTOR: torch.tensor(value), "pkd": torch.tensor(value)})
     assert balance.norms()["pkd"].item() == 0.75 * 1 + 0.25 * 5
     balance._smooth({DETECTOR: torch.tensor(3.0), "pkd": torch.tensor(torch.inf)})
-    assert balance.norms()[DETECTOR].item() == 2.0  # an overflow is left out as a whole
-    assert balance.scale.item() == 2.0**15
+    assert balance.norms()[DETECTOR].item() == 0.75 * 2 + 0.25 * 3
+    assert balance.norms()["pkd"].item() == 2.0  # an overflow is left out
+
+
+def test_the_scale_of_gradients_at_half_precision_maps_follows_their_norm():
+    maps, _, _ = inputs(dtype=torch.float16)
+    size = sum(x.numel() for x in maps.values()) ** 0.5
+    balance, sums = GradientBalance(), sum(x.float().sum() for x in maps.values())
+    for i in range(6):  # one below what fp16 has, one above it
+        terms = {"loss_distill_x": {"p2": 1e9 * sums}}
+        balance(1e-9 * sums, maps, terms, balance.begin(maps, i))
+    assert balance.norms()[DETECTOR].item() == pytest.approx(1e-9 * size, rel=1e-2)
+    assert balance.norms()["x"].item() == pytest.approx(1e9 * size, rel=1e-2)
+    norms, scales = balance.norms(), [balance._scale_of(name).clone() for name in (DETECTOR, "x")]
+    balance.measure_nothing()  # one process failed: in all of them nothing is known, or smaller
+    assert balance.norms() == norms
+    assert [s / balance._scale_of(n) for s, n in zip(scales, (DETECTOR, "x"))] == [2.0**8] * 2
+    again = GradientBalance()
+    again.load_state_dict(balance.state_dict())
+    assert again._scale_of("x") == balance._scale_of("x") < 1 < balance.scale == again.scale
+    older = {k: v for k, v in balance.state_dict().items() if k != "scale_x"}
+    GradientBalance().load_state_dict(older)
 
 
 def test_the_warm_up_moves_the_layers_and_not_the_student():
@@ -404,7 +424,6 @@ def test_processes_use_the_weights_of_the_joint_batch(tmp_path):
         torch.testing.assert_close(first["last"][name], halves[0])
     assert second.pop("last") == second["alike"] != first.pop("last")
     assert first == second
+    # nobody has a value in the second iteration, as one process had none
     for name, weight in joint["weights"].items():
         torch.testing.assert_close(first["weights"][name], weight, rtol=1e-5, atol=0)
-    # nobody has a value in the second iteration, as one process had none
-    assert first["scale"] == joint["scale"] / 2

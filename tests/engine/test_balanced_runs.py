@@ -15,13 +15,14 @@ from tests.runtime.test_step import MeanOfP3  # noqa: F401, a name in the regist
 TERMS = [f"structured_{term}" for term in ("am", "at", "nl")]
 
 
-def balanced(teacher_files):
+def balanced(teacher_files, **changes):
     """Whose losses are means over images, so that a batch in parts has the same ones."""
     cfg = distilling(
         tiny_config(), teacher_files, "mean", balance=True,
         MODEL__STUDENT__META_ARCHITECTURE="MeanOfP3",
         MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="",
         MODEL__DISTILLER__STRUCTURED__NON_LOCAL__NORM="", MODEL__DISTILLER__BALANCE__SHARE=3.0,
+        **changes,
     )  # fmt: skip
     torch.manual_seed(0)
     return build_model(cfg)
@@ -68,14 +69,23 @@ def in_precision(model, precision, n):
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_in_mixed_precision_the_shares_are_the_same(precision, teacher_files):
     # fp16 takes a few steps to find the scale of its gradients
-    full = in_precision(balanced(teacher_files), None, 20)
-    half = in_precision(balanced(teacher_files), precision, 20)
+    full = in_precision(balanced(teacher_files), None, SETTLING)
+    half = in_precision(balanced(teacher_files), precision, SETTLING)
     assert half["cka_p3"] == pytest.approx(full["cka_p3"], abs=0.01)
     assert half["norm_detector"] == pytest.approx(full["norm_detector"], rel=0.1)
     for term in TERMS:
         assert half[f"share_{term}"] == pytest.approx(1, rel=1e-4)
         assert half[f"weight_{term}"] == pytest.approx(full[f"weight_{term}"], rel=0.1)
         assert full[f"weight_{term}"] > 0
+
+
+@pytest.mark.parametrize("method", ["AT", "SP"])
+def test_gradients_that_overflow_fp16_are_weighed_as_in_fp32(method, teacher_files):
+    changes = {"MODEL__DISTILLER__NAME": method}
+    full = in_precision(balanced(teacher_files, **changes), None, SETTLING)
+    half = in_precision(balanced(teacher_files, **changes), torch.float16, SETTLING)
+    (weight,) = [name for name in full if name.startswith("weight_")]
+    assert half[weight] == pytest.approx(full[weight], rel=0.1) and full[weight] > 0
 
 
 def test_in_fp16_shares_without_a_balance_are_shown_once_their_scale_is_found(teacher_files):

@@ -13,9 +13,11 @@ from torch import distributed as dist
 from torch import nn
 
 DETECTOR = "detector"
-# Gradients at fp16 maps are too small for fp16: they are taken of the loss times this, and the
-# factor is halved where it was too large.
-FP16_SCALE = 2.0**16
+# Gradients at fp16 maps do not fit into fp16, whose numbers lie between 6e-8 and 65504: they are
+# taken of the loss times a power of 2. It is this at first, so many times smaller where it was too
+# large, and after a measurement such that the whole gradient has about this norm.
+FP16_SCALE, FP16_STEP, FP16_NORM = 2.0**16, 2.0**8, 2.0**8
+FP16_LIMITS = 2.0**-40, 2.0**40
 # Never 1: the fused losses hand out what they have saved if the gradient that comes back is 1, and
 # autograd may add to it, while it is still needed for the step's own backward pass.
 SCALE = 2.0
@@ -39,7 +41,8 @@ class GradientNorms(nn.Module):
         super().__init__()
         self.momentum, self.per_level = momentum, per_level
         self.cosines: Dict[str, torch.Tensor] = {}
-        self.register_buffer("scale", torch.tensor(FP16_SCALE))
+        self.register_buffer("scale", torch.tensor(FP16_SCALE))  # of the detector's losses
+        self._half = False  # whether the maps of the last measurement are in fp16
 
     def norms(self) -> Dict[str, torch.Tensor]:
         """
@@ -68,10 +71,10 @@ class GradientNorms(nn.Module):
             totals: each term's sum over the levels, T scalars by name.
             seen: the L maps of which these were made: ``maps``, or others in their place.
         """
-        own = self._gradients(detector, maps)
+        own = self._gradients(detector, maps, self.scale)
         squares, dots = [_dot(own, own)], []
-        for total in totals.values():
-            gradients = self._gradients(total, seen)
+        for name, total in totals.items():
+            gradients = self._gradients(total, seen, self._scale_of(name))
             squares.append(_dot(gradients, gradients))
             dots.append(_dot(gradients, own))
             del gradients  # one set of maps less in memory when the next is made
@@ -103,14 +106,23 @@ class GradientNorms(nn.Module):
         lost = self._over_processes(nothing.to(self.scale.device))
         self._smooth(dict(zip(norms, lost)))
 
-    def _gradients(self, loss: torch.Tensor, maps: List[torch.Tensor]) -> List[torch.Tensor]:
+    def _scale_of(self, name: str) -> torch.Tensor:
+        """By which a loss is multiplied for gradients at fp16 maps."""
+        if name == DETECTOR:
+            return self.scale
+        found = self._buffers.get(f"scale_{name}")
+        return torch.full_like(self.scale, FP16_SCALE) if found is None else found
+
+    def _gradients(
+        self, loss: torch.Tensor, maps: List[torch.Tensor], scale: torch.Tensor
+    ) -> List[torch.Tensor]:
         """d loss / d map in fp32; zeros where there is none, as for a student that is frozen."""
         wanted = [x for x in maps if x.requires_grad] if loss.requires_grad else []
         if not wanted:
             return [torch.zeros_like(x, dtype=torch.float32) for x in maps]
-        half = any(x.dtype == torch.float16 for x in wanted)
+        self._half = any(x.dtype == torch.float16 for x in wanted)
         # new_tensor() would copy its number to a GPU and wait for it
-        scale = self.scale.to(loss) if half else torch.full_like(loss, SCALE)
+        scale = scale.to(loss) if self._half else torch.full_like(loss, SCALE)
         gradients = iter(
             torch.autograd.grad(
                 loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True
@@ -124,14 +136,15 @@ class GradientNorms(nn.Module):
 
     def _smooth(self, norms: Dict[str, torch.Tensor]) -> None:
         """
-        Update the running means. A measurement that overflowed in any process is left out in all.
+        Update the running means. One that overflowed in any process is left out in all.
 
         Args:
             norms: as :meth:`norms_by_level` has them.
         """
-        finite = torch.stack(list(norms.values())).isfinite().all()
-        self.scale.copy_(torch.where(finite, self.scale, self.scale / 2).clamp_min(1))
         for name, value in norms.items():
+            finite = value.isfinite().all()
+            if self._half:
+                self._adapt_scale(name, torch.linalg.vector_norm(value), finite)
             norm = self._buffers.get(f"norm_{name}")
             if norm is None or norm.shape != value.shape:  # of a run with another PER_LEVEL
                 self.register_buffer(f"norm_{name}", torch.where(finite, value, 0.0))
@@ -140,8 +153,21 @@ class GradientNorms(nn.Module):
             smoothed = torch.where(norm > 0, norm.lerp(value, 1 - self.momentum), value)
             norm.copy_(torch.where(finite, smoothed, norm))
 
+    def _adapt_scale(self, name: str, length: torch.Tensor, finite: torch.Tensor) -> None:
+        """After a measurement at fp16 maps: for the next one. The host waits for nothing."""
+        now = self._scale_of(name)
+        fitting = torch.exp2(torch.log2(FP16_NORM / length.clamp_min(1e-30)).floor()).to(now)
+        found = torch.where(length > 0, fitting, now)  # a loss without a gradient has any
+        found = torch.where(finite, found, now / FP16_STEP).clamp(*FP16_LIMITS)
+        if name == DETECTOR:
+            self.scale.copy_(found)
+        else:
+            self.register_buffer(f"scale_{name}", found)
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # which terms there are is known from the first iteration on; a checkpoint knows it before
+        for key in [k for k in state_dict if k.startswith(prefix + "scale_")]:
+            self.register_buffer(key[len(prefix) :], torch.full_like(self.scale, FP16_SCALE))
         for key in [k for k in state_dict if k.startswith(prefix + "norm_")]:
             value, name = state_dict[key], key[len(prefix) :]
             if value.dim() == 0 and not self.per_level:  # as older checkpoints have it

@@ -1,20 +1,18 @@
 """What the terms of a distiller do to the student where no balance sets their weights."""
 
 import logging
-import math
 from typing import Dict, List, Optional
 
 import torch
 
 from .balance import Terms, short_name
-from .gradient_norms import DETECTOR, FP16_SCALE, GradientNorms
+from .gradient_norms import DETECTOR, GradientNorms
 
 logger = logging.getLogger(__name__)
 
 
-# Measurements of fp16 gradients until their scale has come down to what does not overflow, from
-# FP16_SCALE, a half of it each time.
-SETTLING = int(math.log2(FP16_SCALE)) + 1
+# Measurements at fp16 maps until the scale of their gradients is known, that of huge ones, too.
+SETTLING = 6
 
 
 class GradientShares(GradientNorms):
