@@ -308,6 +308,36 @@ def test_norms_are_no_less_exact_under_autocast():
     assert balance.norms()["x"].item() == pytest.approx(2e-6 * size**0.5, rel=1e-3)
 
 
+def test_what_autocast_takes_in_fp16_behind_maps_of_fp32():
+    """As with a normalization in the FPN: gradients underflow on their way to the maps."""
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    layer = torch.nn.Conv2d(8, 8, 3, padding=1)
+
+    def norm_of_loss(balance, product):
+        with torch.autocast("cpu", dtype=torch.float16, enabled=product is None):
+            y = layer(x) if product is None else product
+            loss = (y.float() * 1e-9).sum()
+            balance(loss, {"p2": x}, {"loss_distill_x": {"p2": loss}}, balance.begin({"p2": x}))
+        return balance.norms()[DETECTOR].item()
+
+    assert norm_of_loss(GradientBalance(), None) == pytest.approx(
+        norm_of_loss(GradientBalance(), layer(x)), rel=0.05
+    )
+
+
+def test_the_backward_to_the_maps_is_not_under_autocast():
+    """A product that was taken in fp32 is taken back in fp32."""
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    weight = torch.randn(8, 8)
+    balance = GradientBalance()
+    with torch.autocast("cpu", dtype=torch.float16):
+        with torch.autocast("cpu", enabled=False):
+            loss = 1e-12 * (x.movedim(1, -1) @ weight).sum()
+        balance(loss, {"p2": x}, {"loss_distill_x": {"p2": loss}}, balance.begin({"p2": x}))
+    (expected,) = torch.autograd.grad(loss, x)
+    assert balance.norms()[DETECTOR].item() == pytest.approx(expected.norm().item(), rel=1e-3)
+
+
 def test_a_checkpoint_brings_the_norms_back():
     maps, teacher, boxes = inputs()
     method = make("FGD")

@@ -13,9 +13,9 @@ from torch import distributed as dist
 from torch import nn
 
 DETECTOR = "detector"
-# Gradients at fp16 maps do not fit into fp16, whose numbers lie between 6e-8 and 65504: they are
-# taken of the loss times a power of 2. It is this at first, so many times smaller where it was too
-# large, and after a measurement such that the whole gradient has about this norm.
+# Gradients that go through fp16 do not fit into it, whose numbers lie between 6e-8 and 65504: they
+# are taken of the loss times a power of 2. It is this at first, so many times smaller where it was
+# too large, and after a measurement such that the whole gradient has about this norm.
 FP16_SCALE, FP16_STEP, FP16_NORM = 2.0**16, 2.0**8, 2.0**8
 FP16_LIMITS = 2.0**-40, 2.0**40
 # Never 1: the fused losses hand out what they have saved if the gradient that comes back is 1, and
@@ -42,7 +42,7 @@ class GradientNorms(nn.Module):
         self.momentum, self.per_level = momentum, per_level
         self.cosines: Dict[str, torch.Tensor] = {}
         self.register_buffer("scale", torch.tensor(FP16_SCALE))  # of the detector's losses
-        self._half = False  # whether the maps of the last measurement are in fp16
+        self._half = False  # whether the last measurement went through fp16
 
     def norms(self) -> Dict[str, torch.Tensor]:
         """
@@ -120,14 +120,16 @@ class GradientNorms(nn.Module):
         wanted = [x for x in maps if x.requires_grad] if loss.requires_grad else []
         if not wanted:
             return [torch.zeros_like(x, dtype=torch.float32) for x in maps]
-        self._half = any(x.dtype == torch.float16 for x in wanted)
+        self._half = has_fp16(wanted)
         # new_tensor() would copy its number to a GPU and wait for it
         scale = scale.to(loss) if self._half else torch.full_like(loss, SCALE)
-        gradients = iter(
-            torch.autograd.grad(
-                loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True
+        # this runs within the forward, where autocast would take products of fp32 in fp16
+        with torch.autocast(loss.device.type, enabled=False):
+            gradients = iter(
+                torch.autograd.grad(
+                    loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True
+                )
             )
-        )
         found = [next(gradients) if x.requires_grad else None for x in maps]
         return [
             torch.zeros_like(x, dtype=torch.float32) if g is None else g.float() / scale
@@ -177,6 +179,16 @@ class GradientNorms(nn.Module):
             elif name not in self._buffers:
                 self.register_buffer(name, torch.zeros_like(value, device=self.scale.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def has_fp16(maps: List[torch.Tensor]) -> bool:
+    """
+    Whether gradients go through fp16: maps are in it, or autocast is on, which takes what is behind
+    maps of fp32 (as a normalization's) in fp16.
+    """
+    device = maps[0].device.type
+    mixed = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return mixed or any(x.dtype == torch.float16 for x in maps)
 
 
 def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:

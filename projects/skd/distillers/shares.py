@@ -6,7 +6,7 @@ from typing import Dict, List, Optional
 import torch
 
 from .balance import Terms, short_name
-from .gradient_norms import DETECTOR, GradientNorms
+from .gradient_norms import DETECTOR, GradientNorms, has_fp16
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class GradientShares(GradientNorms):
             self.to(detector.device)
         totals = {short_name(name): sum(levels.values()) for name, levels in terms.items()}
         self.measure(detector, maps, totals, maps)
-        half = any(x.dtype == torch.float16 for x in maps)
+        half = has_fp16(maps)
         self._settling = self._settling + 1 if half else SETTLING
 
     def give_up(self, error: RuntimeError) -> None:

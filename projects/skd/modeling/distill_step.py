@@ -16,6 +16,7 @@ from ..config.naming import called
 from ..distillers import Distiller
 from ..distillers.balance import PREFIX
 from ..distillers.base import at_least_fp32
+from ..distillers.gradient_norms import has_fp16
 from ..distillers.shares import GradientShares
 from ..runtime.memory import is_out_of_memory
 from .features import FeatureTap, Maps, Size, Tapped, check_input, check_maps, crop
@@ -354,8 +355,7 @@ def _measures_now(model: nn.Module) -> bool:
         return balance.due()
     if iteration is None:
         return False
-    state, device = model._skd, next(model.parameters()).device.type
-    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    state, half = model._skd, has_fp16([next(model.parameters())])
     return state.shares.due(iteration, state.every, state.measured_every, half)
 
 
