@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from skd.config.methods import build_distiller
 from skd.distillers import DISTILLER_REGISTRY, CombinedDistiller
 from skd.distillers.boxes import make_anchors
+from skd.distillers.ssim import ssim
 from tests.helpers import batch, distilling, tiny_config
 
 from . import reference_methods as reference
@@ -331,3 +332,10 @@ def test_anchors_are_detectron2_s(dtype):
     if dtype != torch.float64:
         assert torch.equal(ours, expected.tensor)
     torch.testing.assert_close(ours.float(), expected.tensor)
+
+
+def test_ssim_keeps_its_digits_where_a_channel_is_far_from_0():
+    """Variances are differences of squares, of which a GPU's TF32 would leave three digits."""
+    torch.manual_seed(0)
+    x, y = 100 + 0.1 * torch.randn(2, 2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(ssim(x.float(), y.float()).double(), ssim(x, y), rtol=0, atol=2e-3)

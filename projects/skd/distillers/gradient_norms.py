@@ -161,10 +161,10 @@ class GradientNorms(nn.Module):
         fitting = torch.exp2(torch.log2(FP16_NORM / length.clamp_min(1e-30)).floor()).to(now)
         found = torch.where(length > 0, fitting, now)  # a loss without a gradient has any
         found = torch.where(finite, found, now / FP16_STEP).clamp(*FP16_LIMITS)
-        if name == DETECTOR:
-            self.scale.copy_(found)
-        else:
+        if name != DETECTOR and f"scale_{name}" not in self._buffers:
             self.register_buffer(f"scale_{name}", found)
+        else:
+            now.copy_(found)  # in place: what is put back after a skipped step is this tensor
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # which terms there are is known from the first iteration on; a checkpoint knows it before

@@ -42,10 +42,15 @@ class SSIM(LevelwiseDistiller):
 
 def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Structural similarity of two maps (N, C, H, W) at each position, at most 1."""
+    # variances are differences of squares: without what the channels have in common they keep
+    # their digits, also where a GPU convolves in TF32
+    common = (x.mean((0, 2, 3), keepdim=True) + y.mean((0, 2, 3), keepdim=True)).detach() / 2
+    x, y = x - common, y - common
     mean_x, mean_y = _blur(x), _blur(y)
     var_x = (_blur(x * x) - mean_x**2).clamp(min=0)
     var_y = (_blur(y * y) - mean_y**2).clamp(min=0)
     covariance = _blur(x * y) - mean_x * mean_y
+    mean_x, mean_y = mean_x + common, mean_y + common
     luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     return luminance * (2 * covariance + C2) / (var_x + var_y + C2)
 

@@ -211,25 +211,25 @@ class FrozenTeacher(nn.Module):
             padded images, in pixels of ``batched_inputs``.
         """
         images = [x["image"] for x in batched_inputs]
-        if image_format != self.input_format:
-            # before the mean is subtracted: it is in the order of the teacher's channels
+        flips = image_format != self.input_format
+        if flips:
             self._check_format(image_format, images)
-            images = [x.flip(0) for x in images]
         device = self._runner.device
         if not self.side_stream or device.type != "cuda":
-            tapped = self._tap(images)
+            tapped = self._tap(_in_order(images, flips))
             return lambda: tapped
         current = torch.cuda.current_stream(device)
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            tapped = self._tap(images)
+        with torch.cuda.stream(self._stream):  # all that this stream reads is made in it
+            tapped = self._tap(_in_order(images, flips))
 
         def wait() -> Tapped:
             current.wait_stream(self._stream)
             for x in tapped.maps.values():
-                x.record_stream(current)  # its memory is in use there until then
+                if isinstance(x, torch.Tensor):  # what is none is named later
+                    x.record_stream(current)  # its memory is in use there until then
             return tapped
 
         return wait
@@ -322,6 +322,14 @@ def _check(precision: str, weights: Optional[str], random_weights: bool) -> None
             f"{called('MODEL.TEACHER.RANDOM_WEIGHTS')} is True, but "
             f"{called('MODEL.TEACHER.WEIGHTS')} names '{weights}'. Keep one of the two."
         )
+
+
+def _in_order(images: List[torch.Tensor], flips: bool) -> List[torch.Tensor]:
+    """
+    Images in the order of the teacher's channels, before the mean is subtracted, which is in that
+    order.
+    """
+    return [x.flip(0) for x in images] if flips else images
 
 
 def _on_host(parts: Dict[str, State]) -> Dict[str, State]:

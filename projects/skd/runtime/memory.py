@@ -23,7 +23,10 @@ def peak_resident() -> Optional[int]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is PyTorch's, or Python's, for memory that is not there."""
-    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    words = (
+        "can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory",
+        "ALLOC_FAILED",  # cuBLAS and cuDNN
+    )  # fmt: skip
     kinds = (torch.cuda.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or any(w in str(error) for w in words)
 
