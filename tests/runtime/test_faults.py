@@ -166,8 +166,9 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one(teacher_files, shapes,
     trainer.register_hooks([watch])
     trainer.train()
     assert len(watch.memory) == 8
-    # the first quarter fills caches; a map held in each step would be some 100 KiB, 40 MiB in all
-    assert watch.memory[-1] - watch.memory[1] < 8, watch.memory
+    # the first half fills caches, and the system may take pages back; a map held in each step would
+    # be some 100 KiB, 25 MiB in the second half
+    assert watch.memory[-1] - watch.memory[3] < 8, watch.memory
     assert max(watch.tensors[1:]) - min(watch.tensors[1:]) < 20, watch.tensors
 
 

@@ -129,7 +129,7 @@ def test_a_later_report_knows_what_failed(tmp_path):
     failed, later = run(), run()
     failed.error = "ended with 1:\nout of paper"
     failed.note_failure()
-    study = SimpleNamespace(comparisons=[], runs=lambda: [later])
+    study = SimpleNamespace(comparisons=[], teachers={}, runs=lambda: [later])
     write_study(study, str(tmp_path), "compare.py")
     row = json.loads((tmp_path / "results.jsonl").read_text())
     assert row["status"] == "failed" and row["error"] == failed.error
@@ -165,7 +165,7 @@ def test_reports_show_what_the_terms_did(tmp_path, monkeypatch):
         ["method", "p2", "p3"], [["AT", "0.10 to 0.90", "0.20 to 0.20"]]
     )  # fmt: skip
     comparison = SimpleNamespace(name="x", runs=[run])
-    study = SimpleNamespace(comparisons=[comparison], runs=lambda: [run])
+    study = SimpleNamespace(comparisons=[comparison], teachers={}, runs=lambda: [run])
     write_study(study, str(tmp_path), "compare.py")
     readme = (tmp_path / "README.md").read_text()
     assert " 62.5% |" in readme and "| 0.10 to 0.90 |" in readme

@@ -95,14 +95,18 @@ class DenseHead(HeadPair):
     def _compare(
         self, student: nn.Module, teacher: nn.Module, s_out: Predictions, t_out: Predictions
     ) -> Iterator[Tuple[str, _Compared]]:
-        sides = self.sides(student, teacher)
-        for name, i, j in self._levels(student, teacher):
-            logits, deltas = (crop(s_out[k][i].float(), t_out[k][j].float()) for k in (0, 1))
-            anchors = _anchors(teacher, deltas[1], j)
+        sides, levels = self.sides(student, teacher), list(self._levels(student, teacher))
+        both = {
+            j: [crop(s_out[k][i].float(), t_out[k][j].float()) for k in (0, 1)]
+            for _, i, j in levels
+        }
+        anchors = _anchors(teacher, {j: deltas[1] for j, (_, deltas) in both.items()})
+        for name, _, j in levels:
+            logits, deltas = both[j]
             yield name, _Compared(
                 tuple(of_classes(_flat(x, d.num_classes), c) for x, (d, c) in zip(logits, sides)),
                 tuple(
-                    d.box2box_transform.apply_deltas(_flat(x, 4), anchors)
+                    d.box2box_transform.apply_deltas(_flat(x, 4), anchors[j])
                     for x, (d, _) in zip(deltas, sides)
                 ),
             )
@@ -114,8 +118,17 @@ def _flat(x: torch.Tensor, size: int) -> torch.Tensor:
     return x.view(n, -1, size, h, w).permute(0, 3, 4, 1, 2).reshape(-1, size)
 
 
-def _anchors(detector: nn.Module, like: torch.Tensor, level: int) -> torch.Tensor:
-    """Anchors (R, 4) of all images at a level of the size of a map (N, C, H, W)."""
-    maps = [like[:, :, :1, :1]] * len(detector.head_in_features)  # only their sizes are read
-    maps[level] = like
-    return detector.anchor_generator(maps)[level].tensor.to(like).repeat(len(like), 1)
+def _anchors(detector: nn.Module, maps: Dict[int, torch.Tensor]) -> Dict[int, torch.Tensor]:
+    """
+    Anchors (R, 4) of all images, by level.
+
+    Args:
+        maps: (N, C, H, W) of some levels; only their sizes are read.
+    """
+    like = next(iter(maps.values()))
+    of_levels = [like[:, :, :1, :1]] * len(detector.head_in_features)
+    for level, x in maps.items():
+        of_levels[level] = x
+    # in one call: each waits for a GPU once for every level
+    found = detector.anchor_generator(of_levels)
+    return {level: found[level].tensor.to(x).repeat(len(x), 1) for level, x in maps.items()}
