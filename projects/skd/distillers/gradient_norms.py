@@ -71,6 +71,19 @@ class GradientNorms(nn.Module):
             totals: each term's sum over the levels, T scalars by name.
             seen: the L maps of which these were made: ``maps``, or others in their place.
         """
+        self._half = has_fp16(maps)
+        # this runs within the forward, where autocast would take products of fp32 in fp16, and the
+        # squares of gradients, which are 0 there
+        with torch.autocast(detector.device.type, enabled=False):
+            self._measure(detector, maps, totals, seen)
+
+    def _measure(
+        self,
+        detector: torch.Tensor,
+        maps: List[torch.Tensor],
+        totals: Dict[str, torch.Tensor],
+        seen: List[torch.Tensor],
+    ) -> None:
         own = self._gradients(detector, maps, self.scale)
         squares, dots = [_dot(own, own)], []
         for name, total in totals.items():
@@ -120,16 +133,13 @@ class GradientNorms(nn.Module):
         wanted = [x for x in maps if x.requires_grad] if loss.requires_grad else []
         if not wanted:
             return [torch.zeros_like(x, dtype=torch.float32) for x in maps]
-        self._half = has_fp16(wanted)
         # new_tensor() would copy its number to a GPU and wait for it
         scale = scale.to(loss) if self._half else torch.full_like(loss, SCALE)
-        # this runs within the forward, where autocast would take products of fp32 in fp16
-        with torch.autocast(loss.device.type, enabled=False):
-            gradients = iter(
-                torch.autograd.grad(
-                    loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True
-                )
+        gradients = iter(
+            torch.autograd.grad(
+                loss, wanted, scale.expand_as(loss), retain_graph=True, allow_unused=True
             )
+        )
         found = [next(gradients) if x.requires_grad else None for x in maps]
         return [
             torch.zeros_like(x, dtype=torch.float32) if g is None else g.float() / scale
@@ -193,10 +203,8 @@ def has_fp16(maps: List[torch.Tensor]) -> bool:
 
 def _dot(a: List[torch.Tensor], b: List[torch.Tensor]) -> torch.Tensor:
     """Products of two sets of L maps (N, C, H, W), in fp32, level by level: (L,)."""
-    # autocast would take them in fp16, where squares of gradients are 0
-    with torch.autocast(a[0].device.type, enabled=False):
-        # rows first, the rest in fp64: one fp32 sum over millions of products loses digits
-        return torch.stack([torch.linalg.vecdot(x, y).double().sum() for x, y in zip(a, b)])
+    # rows first, the rest in fp64: one fp32 sum over millions of products loses digits
+    return torch.stack([torch.linalg.vecdot(x, y).double().sum() for x, y in zip(a, b)])
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Dict, List, Optional
 import torch
 
 from .balance import Terms, short_name
-from .gradient_norms import DETECTOR, GradientNorms, has_fp16
+from .gradient_norms import DETECTOR, GradientNorms
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,7 @@ class GradientShares(GradientNorms):
             self.to(detector.device)
         totals = {short_name(name): sum(levels.values()) for name, levels in terms.items()}
         self.measure(detector, maps, totals, maps)
-        half = has_fp16(maps)
-        self._settling = self._settling + 1 if half else SETTLING
+        self._settling = self._settling + 1 if self._half else SETTLING
 
     def give_up(self, error: RuntimeError) -> None:
         """Measure no more, after an :meth:`observe` that raised: the training does without."""
