@@ -72,9 +72,10 @@ def check_none_lost(runs: Sequence[StudyRun], output: str, work: str) -> None:
     path = os.path.join(output, RESULTS)
     if os.path.realpath(output) == os.path.realpath(work):
         return
-    kept = [_row_of(run, _counted(path), work) for run in runs if run.known()]
-    kept = [row["command"] for row in kept if row]
-    lost = [row for row in _counted(path) if row["command"] not in kept]
+    rows = _counted(path)
+    found = [_row_of(run, rows, work) for run in runs if run.known()]
+    kept = {row["command"] for row in found if row}
+    lost = [row for row in rows if row["command"] not in kept]
     if lost:
         what = ", ".join(str(lost[0][key]) for key in ("detector", "method", "seed"))
         raise ValueError(
