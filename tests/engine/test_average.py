@@ -1,5 +1,6 @@
 """SOLVER.EMA_DECAY: the average of the student's weights, by hand, through a resume, and alone."""
 
+import itertools
 import json
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from skd import student_config, student_of
 from skd.engine import SKDTrainer
+from skd.engine.average import WeightAverage
 from tests.helpers import distilling, tiny_config
 
 DECAY = 0.7
@@ -64,6 +67,32 @@ def test_it_is_the_average_of_the_student_alone(whole, config):
             assert torch.allclose(value, expected, atol=1e-6), name
     assert any(not torch.equal(average[k], seen[-1][k]) for k in average)
     build_model(student_config(config)).load_state_dict(average)
+
+
+def test_it_is_torchs_average_and_takes_its_state(tmp_path):
+    """Older checkpoints hold the state of torch's ``AveragedModel``."""
+    model = build_model(tiny_config(MODEL__RESNETS__NORM="BN"))
+    of_torch = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY), use_buffers=True)
+    ours, later = (WeightAverage(model, DECAY, str(tmp_path)) for _ in range(2))
+
+    def step():
+        for x in itertools.chain(model.parameters(), model.buffers()):
+            x.detach().add_(1 + torch.rand_like(x, dtype=torch.float32).to(x.dtype))
+
+    def compare(one, other):
+        assert one.keys() == other.keys() and "module.backbone.bottom_up.stem.conv1.weight" in one
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    for _ in range(3):
+        step()
+        of_torch.update_parameters(model)
+        ours.after_step()
+        compare(ours.state_dict(), of_torch.state_dict())
+    later.load_state_dict(of_torch.state_dict())
+    step()
+    of_torch.update_parameters(model)
+    later.after_step()
+    compare(later.state_dict(), of_torch.state_dict())
 
 
 def test_it_is_evaluated_beside_the_student(whole):

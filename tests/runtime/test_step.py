@@ -6,6 +6,7 @@ import os
 import traceback
 import warnings
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from skd import student_config
 from skd.engine import SKDTrainer
+from skd.engine.average import WeightAverage
 from skd.runtime.checkpoint import CheckpointError
 from skd.runtime.step import build_trainer
 from tests.helpers import DEVICES, batch, distilling, tiny_config
@@ -208,17 +210,17 @@ def test_a_step_asks_for_no_more_values_than_detectron2s(monkeypatch):
     assert storage.latest()["distill/4"][0] == 4.0 and storage.latest()["total_loss"][0] < 3.0
 
 
-def waits(trainer, device, first, monkeypatch):
-    """How often two steps make the host wait for the device, by where."""
+def waits(run, device, monkeypatch):
+    """How often a function makes the host wait for the device, by where."""
     if device == "cpu":
         with monkeypatch.context() as patch, Waits(patch) as counts:
-            steps(trainer, first=first)
+            run()
         return counts.places
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            steps(trainer, first=first)
+            run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     where = [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing" in str(w.message)]
@@ -244,7 +246,7 @@ def test_distillation_waits_for_no_value(teacher_files, device, phase, monkeypat
         trainer = make(model, iter([batch()] * 3), torch.optim.SGD(model.parameters(), 0.0))
         steps(trainer, 1)  # what is made once
         torch.manual_seed(3)  # for the sampling of proposals
-        found.append(waits(trainer, device, PHASES[phase], monkeypatch))
+        found.append(waits(partial(steps, trainer, first=PHASES[phase]), device, monkeypatch))
     stock, ours = found
     own = 5  # losses of a Mask R-CNN, each copied by Detectron2 in each of two steps
     again = stock[BACKWARD] if phase == "measuring" else 0
@@ -265,9 +267,17 @@ def test_heads_wait_where_detectron2s_poolers_do_and_nowhere_else(teacher_files,
         )
         steps(trainer, 1)
         torch.manual_seed(3)
-        found.append(waits(trainer, "cpu", 45, monkeypatch))
+        found.append(waits(partial(steps, trainer, first=45), "cpu", monkeypatch))
     files = {place.split(":")[0] for place in found[0] - found[1]}
     assert {os.path.basename(file) for file in files} == {"poolers.py", "wrappers.py"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_average_of_the_weights_waits_for_no_value(device, tmp_path, monkeypatch):
+    model = build_model(tiny_config()).to(device)
+    average = WeightAverage(model, 0.9, str(tmp_path))
+    average.after_step()  # which copies
+    assert not waits(average.after_step, device, monkeypatch)
 
 
 def test_detectron2s_metrics_are_all_there():
@@ -428,6 +438,7 @@ SYNCHRONIZED = """
 import torch
 from detectron2.utils import comm
 from skd.engine import SKDTrainer
+from skd.engine.average import WeightAverage
 
 train = SKDTrainer.train
 

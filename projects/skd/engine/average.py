@@ -1,28 +1,31 @@
 """An exponential moving average of the student's weights."""
 
+import copy
+import itertools
 import logging
 import os
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..modeling.student_class import student_of
 from ..runtime.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 FILE = "model_ema.pth"
+_PREFIX = "module."
 
 
 class WeightAverage(HookBase):
     """
-    torch's ``AveragedModel`` of the student, brought up to date after each iteration, buffers as
-    well. It is in the checkpoints, so that a resume goes on with it, and becomes a plain checkpoint
-    at the end. Register it before what writes the checkpoints.
+    torch's exponential moving average of the student, brought up to date after each iteration,
+    buffers as well. It is in the checkpoints, so that a resume goes on with it, and becomes a plain
+    checkpoint at the end. Register it before what writes the checkpoints.
     """
 
     def __init__(self, model: nn.Module, decay: float, folder: str):
@@ -34,16 +37,24 @@ class WeightAverage(HookBase):
         """
         self._student = student_of(getattr(model, "module", model))
         self._folder = folder
-        average = get_ema_multi_avg_fn(decay)
-        self._averaged = AveragedModel(self._student, multi_avg_fn=average, use_buffers=True)
+        self._average = get_ema_multi_avg_fn(decay)
+        self._averaged = copy.deepcopy(self._student)
+        self._iterations = 0
 
     @property
     def model(self) -> nn.Module:
         """The student with the averaged weights; of its own class."""
-        return self._averaged.module
+        return self._averaged
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        self._averaged.update_parameters(self._student)
+        # not torch's AveragedModel: its counter goes to the GPU twice a step, and the host waits
+        for averaged, now in zip(_tensors(self._averaged), _tensors(self._student)):
+            if self._iterations == 0:
+                torch._foreach_copy_(averaged, now)
+            else:
+                self._average(averaged, now, None)
+        self._iterations += 1
 
     def after_train(self) -> None:
         if comm.is_main_process() and self.trainer.iter + 1 >= self.trainer.max_iter:
@@ -59,7 +70,18 @@ class WeightAverage(HookBase):
             write_whole(path, lambda f: torch.save(content, f))
 
     def state_dict(self) -> Dict[str, Any]:
-        return self._averaged.state_dict()
+        """In the form of torch's ``AveragedModel``."""
+        model = {_PREFIX + name: value for name, value in self._averaged.state_dict().items()}
+        return {"n_averaged": torch.tensor(self._iterations), **model}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._averaged.load_state_dict(state)
+        self._iterations = int(state["n_averaged"])
+        named = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
+        self._averaged.load_state_dict(named)
+
+
+def _tensors(model: nn.Module) -> List[List[torch.Tensor]]:
+    """Parameters and buffers: numbers that can be averaged in one call, and counters."""
+    every = [x.detach() for x in itertools.chain(model.parameters(), model.buffers())]
+    kinds = [[x for x in every if x.is_floating_point() == number] for number in (True, False)]
+    return [kind for kind in kinds if kind]
