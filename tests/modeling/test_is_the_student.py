@@ -175,6 +175,27 @@ def test_a_compiled_backbone_gives_the_same_losses(build):
     same(step(model), expected)
 
 
+@pytest.mark.parametrize("balance", [True, False])
+def test_a_compiled_head_gives_the_same_losses(teacher_files, balance):
+    """Its backward pass runs twice where gradients are measured, with a balance or without."""
+    cfg = distilling(tiny_config(), teacher_files, balance=balance)
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        head = model.roi_heads.mask_head
+        if compiled:
+            # as from the second step on, with another number of boxes
+            head.layers = torch.compile(head.layers, backend="aot_eager", dynamic=True)
+        model.pop_metrics()  # from here on there are some
+        found.append(gradients(model))
+        assert model.pop_metrics()["distill/share_structured_am"] > 0
+    for expected, given in zip(*found):
+        assert given.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(given[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_batch_norm_is_synchronized_in_place(build):
     model, _ = build()
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)

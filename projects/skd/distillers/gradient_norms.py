@@ -39,6 +39,7 @@ class GradientNorms(nn.Module):
             per_level: keep the norm at each map; else that of all maps together.
         """
         super().__init__()
+        _let_compiled_graphs_stay()
         self.momentum, self.per_level = momentum, per_level
         self.cosines: Dict[str, torch.Tensor] = {}
         self.register_buffer("scale", torch.tensor(FP16_SCALE))  # of the detector's losses
@@ -189,6 +190,18 @@ class GradientNorms(nn.Module):
             elif name not in self._buffers:
                 self.register_buffer(name, torch.zeros_like(value, device=self.scale.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _let_compiled_graphs_stay() -> None:
+    """
+    A compiled part of the student (a head, say) would write into what its forward pass has saved,
+    and refuse the step's own backward pass after a measurement. That is off from here on, for what
+    this process compiles later, as PyTorch's message has it; it costs memory, and changes no value.
+    """
+    import torch._functorch.config as config
+
+    if hasattr(config, "donated_buffer"):  # PyTorch 2.6 and later
+        config.donated_buffer = False
 
 
 def has_fp16(maps: List[torch.Tensor]) -> bool:

@@ -52,7 +52,7 @@ class GradientShares(GradientNorms):
 
         Raises:
             RuntimeError: the losses' graph allows one backward pass alone, as with reentrant
-                checkpointing or in some compiled students.
+                checkpointing.
         """
         if self._fails:
             return
