@@ -163,14 +163,26 @@ def test_a_lazy_distillation_resumes_and_in_bf16_on_a_gpu(device, teacher_files,
     mixed = ["train.amp.enabled=True", "+train.amp.precision=bf16"] if device == "cuda" else []
     cfg = lazy_config(tmp_path, f"train.device={device}", "train.max_iter=2", *mixed)
     distill(cfg, *teacher_files)
+    cfg.model.balance.until = 1.0
     del cfg.dataloader["evaluator"]
     SKDTrainer(cfg).train()
+    saved = torch.load(tmp_path / "lazy" / "model_final.pth")["model"]
     cfg.train.max_iter, cfg.model.every = 4, 2
-    trainer = SKDTrainer(cfg)
+    trainer, seen = SKDTrainer(cfg), []
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 2
+    model = trainer.model
+    of_the_run = {k: v.cpu() for k, v in model.state_dict().items()}
+    assert all(torch.equal(v, of_the_run[k]) for k, v in saved.items())
+    model.backbone.fpn_output2.register_forward_hook(
+        lambda _, __, y: seen.append((y.device.type, y.dtype))
+    )
     trainer.train()
-    assert all(x.isfinite().all() for x in trainer.model.parameters())
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    assert seen == [(device, dtype)] * 2
+    terms = [k for k in trainer.storage.histories() if k.startswith("loss_distill_")]
+    assert terms and all(trainer.storage.history(k).values()[0][0] > 0 for k in terms)
+    assert all(x.isfinite().all() for x in model.parameters())
     assert torch.load(tmp_path / "lazy" / "model_final.pth")["iteration"] == 3
 
 

@@ -74,13 +74,29 @@ def test_a_compiled_teacher_returns_the_same(teacher_files, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_side_stream_changes_nothing(teacher_files):
-    inputs = batch(n=3)
+    """Each stream is kept busy, so that what does not wait for it reads what is not there yet."""
     plain = build_teacher(teacher_files[0], weights=teacher_files[1]).cuda()
     beside = build_teacher(teacher_files[0], weights=teacher_files[1], side_stream=True).cuda()
-    for _ in range(5):
-        ours = beside.start(inputs, "BGR")().maps
-        for name, value in plain(inputs, "BGR").items():
+    busy, streams = partial(torch.cuda._sleep, 10**8), []
+    plain(batch(n=3), "BGR"), beside(batch(n=3), "BGR")  # what is made once
+
+    def run_late(*args):
+        streams.append(torch.cuda.current_stream())
+        busy()
+
+    beside.backbone.register_forward_pre_hook(run_late)
+    for seed in range(3):
+        inputs = batch(n=3, seed=seed)
+        expected = plain(inputs, "BGR")
+        late = [{**x, "image": torch.zeros_like(x["image"], device="cuda")} for x in inputs]
+        torch.cuda.synchronize()
+        busy()  # the images are made on the main stream, after a while
+        for x, given in zip(late, inputs):
+            x["image"].copy_(given["image"].pin_memory(), non_blocking=True)
+        ours = beside.start(late, "BGR")().maps
+        for name, value in expected.items():
             assert torch.equal(ours[name], value)
+    assert len(streams) == 3 and torch.cuda.current_stream() not in streams
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

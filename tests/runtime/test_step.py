@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.utils.events import EventStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skd import student_config
+from skd import DISTILLER_REGISTRY, student_config
 from skd.engine import SKDTrainer
 from skd.engine.average import WeightAverage
 from skd.runtime.checkpoint import CheckpointError
@@ -228,6 +228,29 @@ def waits(run, device, monkeypatch):
 
 
 PHASES = {"measuring": 5, "between measurements": 45, "after the teacher": 85}  # of 90 iterations
+OWN_LOSSES = 5  # of a Mask R-CNN, each copied by Detectron2 in each step
+OTHERS = sorted({name for name, _ in DISTILLER_REGISTRY} - {"StructuredDistiller"})
+
+
+def waits_of_two_steps(make, cfg, device, phase, monkeypatch):
+    torch.manual_seed(0)
+    model = build_model(cfg).to(device)
+    trainer = make(model, iter([batch()] * 3), torch.optim.SGD(model.parameters(), 0.0))
+    steps(trainer, 1)  # what is made once
+    torch.manual_seed(3)  # for the sampling of proposals
+    return waits(partial(steps, trainer, first=PHASES[phase]), device, monkeypatch)
+
+
+def check_waits(cfg, device, phase, monkeypatch):
+    cfg.MODEL.DISTILLER.BALANCE.UNTIL = 0.9
+    stock, ours = (
+        waits_of_two_steps(make, config, device, phase, monkeypatch)
+        for make, config in ((SimpleTrainer, student_config(cfg)), (build_trainer, cfg))
+    )
+    again = stock[BACKWARD] if phase == "measuring" else 0
+    expected = total(stock) - 2 * OWN_LOSSES + 2 * 1 + again
+    assert total(ours) == expected, (ours - stock, stock - ours)
+    assert stock[BACKWARD]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -238,20 +261,18 @@ def test_distillation_waits_for_no_value(teacher_files, device, phase, monkeypat
     measures, the detector's own backward pass, whose waits come a second time.
     """
     cfg = distilling(tiny_config(SOLVER__MAX_ITER=90), teacher_files, balance=True)
-    cfg.MODEL.DISTILLER.BALANCE.UNTIL = 0.9
-    found = []
-    for make, config in ((SimpleTrainer, student_config(cfg)), (build_trainer, cfg)):
-        torch.manual_seed(0)
-        model = build_model(config).to(device)
-        trainer = make(model, iter([batch()] * 3), torch.optim.SGD(model.parameters(), 0.0))
-        steps(trainer, 1)  # what is made once
-        torch.manual_seed(3)  # for the sampling of proposals
-        found.append(waits(partial(steps, trainer, first=PHASES[phase]), device, monkeypatch))
-    stock, ours = found
-    own = 5  # losses of a Mask R-CNN, each copied by Detectron2 in each of two steps
-    again = stock[BACKWARD] if phase == "measuring" else 0
-    assert total(ours) == total(stock) - 2 * own + 2 * 1 + again, (ours - stock, stock - ours)
-    assert stock[BACKWARD]
+    check_waits(cfg, device, phase, monkeypatch)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", [*OTHERS, "half size"])
+def test_other_methods_wait_for_no_value(teacher_files, device, name, monkeypatch):
+    cfg = distilling(tiny_config(SOLVER__MAX_ITER=90), teacher_files, balance=True)
+    if name in OTHERS:
+        cfg.MODEL.DISTILLER.NAME = name
+    else:
+        cfg.MODEL.TEACHER.HALF_SIZE = True
+    check_waits(cfg, device, "measuring", monkeypatch)
 
 
 def test_heads_wait_where_detectron2s_poolers_do_and_nowhere_else(teacher_files, monkeypatch):
@@ -260,14 +281,8 @@ def test_heads_wait_where_detectron2s_poolers_do_and_nowhere_else(teacher_files,
     for names in (["RPNHead", "BoxHead", "MaskHead"], []):
         heads = cfg.MODEL.DISTILLER.HEADS
         heads.NAMES, heads.STUDENT_CLASSES, heads.TEACHER_CLASSES = names, *[list("abcdef")] * 2
-        torch.manual_seed(0)
-        model = build_model(cfg)
-        trainer = build_trainer(
-            model, iter([batch()] * 3), torch.optim.SGD(model.parameters(), 0.0)
-        )
-        steps(trainer, 1)
-        torch.manual_seed(3)
-        found.append(waits(partial(steps, trainer, first=45), "cpu", monkeypatch))
+        phase = "between measurements"
+        found.append(waits_of_two_steps(build_trainer, cfg, "cpu", phase, monkeypatch))
     files = {place.split(":")[0] for place in found[0] - found[1]}
     assert {os.path.basename(file) for file in files} == {"poolers.py", "wrappers.py"}
 
