@@ -6,10 +6,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch.utils.checkpoint import checkpoint
 
+from skd import DISTILLER_REGISTRY
 from skd.distillers.gradient_norms import GradientNorms
 from skd.distillers.shares import SETTLING
 from skd.runtime.step import build_trainer
-from tests.helpers import batch, distilling, tiny_config
+from tests.helpers import DEVICES, batch, distilling, tiny_config
 from tests.runtime.test_step import MeanOfP3  # noqa: F401, a name in the registry
 
 TERMS = [f"structured_{term}" for term in ("am", "at", "nl")]
@@ -56,9 +57,10 @@ def test_a_batch_in_parts_has_the_same_shares_and_counts_as_one_iteration(teache
 
 def in_precision(model, precision, n):
     """What there is to see after so many steps on one batch; None for fp32."""
+    device = next(model.parameters()).device.type
     with EventStorage() as storage:
         for storage.iter in range(n):
-            with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
+            with torch.autocast(device, dtype=precision, enabled=precision is not None):
                 losses = model(batch(n=2))
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -66,11 +68,13 @@ def in_precision(model, precision, n):
     return {k: v.item() for k, v in {**measured.scalars(), **model._skd.alike.scalars()}.items()}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_in_mixed_precision_the_shares_are_the_same(precision, teacher_files):
+def test_in_mixed_precision_the_shares_are_the_same(precision, device, teacher_files):
     # fp16 takes a few steps to find the scale of its gradients
-    full = in_precision(balanced(teacher_files), None, SETTLING)
-    half = in_precision(balanced(teacher_files), precision, SETTLING)
+    full, half = (
+        in_precision(balanced(teacher_files).to(device), p, SETTLING) for p in (None, precision)
+    )
     assert half["cka_p3"] == pytest.approx(full["cka_p3"], abs=0.01)
     assert half["norm_detector"] == pytest.approx(full["norm_detector"], rel=0.1)
     for term in TERMS:
@@ -79,13 +83,19 @@ def test_in_mixed_precision_the_shares_are_the_same(precision, teacher_files):
         assert full[f"weight_{term}"] > 0
 
 
-@pytest.mark.parametrize("method", ["AT", "SP"])
-def test_gradients_that_overflow_fp16_are_weighed_as_in_fp32(method, teacher_files):
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", sorted(dict(DISTILLER_REGISTRY)))
+def test_the_weights_of_each_method_in_fp16_are_those_in_fp32(method, device, teacher_files):
+    """Of some the gradients overflow fp16, of others their squares are 0 there."""
     changes = {"MODEL__DISTILLER__NAME": method}
-    full = in_precision(balanced(teacher_files, **changes), None, SETTLING)
-    half = in_precision(balanced(teacher_files, **changes), torch.float16, SETTLING)
-    (weight,) = [name for name in full if name.startswith("weight_")]
-    assert half[weight] == pytest.approx(full[weight], rel=0.1) and full[weight] > 0
+    full, half = (
+        in_precision(balanced(teacher_files, **changes).to(device), p, SETTLING)
+        for p in (None, torch.float16)
+    )
+    found = [name for name in full if name.startswith("weight_")]
+    assert found and all(full[name] > 0 for name in found)
+    for name in found:
+        assert half[name] == pytest.approx(full[name], rel=0.1)
 
 
 def test_in_fp16_shares_without_a_balance_are_shown_once_their_scale_is_found(teacher_files):
