@@ -14,7 +14,7 @@ from fvcore.nn import giou_loss
 
 from skd import DistillRCNN, FrozenTeacher, StructuredDistiller, TeacherHeads
 from skd.engine import wrap_data_parallel
-from tests.helpers import batch, check_resume, distilling, save_detector, step, tiny_config
+from tests.helpers import DEVICES, batch, check_resume, distilling, save_detector, step, tiny_config
 from tests.processes import leave_together
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
@@ -172,9 +172,11 @@ def test_what_does_not_fit_is_refused_with_the_reason():
         pair(build_model(tiny_config()), retinanet(1), "DenseHead")
 
 
-def test_under_autocast():
-    model = pair(retinanet(0), retinanet(1), "DenseHead", "CrossHead")
-    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast(dtype, device):
+    model = pair(retinanet(0), retinanet(1), "DenseHead", "CrossHead").to(device)
+    with EventStorage(), torch.autocast(device, dtype=dtype):
         losses = model(batch())
     assert all(x.isfinite() and x.dtype == torch.float32 for x in terms(losses, "dense", "cross"))
     sum(losses.values()).backward()

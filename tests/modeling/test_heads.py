@@ -23,6 +23,7 @@ from skd.engine import describe, wrap_data_parallel
 from skd.modeling.classes import class_names
 from skd.modeling.heads.teacher_heads import shared_classes
 from tests.helpers import (
+    DEVICES,
     batch,
     check_resume,
     distilling,
@@ -297,9 +298,11 @@ def test_a_retinanet_has_no_rpn(teacher_files):
         build(teacher_files, names=["RPNHead"], student=tiny_config("retinanet"))
 
 
-def test_under_autocast(teacher_files):
-    model = build(teacher_files, MODEL__TEACHER__PRECISION="bf16")
-    with EventStorage(0), torch.autocast("cpu", dtype=torch.bfloat16):
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast(teacher_files, dtype, device):
+    model = build(teacher_files, MODEL__TEACHER__PRECISION="bf16").to(device)
+    with EventStorage(0), torch.autocast(device, dtype=dtype):
         losses = model(batch())
     assert all(losses[k].dtype == torch.float32 and losses[k].isfinite() for k in TERMS)
     sum(losses.values()).backward()
