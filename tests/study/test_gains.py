@@ -4,8 +4,16 @@ import json
 
 import pytest
 
+from skd.study.common.paired import ap_by_seed
 from skd.study.common.statistics import verdict
-from skd.study.gains import draw_curves, draw_gains, gains_table, read_pairs, sizes_table
+from skd.study.gains import (
+    draw_curves,
+    draw_gains,
+    gains_table,
+    read_pairs,
+    sizes_table,
+    to_the_end_table,
+)
 from skd.study.results import results
 
 
@@ -36,6 +44,34 @@ def folder(tmp_path):
     rows.append(row("SKD", 1, 0.0, 0.0, curve, teacher="another"))  # of another table
     (study / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return tmp_path / "docs" / "results"
+
+
+def test_two_runs_of_a_seed_are_not_mixed(folder):
+    rows = [json.loads(line) for line in open(folder / "real" / "carparts" / "results.jsonl")]
+    with pytest.raises(ValueError, match="two runs of SKD with seed 1"):
+        ap_by_seed(rows, "SKD")
+    rows[-1]["status"] = "not run"  # it takes nothing from the one that has
+    assert ap_by_seed(rows, "SKD")[1]["bbox/AP"] == 45.0
+
+
+def test_the_present_default_is_compared_with_the_first(folder):
+    (folder / "first_default" / "carparts").mkdir(parents=True)
+    rows = [row("SKD", seed, 44.0 + seed, 36.0, [], teacher="Lite2") for seed in (1, 2)]
+    first = "".join(json.dumps(r) + "\n" for r in rows)
+    (folder / "first_default" / "carparts" / "results.jsonl").write_text(first)
+    for r in rows:
+        r["ap"]["bbox/AP"] += 2.0
+    rows += [row("SKD", 1, 0.0, 0.0, [], teacher="another", status="not run")]
+    present = "".join(json.dumps(r) + "\n" for r in rows)
+    (folder / "real" / "carparts" / "results.jsonl").write_text(present)
+    (line,) = [x for x in to_the_end_table(str(folder)).split("\n") if "box AP" in x]
+    assert [cell.strip() for cell in line.split("|")[2:6]] == [
+        "2 of 2",
+        "box AP",
+        "45.5 ± 6.4",
+        "47.5 ± 6.4",
+    ]
+    assert "**+2.0 ± 0.0**" in line
 
 
 def verdict_of(pairs, key):

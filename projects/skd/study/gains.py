@@ -9,7 +9,16 @@ from tabulate import tabulate
 
 from .common.figures import draw_intervals, save
 from .common.metrics import METRICS
-from .common.paired import Ap, cells, gains, metrics_of, seeds_of, values
+from .common.paired import (
+    Ap,
+    cells,
+    gains,
+    line_of,
+    metrics_of,
+    paired_table,
+    seeds_of,
+    values,
+)
 from .common.result_files import BASELINE, Row, counted_ap, read_study
 from .common.statistics import interval
 from .common.tables import NOT_RUN
@@ -124,6 +133,17 @@ def gains_table(folder: str, studies: Mapping[str, str] = STUDIES) -> str:
 def first_default_table(folder: str) -> str:
     """The same for the first default."""
     return gains_table(folder, FIRST_DEFAULT)
+
+
+def to_the_end_table(folder: str) -> str:
+    """The present default against the first one: when the teacher stops."""
+    kept = {"detector": "Mask R-CNN", "teacher": "Lite2"}
+    first, present = (
+        [row for row in read_study(folder, study) if kept.items() <= row.items()]
+        for study in ("first_default/carparts", "real/carparts")
+    )
+    line = line_of("car parts, Mask R-CNN", present, FLAG, first, FLAG)
+    return paired_table([line], ("to the end", "to a third"))
 
 
 def sizes_table(folder: str) -> str:

@@ -18,7 +18,14 @@ from .common.result_files import write_text
 from .common.tables import NOT_RUN
 from .corrupted import draw_robustness, robustness_table
 from .fewer_steps import every_table
-from .gains import draw_curves, draw_gains, first_default_table, gains_table, sizes_table
+from .gains import (
+    draw_curves,
+    draw_gains,
+    first_default_table,
+    gains_table,
+    sizes_table,
+    to_the_end_table,
+)
 from .log_pictures import draw_healthy, draw_sick
 from .more_to_learn import heads_table, unlabelled_table
 from .photographs import domains_table, draw_methods, methods_table, terms_table
@@ -145,6 +152,7 @@ MAKERS: Dict[str, Callable[[str], str]] = {
     "calibrated": calibrated_table,
     "gains": gains_table,
     "first_default": first_default_table,
+    "to_the_end": to_the_end_table,
     "sizes": sizes_table,
     "teachers": teachers_table,
     "every": every_table,

@@ -15,9 +15,21 @@ Line = Tuple[str, Ap, Ap, int]
 
 
 def ap_by_seed(rows: List[Row], method: str) -> Ap:
-    """The AP of a method's runs that count."""
-    found = {row["seed"]: counted_ap(row) for row in rows if row["method"] == method}
-    return {seed: ap for seed, ap in found.items() if ap is not None}
+    """
+    The AP of a method's runs that count.
+
+    Raises:
+        ValueError: there are two of a seed, as with two detectors or teachers.
+    """
+    found: Ap = {}
+    for row in rows:
+        ap = counted_ap(row) if row["method"] == method else None
+        if ap is None:
+            continue
+        if row["seed"] in found:
+            raise ValueError(f"There are two runs of {method} with seed {row['seed']}.")
+        found[row["seed"]] = ap
+    return found
 
 
 def seeds_of(own: Ap, other: Ap) -> List[int]:
