@@ -355,7 +355,7 @@ class BadGradient(Losses):
         return {k: _Ruined.apply(v, gradient) for k, v in losses.items()}
 
 
-@pytest.mark.parametrize("gradient", [math.nan, math.inf])
+@pytest.mark.parametrize("gradient", [math.nan, math.inf, -math.inf])
 def test_a_finite_loss_with_a_gradient_that_is_not_ruins_no_weights(gradient):
     model = BadGradient({1}, gradient)
     with pytest.raises(FloatingPointError, match="The gradient is not finite at iteration 0, im"):
