@@ -57,7 +57,7 @@ class BoxHead(HeadPair):
             t_logits, t_deltas = t_heads.box_predictor(t_heads.box_head(pooled))
         s_logits, s_deltas = (x.float() for x in calls["predictor"].output)
         s_heads = student.get_submodule(ROI)
-        if len(self.classes.student) < s_heads.num_classes:  # else nothing waits for a mask
+        if len(self.classes.student) < s_heads.num_classes:  # to choose waits for the device, once
             known = self._known(calls["heads"].output[0], s_heads.num_classes)
             s_logits, s_deltas, t_logits, t_deltas = (
                 x[known] for x in (s_logits, s_deltas, t_logits, t_deltas)
@@ -75,10 +75,14 @@ class BoxHead(HeadPair):
         return {"loss_distill_box_cls": {"all": classes}, "loss_distill_box_reg": {"all": box}}
 
     def _known(self, proposals: Sequence[Instances], num_classes: int) -> torch.Tensor:
-        """(M,): not of a class that the teacher lacks, which it would take for background."""
+        """
+        Indices of those whose class the teacher has, or that are background; any other it would
+        take for that.
+        """
         kinds = torch.cat([x.gt_classes for x in proposals])
-        places = torch.tensor([*self.classes.student, num_classes], device=kinds.device)
-        return torch.isin(kinds, places)
+        known = {*self.classes.student, num_classes}
+        table = tuple(k in known for k in range(num_classes + 1))
+        return constant(table, torch.bool, kinds.device)[kinds].nonzero().flatten()
 
 
 def _shared(logits: torch.Tensor, classes: List[int]) -> torch.Tensor:

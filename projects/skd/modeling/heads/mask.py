@@ -44,8 +44,9 @@ class MaskHead(HeadPair):
             pooled = t_heads.mask_pooler([maps[n] for n in t_heads.mask_in_features], boxes)
             t_logits = t_heads.mask_head.layers(pooled)
         found = logits, kinds, t_logits, teacher_kinds
-        if -1 in places:  # to choose waits for the device
-            found = [x[teacher_kinds >= 0] for x in found]
+        if -1 in places:  # to choose waits for the device, once
+            known = (teacher_kinds >= 0).nonzero().flatten()
+            found = [x[known] for x in found]
         s, t = _of_class(*found[:2]), _of_class(*found[2:])
         return {"loss_distill_mask": {"all": soft_binary_cross_entropy(s, t)}}
 
