@@ -166,7 +166,7 @@ def test_a_lazy_distillation_resumes_and_in_bf16_on_a_gpu(device, teacher_files,
     cfg.model.balance.until = 1.0
     del cfg.dataloader["evaluator"]
     SKDTrainer(cfg).train()
-    saved = torch.load(tmp_path / "lazy" / "model_final.pth")["model"]
+    saved = torch.load(tmp_path / "lazy" / "model_final.pth", map_location="cpu")["model"]
     cfg.train.max_iter, cfg.model.every = 4, 2
     trainer, seen = SKDTrainer(cfg), []
     trainer.resume_or_load(resume=True)

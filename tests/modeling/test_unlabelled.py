@@ -47,7 +47,10 @@ def test_all_other_losses_are_those_without_them_to_the_bit(
             after_baseline = torch.rand(1)
         assert losses.pop(TERM) > 0
         assert losses.keys() == expected.keys()
-        assert all(torch.equal(losses[k], v) for k, v in expected.items())
+        if device == "cuda":  # the weights follow from sums in no fixed order, see below
+            for k in [k for k in expected if "distill" in k]:
+                torch.testing.assert_close(losses[k], expected.pop(k), rtol=1e-3, atol=0)
+        assert expected and all(torch.equal(losses[k], v) for k, v in expected.items())
         assert torch.equal(after, after_baseline)
     assert any(not torch.equal(grads[k], of_baseline[k]) for k in grads if "backbone" in k)
     heads = [k for k in grads if k.split(".")[0] not in ("backbone", "distiller")]

@@ -27,6 +27,7 @@ def test_the_most_up_to_now_in_mb(device):
     if memory.peak_resident() is None:
         pytest.skip("this system has no /proc")
     if device == "cuda":
+        torch.cuda.init()  # or there is no device whose peak could be reset
         torch.cuda.reset_peak_memory_stats()
     before = written(device)[1]
     held = torch.ones(2**26, device=device)  # 256 MB
