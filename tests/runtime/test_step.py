@@ -20,6 +20,7 @@ from skd.engine import SKDTrainer
 from skd.engine.average import WeightAverage
 from skd.runtime.checkpoint import CheckpointError
 from skd.runtime.step import build_trainer
+from skd.runtime.unlabelled import MARK
 from tests.helpers import DEVICES, batch, distilling, tiny_config
 from tests.processes import patched, process_config, run_script
 
@@ -234,21 +235,22 @@ OWN_LOSSES = 5  # of a Mask R-CNN, each copied by Detectron2 in each step
 OTHERS = sorted({name for name, _ in DISTILLER_REGISTRY} - {"StructuredDistiller"})
 
 
-def waits_of_two_steps(make, cfg, device, phase, monkeypatch):
+def waits_of_two_steps(make, cfg, device, phase, monkeypatch, more=()):
     torch.manual_seed(0)
     model = build_model(cfg).to(device)
-    trainer = make(model, iter([batch()] * 3), torch.optim.SGD(model.parameters(), 0.0))
+    data = iter([[*batch(), *more]] * 3)
+    trainer = make(model, data, torch.optim.SGD(model.parameters(), 0.0))
     steps(trainer, 1)  # what is made once
     torch.manual_seed(3)  # for the sampling of proposals
     return waits(partial(steps, trainer, first=PHASES[phase]), device, monkeypatch)
 
 
-def check_waits(cfg, device, phase, monkeypatch):
+def check_waits(cfg, device, phase, monkeypatch, more=()):
+    """``more``: images that only a model that distils gets."""
     cfg.MODEL.DISTILLER.BALANCE.UNTIL = 0.9
-    stock, ours = (
-        waits_of_two_steps(make, config, device, phase, monkeypatch)
-        for make, config in ((SimpleTrainer, student_config(cfg)), (build_trainer, cfg))
-    )
+    plain = student_config(cfg)
+    stock = waits_of_two_steps(SimpleTrainer, plain, device, phase, monkeypatch)
+    ours = waits_of_two_steps(build_trainer, cfg, device, phase, monkeypatch, more)
     again = stock[BACKWARD] if phase == "measuring" else 0
     expected = total(stock) - 2 * OWN_LOSSES + 2 * 1 + again
     assert total(ours) == expected, (ours - stock, stock - ours)
@@ -275,6 +277,16 @@ def test_other_methods_wait_for_no_value(teacher_files, device, name, monkeypatc
     else:
         cfg.MODEL.TEACHER.HALF_SIZE = True
     check_waits(cfg, device, "measuring", monkeypatch)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_options_wait_for_no_value(teacher_files, device, monkeypatch):
+    """All at once; the side stream is one on a GPU only."""
+    cfg = distilling(tiny_config(SOLVER__MAX_ITER=90), teacher_files, balance=True)
+    cfg.MODEL.DISTILLER.EVERY, cfg.MODEL.DISTILLER.BALANCE.PER_LEVEL = 2, True
+    cfg.MODEL.TEACHER.SIDE_STREAM = True
+    others = [{**{k: x[k] for k in ("image", "height", "width")}, MARK: []} for x in batch(seed=1)]
+    check_waits(cfg, device, "between measurements", monkeypatch, others)
 
 
 @pytest.mark.parametrize("theirs", ["abcdef", "abcxyz"])
