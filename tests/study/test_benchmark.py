@@ -8,7 +8,14 @@ from detectron2.modeling import build_model
 from skd.config import is_distilling, student_config
 from skd.modeling import distill_step
 from skd.study.benchmark import cases, methods
-from skd.study.benchmark.step import every_rows, half_size_rows, heads_rows, unlabelled_rows
+from skd.study.benchmark.loss import growth_rows
+from skd.study.benchmark.step import (
+    balance_rows,
+    every_rows,
+    half_size_rows,
+    heads_rows,
+    unlabelled_rows,
+)
 from tests.helpers import distilling, tiny_config
 
 
@@ -23,13 +30,16 @@ from tests.helpers import distilling, tiny_config
         (half_size_rows, ["step_half_size"], [(1, True, 0)]),
         (heads_rows, ["step_heads"], [(1, False, 3)]),
         (unlabelled_rows, ["step_unlabelled"], [(1, False, 0)]),
+        (balance_rows, ["balance"], [(1, False, 0)]),
     ],
 )
 def test_rows_of_what_is_learned_from(rows, names, options, teacher_files, monkeypatch):
     """Each with its own option, against the student by itself."""
 
     def build(cfg):
-        tiny = distilling(tiny_config(MODEL__ROI_HEADS__NUM_CLASSES=80), teacher_files)
+        tiny = distilling(
+            tiny_config(MODEL__ROI_HEADS__NUM_CLASSES=80), teacher_files, balance=True
+        )
         heads, classes = tiny.MODEL.DISTILLER.HEADS, [str(i) for i in range(80)]
         heads.NAMES = cfg.MODEL.DISTILLER.HEADS.NAMES if is_distilling(cfg) else []
         heads.STUDENT_CLASSES, heads.TEACHER_CLASSES = classes, classes[:6]
@@ -52,6 +62,12 @@ def test_rows_of_what_is_learned_from(rows, names, options, teacher_files, monke
     assert [row["name"] for row in found] == names and built == options
     assert all(row["measured"] > 0 and row["reference"] > 0 for row in found)
     assert set(seen) == {2 if rows is unlabelled_rows else 1}
+
+
+def test_rows_of_growth():
+    found = growth_rows(Namespace(device="cpu", images=2, size=(64, 96), repeats=1))
+    assert [row["name"] for row in found] == ["growth_area", "growth_batch", "growth_levels"]
+    assert all(row["flops"] > row["flops_reference"] > 0 and row["linear"] > 1 for row in found)
 
 
 def test_every_method_has_its_step_and_its_memory(teacher_files, monkeypatch):
