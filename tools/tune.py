@@ -4,8 +4,8 @@ Find settings for a student, teacher and dataset of yours: how strong distillati
 proportions of its terms, along which schedule, on which levels, by which method. Trials that fall
 behind are given up early (successive halving, by optuna), every method gets as many, and all are
 compared on images held out of the training set, with the same seed, beside the baseline (the
-student without a teacher). Repeat the command to go on after an interruption, or with more
---trials or --minutes.
+student without a teacher). Configs are YAML (--opts KEY VALUE) or LazyConfigs (--opts key=value).
+Repeat the command to go on after an interruption, or with more --trials or --minutes.
 
     python tools/tune.py --config-file CONFIG --teacher CONFIG --teacher-weights FILE --trials 12 \\
         --register-coco my_train train.json images --register-coco my_val val.json images \\
@@ -33,7 +33,7 @@ from skd.study.tune.run import tune
 def argument_parser():
     parser = command_parser(__doc__)
     parser.add_argument(
-        "--config-file", required=True, help="config of the student, a .yaml that does not distil"
+        "--config-file", required=True, help="config of the student, which does not distil"
     )
     parser.add_argument("--teacher", required=True, help="its config, as for train_net.py")
     parser.add_argument("--teacher-weights", help="its checkpoint (default: the model zoo's)")
@@ -62,10 +62,10 @@ def argument_parser():
     parser.add_argument("--seed", type=int, default=1, help="of every run, and of the search")
     add_setup_arguments(parser)
     parser.add_argument(
-        "--folds", type=int, default=5, help="one in so many of the images of DATASETS.TRAIN, "
+        "--folds", type=int, default=5, help="one in so many of the images to train on, "
         "which --register-coco names, is held out",
     )  # fmt: skip
-    parser.add_argument("--train", nargs="+", help="datasets to train on (default: DATASETS.TRAIN)")
+    parser.add_argument("--train", nargs="+", help="datasets to train on (default: the config's)")
     parser.add_argument(
         "--test", nargs="+", help="datasets to compare on, in place of held-out images; never the "
         "one to report on",
@@ -73,7 +73,9 @@ def argument_parser():
     parser.add_argument("--work", default=os.path.join("output", "tune"), help="runs' folders")
     parser.add_argument("--output", help="folder of the results (default: that of --work)")
     add_machine_arguments(parser)
-    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE ... for every run")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], help="KEY VALUE ..., or key=value, for every run"
+    )
     return parser
 
 

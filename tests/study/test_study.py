@@ -18,12 +18,12 @@ from skd.study.common.metrics import (
     scores,
     title_of,
 )
-from skd.study.common.runs import ChildRun, least_used
+from skd.study.common.runs import ChildRun, least_used, option_pairs
 from skd.study.common.tables import markdown_table, print_table
 from skd.study.compare import report
 from skd.study.compare.design import Study, StudyRun, load_study
 from skd.study.compare.results import alike_table, header, table, terms_table, write_study
-from skd.study.compare.run import _pairs, _short_names
+from skd.study.compare.run import _short_names
 from skd.study.robustness import _same
 from tests.helpers import ROOT
 
@@ -276,9 +276,18 @@ def test_options_of_a_lazy_config_reach_each_run_where_its_keys_lie(tmp_path):
     """Written for the runs that distil: the baseline has the student's part, the teacher none."""
     for name in ("s.py", "t.py"):
         (tmp_path / name).write_text("")
-    shared = ["model.features=neck", "model.student.width", "4", "train.seed", "a=b", "SEED", "3"]
+    shared = [
+        "model.features=neck",
+        "+model.every=2",
+        "model.student.width",
+        "4",
+        "train.seed",
+        "a=b",
+        "SEED",
+        "3",
+    ]
     spec = {
-        "iterations": 1, "seeds": [1], "opts": _pairs(shared),
+        "iterations": 1, "seeds": [1], "opts": option_pairs(shared),
         "teachers": {"t": {"config": str(tmp_path / "t.py"), "iterations": 1}},
         "detectors": {"d": {"config": str(tmp_path / "s.py")}},
         "methods": {"baseline": {"model.depth": 2}, "A": {}},
@@ -286,10 +295,10 @@ def test_options_of_a_lazy_config_reach_each_run_where_its_keys_lie(tmp_path):
     }  # fmt: skip
     study = Study(spec, str(tmp_path), trusted=True)
     of = {run.method: run.command()[3:] for run in study.by_folder.values()}
-    models = {m: [part for part in of[m] if part.startswith("model.")] for m in of}
+    models = {m: [part for part in of[m] if "model." in part] for m in of}
     assert models["teacher"] == []
     assert models["baseline"] == ["model.width=4", "model.depth=2"]
-    assert models["A"] == ["model.features=neck", "model.student.width=4"]
+    assert models["A"] == ["model.features=neck", "+model.every=2", "model.student.width=4"]
     assert all({"train.seed=a=b", "train.seed=3"} <= set(parts) for parts in of.values())
 
 

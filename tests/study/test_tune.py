@@ -2,19 +2,27 @@
 
 import json
 import os
+import re
+import shlex
 import sys
 
 import pytest
 import yaml
+from detectron2.config import LazyConfig, instantiate
 
-from skd import add_skd_config
+from skd import add_skd_config, distill
+from skd.config import lazy_config
 from skd.config.methods import build_balance
+from skd.config.run_settings import LAZY as LAZY_FORM
+from skd.config.run_settings import YAML
+from skd.config.safe_yaml import UnsafeConfigError
 from skd.study.common.command import RunError
+from skd.study.compare.design import Study
 from skd.study.tune import run as tune
 from skd.study.tune.held_out import hold_out
 from skd.study.tune.run import Clock, TrialRun, Tuning, work_off
 from skd.study.tune.search import PROPORTION, SHARE, UNTIL, WARMUP, Rungs, Search, Space, options
-from tests.helpers import tiny_config
+from tests.helpers import LAZY, tiny_config
 from tests.processes import parser_of, run_script
 
 FIRST = {"SHARE": 1.0, "DECAY": "none", "WARMUP": 0.0, "UNTIL": 0.5}
@@ -142,7 +150,7 @@ def test_a_proposal_cut_off_halfway_is_completed(tmp_path):
 def test_settings_as_keys():
     settings = {"SHARE": 0.123456, "DECAY": "cosine", "WARMUP": 0.1, "UNTIL": 0.3333}
     settings.update({"at": 2.0, "LEVELS": "p3"})
-    keys = options("PKD", settings, SPACE, 400)
+    keys = options("PKD", settings, SPACE, 400, YAML)
     assert keys == {
         "MODEL.DISTILLER.NAME": "PKD",
         "MODEL.DISTILLER.BALANCE.ENABLED": True,
@@ -160,8 +168,15 @@ def test_settings_as_keys():
     cfg.merge_from_list([str(part) for pair in keys.items() for part in pair])
     balance = build_balance(cfg)
     assert balance.proportions == {"am": 1.0, "at": 2.0} and balance.settings.warmup == 40
-    assert "MODEL.DISTILLER.LEVELS" not in options("PKD", {**settings, "LEVELS": "p2,p3"}, SPACE, 9)
-    assert "MODEL.DISTILLER.BALANCE.SHARES" not in options("PKD", settings, ONE_TERM, 9)
+    assert "MODEL.DISTILLER.LEVELS" not in options(
+        "PKD", {**settings, "LEVELS": "p2,p3"}, SPACE, 9, YAML
+    )
+    assert "MODEL.DISTILLER.BALANCE.SHARES" not in options("PKD", settings, ONE_TERM, 9, YAML)
+    lazy = options("PKD", settings, SPACE, 400, LAZY_FORM)
+    assert list(lazy.values()) == list(keys.values())
+    assert list(lazy)[0] == "MODEL.DISTILLER.NAME" and list(lazy)[-1] == "model.levels"
+    names = ("enabled", "share", "decay", "warmup", "until", "shares")
+    assert list(lazy)[1:-1] == [f"model.balance.{name}" for name in names]
 
 
 CONTENT = {
@@ -305,17 +320,30 @@ def test_minutes_add_up_over_calls(tmp_path):
 
 
 @pytest.fixture
-def command_line(teacher_files, shapes, tmp_path):
-    """The arguments of a search on a few images."""
+def arguments(teacher_files, shapes, tmp_path):
+    """A function from a student's config to the arguments of a search on a few images."""
     folder = os.path.dirname(next(p for p in _files(shapes) if "skd_shapes_train" in p))
-    config = tmp_path / "student.yaml"
-    config.write_text(tiny_config(DATASETS__TRAIN="('mine',)").dump())
-    return [
-        "--config-file", config, "--teacher", teacher_files[0], "--teacher-weights",
-        teacher_files[1], "--register-coco", "mine", f"{folder}/annotations.json",
-        f"{folder}/images", "--folds", 2, "--iterations", 4, "--rungs", 2,
-        "--work", tmp_path / "work",
-    ]  # fmt: skip
+
+    def of(name, text):
+        (tmp_path / name).write_text(text)
+        return [
+            "--config-file", tmp_path / name, "--teacher", teacher_files[0], "--teacher-weights",
+            teacher_files[1], "--register-coco", "mine", f"{folder}/annotations.json",
+            f"{folder}/images", "--folds", 2, "--iterations", 4, "--rungs", 2,
+            "--work", tmp_path / "work",
+        ]  # fmt: skip
+
+    return of
+
+
+@pytest.fixture
+def command_line(arguments):
+    return arguments("student.yaml", tiny_config(DATASETS__TRAIN="('mine',)").dump())
+
+
+@pytest.fixture
+def lazy_command_line(arguments):
+    return arguments("student.py", LAZY.replace("skd_shapes_train", "mine"))
 
 
 def _files(folder):
@@ -386,6 +414,69 @@ def test_an_error_comes_before_anything_runs(more, words, command_line, catalog,
     assert not (tmp_path / "work" / "journal.log").exists()
 
 
+def test_what_a_trial_of_a_lazy_config_runs(lazy_command_line, catalog):
+    opts = ["optimizer.lr=1", "model.student.roi_heads.num_classes=6"]
+    opts += ["model.balance.share=2.0", "model.balance.shares=[[structured_at,0.5]]"]
+    tuning = Tuning(parsed(lazy_command_line, "--trials", 1, "--opts", *opts))
+    space = tuning.spaces["StructuredDistiller"]
+    assert space.levels == ["p2,p3,p4,p5,p6", "p3,p4,p5,p6", "p2,p3,p4,p5"]
+    assert space.first["SHARE"] == 2.0 and space.first["structured_at"] == 0.5
+    run = tuning.run_of(tuning.search.next())
+    words, baseline = run.command(), tuning.baseline.command()
+    split = [
+        "dataloader.train.dataset.names=['mine_train']",
+        "dataloader.test.dataset.names=['mine_test']",
+        "dataloader.evaluator.dataset_name='mine_test'", "train.eval_period=2", "train.seed=1",
+    ]  # fmt: skip
+    assert {*split, *opts, "train.max_iter=4", "model.balance.decay=none"} <= set(words)
+    assert "--teacher" in words and "--teacher" not in baseline
+    # the student's part of the options, where its keys lie without a teacher
+    assert {*split, "optimizer.lr=1", "model.roi_heads.num_classes=6"} <= set(baseline)
+    assert [part for part in baseline if part.startswith("model.")] == [
+        "model.roi_heads.num_classes=6"
+    ]
+
+
+DISTILS = """
+import skd
+skd.distill(config, "t.yaml", "w.pth")
+model = config.model
+"""
+
+
+@pytest.mark.parametrize(
+    "more,words",
+    [
+        (
+            ["--opts", "dataloader.train.dataset.names=a"],
+            "dataloader.train.dataset.names is ('a',)",
+        ),
+        (["--train", "mine", "--test", "other"], "--test names 'other', which nobody has"),
+        (["--opts", "dataloader.train.dataset=null"], "dataloader.train.dataset.names is missing"),
+        (["--opts", "dataloader.evaluator=null"], "dataloader.evaluator.dataset_name is missing"),
+        (["--train", "mine", "--test", "tiny_val", "tiny_train"], "dataset_name is of one dataset"),
+        (["--opts", "model.distiller.weight_am=1"], "--opts has model.distiller.weight_am"),
+        (["--opts", "model.balance.ramp=1"], "model.balance.warmup and model.balance.ramp are 1"),
+        (["--opts", "model.balance=null"], "it must be a GradientBalance"),
+        (["--opts", "train.seed", "3", "SEED"], "--opts ends with SEED, a key"),
+        (["--opts", "SOLVER.STEPS", "()"], "SOLVER.STEPS has no counterpart in a LazyConfig"),
+    ],
+)
+def test_errors_of_a_lazy_config_are_in_its_words(
+    more, words, lazy_command_line, catalog, tmp_path
+):
+    with pytest.raises(ValueError) as error:
+        Tuning(parsed(lazy_command_line, "--trials", 1, *more))
+    assert words in str(error.value)
+    assert not (tmp_path / "work" / "journal.log").exists()
+
+
+def test_a_lazy_config_that_distils_is_refused(arguments, catalog):
+    command_line = arguments("student.py", LAZY + DISTILS)
+    with pytest.raises(ValueError, match="student.py', which distils; it must be"):
+        Tuning(parsed(command_line, "--trials", 1))
+
+
 @pytest.mark.slow
 def test_a_search_for_real(command_line, shapes, tmp_path):
     def call(trials):
@@ -405,7 +496,36 @@ def test_a_search_for_real(command_line, shapes, tmp_path):
     assert all(row["status"] in ("done", "pruned") and "bbox/AP" in row["ap"] for row in rows)
     page = (tmp_path / "work" / "README.md").read_text()
     assert "Made by" in page and "tools/tune.py" in page and "tools/compare.py" in page
-    from skd.study.compare.design import Study
-
     study = yaml.safe_load((tmp_path / "work" / "confirm.yaml").read_text())
     assert len(Study(study, str(tmp_path / "confirm")).runs()) >= 6
+
+
+@pytest.mark.slow
+def test_a_search_of_a_lazy_config_for_real(lazy_command_line, shapes, tmp_path, monkeypatch):
+    opts = ["model.student.roi_heads.batch_size_per_image=32", "optimizer.lr=0.002"]
+    more = ["--trials", 1, "--methods", "PKD", "--opts", *opts]
+    printed = run_script("tools/tune.py", *lazy_command_line, *more, datasets=shapes)
+    assert "PKD, trial000: done" in printed and "baseline: done" in printed
+    with open(tmp_path / "work" / "results.jsonl") as f:
+        baseline, row = [json.loads(line) for line in f]
+    assert "bbox/AP" in row["ap"] and "segm/AP" in baseline["ap"]
+    assert row["settings"]["model.balance.share"] == 3.0
+    page = (tmp_path / "work" / "README.md").read_text()
+    (settings,) = re.findall("^model.distiller=.*", page, re.MULTILINE)
+    cfg = LazyConfig.load(str(tmp_path / "student.py"))
+    distill(cfg, "t.yaml", "w")
+    cfg = lazy_config.override(cfg, shlex.split(settings))  # as train_net.py takes it
+    assert type(instantiate(cfg.model.distiller)).__name__ == "PKD"
+    assert instantiate(cfg.model.balance).settings.until == 0.333
+    study = Study(yaml.safe_load((tmp_path / "work" / "confirm.yaml").read_text()), "work")
+    with pytest.raises(UnsafeConfigError, match="student.py', a LazyConfig, which runs code"):
+        study.check()
+    trust, _, command = next(x for x in page.splitlines() if "tools/compare.py" in x).partition(" ")
+    assert command.startswith("python tools/compare.py")
+    monkeypatch.setenv(*trust.split("="))
+    study.check()
+    teacher, *runs = sorted(study.runs(), key=lambda run: run.method != "teacher")
+    assert [run.method for run in runs] == ["baseline", "PKD"] * 3
+    assert "model.roi_heads.batch_size_per_image=32" in runs[0].command()
+    assert {*opts, *shlex.split(settings)} <= set(runs[1].command())
+    assert not set(opts) & set(teacher.command())  # a YAML config

@@ -44,10 +44,7 @@ class ChildRun:
             opts = ["SOLVER.MAX_ITER", str(self.iterations), *opts]
         else:
             command.append("--eval-only")
-        if is_lazy_file(self.config):
-            pairs = zip(opts[::2], opts[1::2])
-            opts = [option for key, value in pairs for option in lazy_options(key, value)]
-        return [*command, *opts]
+        return [*command, *options_for(self.config, opts)]
 
     def start(self, threads: int, resume: bool = False, gpu: str = "") -> None:
         os.makedirs(self.folder, exist_ok=True)
@@ -86,6 +83,30 @@ class ChildRun:
     def rows(self) -> List[Dict]:
         """What the trainer wrote to metrics.json so far."""
         return read_metrics(self.folder)
+
+
+def option_pairs(opts: Sequence[str]) -> List[str]:
+    """
+    KEY, VALUE, ... of ``--opts``, also of what is written as key=value, as LazyConfigs have it.
+
+    Raises:
+        ValueError: a key without a value.
+    """
+    parts: List[str] = []
+    for part in opts:
+        named = len(parts) % 2 == 0 and "=" in part  # in the place of a key, which has none
+        parts += part.split("=", 1) if named else [part]
+    if len(parts) % 2:
+        raise ValueError(f"--opts ends with {parts[-1]}, a key; it must have a value.")
+    return parts
+
+
+def options_for(config: str, opts: Sequence[str]) -> List[str]:
+    """KEY, VALUE, ... of either form, as train_net takes them for a config file of its form."""
+    if not is_lazy_file(config):
+        return list(opts)
+    pairs = zip(opts[::2], opts[1::2])
+    return [option for key, value in pairs for option in lazy_options(key, value)]
 
 
 def lazy_options(key: str, value: str) -> List[str]:

@@ -108,7 +108,7 @@ class StudyRun(ChildRun):
         return {**seen, "distillation": terms} if terms else seen
 
 
-def _of_part(part: str, opts: List[str], own: Container[str]) -> List[str]:
+def options_of_part(part: str, opts: List[str], own: Container[str]) -> List[str]:
     """
     Options for a run of the "student" or the "teacher" by itself. They are written for the runs
     that distil, where ``model`` of a LazyConfig has both in it; a YAML config's keys stay in place.
@@ -118,10 +118,11 @@ def _of_part(part: str, opts: List[str], own: Container[str]) -> List[str]:
     """
     kept = []
     for key, value in zip(opts[::2], opts[1::2]):
-        if key in own or not key.startswith("model."):
+        path = key.lstrip("+")  # of Hydra's grammar: a key that is new
+        if key in own or not path.startswith("model."):
             kept += [key, value]
-        elif key.startswith("model.student.") and part == "student":
-            kept += [f"model.{key[len('model.student.'):]}", value]
+        elif path.startswith("model.student.") and part == "student":
+            kept += [f"model.{path[len('model.student.'):]}", value]
     return kept
 
 
@@ -278,7 +279,7 @@ class Study:
         config, given = find_file(entry["config"]), entry.get("weights")
         weights = ["MODEL.WEIGHTS", find_file(given)] if given else []
         own = entry.get("opts") or {}
-        opts = _of_part("teacher", self._opts(own), own)
+        opts = options_of_part("teacher", self._opts(own), own)
         folder = self._folder(TEACHERS, name)
         run = StudyRun(
             f"teacher {name}", config, folder, iterations,
@@ -296,7 +297,7 @@ class Study:
         opts = [*self._opts({**student.get("opts", {}), **own}), "SEED", str(seed)]
         flags, after, label = list(self.flags), None, method
         if method == BASELINE:
-            teacher, opts = "", _of_part("student", opts, own)
+            teacher, opts = "", options_of_part("student", opts, own)
         else:
             self._pick("teachers", teacher)
             entry, source = self.spec["teachers"][teacher], self.teachers[teacher]

@@ -14,7 +14,7 @@ from ..common.devices import default_jobs, default_threads, same_threads
 from ..common.methods import methods_named
 from ..common.paths import find_file
 from ..common.result_files import BASELINE, write_text
-from ..common.runs import run_all
+from ..common.runs import option_pairs, run_all
 from ..common.tables import print_table
 from .design import Study, StudyRun, load_study
 from .earlier import are_same, check_none_lost, commits_of, take_earlier
@@ -103,7 +103,7 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
     return {
         "iterations": args.iterations or 0,
         "seeds": args.seeds or [1, 2, 3],
-        "opts": _pairs(args.opts),
+        "opts": option_pairs(args.opts),
         "teachers": {"teacher": {"config": args.teacher, "weights": args.teacher_weights or ""}},
         "detectors": detectors,
         "methods": {name: {"MODEL.DISTILLER.NAME": name} for name in names},
@@ -111,15 +111,6 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
             {"name": name, "detector": name, "methods": [BASELINE, *names]} for name in detectors
         ],
     }
-
-
-def _pairs(opts: List[str]) -> List[str]:
-    """KEY VALUE ..., also of what is written as key=value, as LazyConfigs have it."""
-    parts = []
-    for part in opts:
-        named = len(parts) % 2 == 0 and "=" in part  # in the place of a key, which has none
-        parts += part.split("=", 1) if named else [part]
-    return parts
 
 
 def _short_names(paths: List[str]) -> List[str]:

@@ -12,7 +12,11 @@ Dataset = Tuple[str, str, str]  # NAME, JSON, IMAGES
 
 
 def hold_out(
-    datasets: Sequence[Sequence[str]], names: Sequence[str], folds: int, folder: str
+    datasets: Sequence[Sequence[str]],
+    names: Sequence[str],
+    folds: int,
+    folder: str,
+    key: str = "DATASETS.TRAIN",
 ) -> Dict[str, List[Dataset]]:
     """
     Divide training sets in COCO's format in two, by their images' names.
@@ -22,6 +26,7 @@ def hold_out(
         names: of the training sets.
         folds: one of so many is held out.
         folder: for the new JSON files.
+        key: where the names are from.
 
     Returns:
         The datasets to "train" and to "test" on.
@@ -35,7 +40,7 @@ def hold_out(
     others = [name for name in names if name not in given]
     if others or not names:
         raise ValueError(
-            f"DATASETS.TRAIN is {tuple(names)}, and only what --register-coco names can be "
+            f"{key} is {tuple(names)}, and only what --register-coco names can be "
             "divided: give --train and --test, datasets to choose settings on (never the one to "
             "report on)."
         )

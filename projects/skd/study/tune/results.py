@@ -10,9 +10,12 @@ from typing import Any, Dict, List, Optional
 
 import yaml
 
+from ...config import is_lazy_file
+from ...runtime.trust import TRUST_VARIABLE
 from ..common.command import setup_flags
 from ..common.metrics import main_metrics, title_of
 from ..common.result_files import Row, write_lines, write_text
+from ..common.runs import options_for
 from ..common.tables import markdown_table, print_table
 from ..compare.design import StudyRun
 
@@ -123,12 +126,13 @@ def _last(row: Row) -> str:
 
 def _short(settings: Dict[str, Any]) -> str:
     shown = {key.rsplit(".", 1)[1]: value for key, value in settings.items()}
-    return ", ".join(f"{k} {v}" for k, v in shown.items() if k not in ("NAME", "ENABLED"))
+    return ", ".join(f"{k} {v}" for k, v in shown.items() if k.upper() not in ("NAME", "ENABLED"))
 
 
 def _settings(run: StudyRun) -> str:
     """A run's settings, as on train_net's command line."""
-    return shlex.join(str(part) for pair in run.settings.items() for part in pair)
+    parts = [str(part) for pair in run.settings.items() for part in pair]
+    return shlex.join(options_for(run.config, parts))
 
 
 def _datasets(tuning: Any) -> str:
@@ -138,17 +142,29 @@ def _datasets(tuning: Any) -> str:
 def _study(tuning: Any, best: Dict[str, StudyRun]) -> Dict[str, Any]:
     """The best settings against the baseline, as compare.py reads it."""
     args, name = tuning.args, tuning.baseline.detector
+    detector: Dict[str, Any] = {"config": args.config_file}
+    opts = list(tuning.opts)
+    if len(set(map(is_lazy_file, _files(tuning)))) > 1:  # the teacher's form has other keys
+        detector["opts"], opts = dict(zip(opts[::2], opts[1::2])), []
     return {
         "iterations": tuning.iterations,
         "seeds": [tuning.seed + k for k in (1, 2, 3)],
-        "opts": list(args.opts),
+        "opts": opts,
         "teachers": {"teacher": {"config": args.teacher, "weights": args.teacher_weights or ""}},
-        "detectors": {name: {"config": args.config_file}},
+        "detectors": {name: detector},
         "methods": {method: dict(run.settings) for method, run in best.items()},
         "compare": [{"name": name, "detector": name, "methods": ["baseline", *best]}],
     }
 
 
+def _files(tuning: Any) -> List[str]:
+    """The configs, without a teacher's that has no run of its own: a name in the model zoo."""
+    return [path for path in (tuning.config, tuning.teacher) if os.path.exists(path)]
+
+
 def _confirmation(tuning: Any, output: str) -> str:
     given = setup_flags(tuning.args, tuning.args.register_coco)
-    return shlex.join(["python", "tools/compare.py", os.path.join(output, CONFIRM), *given])
+    command = shlex.join(["python", "tools/compare.py", os.path.join(output, CONFIRM), *given])
+    # a study file is not the user's word that they may run
+    lazy = os.pathsep.join(filter(is_lazy_file, _files(tuning)))
+    return f"{TRUST_VARIABLE}={shlex.quote(lazy)} {command}" if lazy else command

@@ -11,16 +11,17 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
 
-from ...config import distill, form_of, is_distilling, is_lazy_file, read_config
+from ...config import Config, distill, form_of, is_distilling, read_config, run_settings
 from ...config.lazy_config import allow
+from ...engine.run import check_registered
 from ...runtime import lock
 from ..common.command import RunError, set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
 from ..common.metrics import evaluations, main_metrics, scores
 from ..common.paths import find_file
 from ..common.result_files import BASELINE, write_text
-from ..common.runs import least_used, stop, stop_on_sigterm
-from ..compare.design import StudyRun
+from ..common.runs import least_used, option_pairs, options_for, stop, stop_on_sigterm
+from ..compare.design import StudyRun, options_of_part
 from .held_out import hold_out
 from .results import print_results, write_tuning
 from .search import Attempt, Rungs, Search, options
@@ -101,13 +102,14 @@ class Tuning:
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} is {value}; it must be above 0.")
         set_up(args)
-        self.args, self.work = args, args.work
+        self.args, self.work, self.opts = args, args.work, option_pairs(args.opts)
         self.config, self.teacher = find_file(args.config_file), find_file(args.teacher)
         cfg = self._config()
-        self.iterations = args.iterations or cfg.SOLVER.MAX_ITER
+        self.form = run_settings.form_name(cfg)
+        self.iterations = args.iterations or run_settings.value_of(cfg, "max_iter")
         self.seed = args.seed
         self.rungs = Rungs.of(self.iterations, args.rungs, args.factor)
-        self.spaces = spaces_of(cfg, args.methods, args.levels, self.iterations)
+        self.spaces = spaces_of(cfg, self._override, args.methods, args.levels, self.iterations)
         self.flags, self.datasets = self._datasets(cfg)
         self._same_search()
         self.clock = Clock(os.path.join(self.work, "minutes.json"))
@@ -127,7 +129,7 @@ class Tuning:
         key = attempt.method, attempt.number
         if key not in self._made:
             space = self.spaces[attempt.method]
-            settings = options(attempt.method, attempt.settings, space, self.iterations)
+            settings = options(attempt.method, attempt.settings, space, self.iterations, self.form)
             names = [attempt.method, f"trial{attempt.number:03}"]
             self._made[key] = self._run(attempt.method, names, settings, attempt)
         return self._made[key]
@@ -144,47 +146,66 @@ class Tuning:
         attempt: Optional[Attempt] = None,
     ) -> TrialRun:
         parts = [str(part) for pair in (settings or {}).items() for part in pair]
-        opts = ["TEST.EVAL_PERIOD", str(self.rungs.period), "SEED", str(self.seed)]
+        own = ["TEST.EVAL_PERIOD", str(self.rungs.period), "SEED", str(self.seed)]
+        opts = self.opts if attempt else options_of_part("student", self.opts, ())
         return TrialRun(
             ", ".join(folder), self.config, os.path.join(self.work, *folder), self.iterations,
-            [*self.args.opts, *self.datasets, *opts, *parts],
+            [*opts, *self.datasets, *own, *parts],
             [*self.flags, *(self.teacher_flags() if attempt else [])],
             detector=os.path.splitext(os.path.basename(self.config))[0], method=method,
             teacher=self.teacher if attempt else "", seed=self.seed,
             attempt=attempt, settings=settings or {},
         )  # fmt: skip
 
-    def _config(self) -> CfgNode:
+    def _config(self) -> Config:
         """The student's, which distils, with what every run gets."""
         for path in (self.config, self.teacher):
             allow(path)  # Python or not: the user has named it
-        if is_lazy_file(self.config):
-            raise ValueError(
-                f"--config-file is '{self.config}', a LazyConfig; it must be a YAML config, whose "
-                "keys can be searched."
-            )
         cfg = read_config(self.config)
+        form_of(cfg).check(cfg)
         if is_distilling(cfg):
             raise ValueError(
                 f"--config-file is '{self.config}', which distils; it must be the config of the "
                 "student without a teacher, for the baseline."
             )
+        for key in self.opts[::2]:
+            if key.lstrip("+").split(".")[:2] == ["model", "distiller"]:  # of a LazyConfig
+                raise ValueError(
+                    f"--opts has {key}; leave it out: --methods says what runs, each method with "
+                    "its default settings."
+                )
         distill(cfg, self.teacher, find_file(self.args.teacher_weights or ""))
-        return form_of(cfg).override(cfg, self.args.opts)
+        cfg = self._override(cfg, self.opts)
+        form_of(cfg).check_training(cfg)
+        return cfg
 
-    def _datasets(self, cfg: CfgNode) -> Tuple[List[str], List[str]]:
+    def _override(self, cfg: Config, opts: Sequence[str]) -> Config:
+        return form_of(cfg).override(cfg, options_for(self.config, opts))
+
+    def _datasets(self, cfg: Config) -> Tuple[List[str], List[str]]:
         """Flags and options that make a run train and test on the tuning split."""
-        args, own = self.args, [*self.args.register_coco]
-        train, test = args.train or list(cfg.DATASETS.TRAIN), args.test
+        args, own, keys = self.args, [*self.args.register_coco], run_settings.keys_of(self.form)
+        sets = {name: run_settings.value_of(cfg, name) for name in ("train_sets", "test_sets")}
+        for name, value in sets.items():
+            if value is None:
+                raise ValueError(
+                    f"{keys[name]} is missing; it must be there, to be set to what is held out."
+                )
+        train, test = args.train or sets["train_sets"], args.test
         if not test:
             folder = os.path.join(self.work, "split")
-            parts = hold_out(own, train, args.folds, folder)
+            key = "--train" if args.train else keys["train_sets"]
+            parts = hold_out(own, train, args.folds, folder, key)
             own = [*parts["train"], *parts["test"]]
             train, test = ([name for name, *_ in parts[part]] for part in ("train", "test"))
+        else:
+            check_registered("--train" if args.train else keys["train_sets"], train)
+            check_registered("--test", test)
         both = sorted(set(train) & set(test))
         if both:
             raise ValueError(f"--test has {both}, which is trained on; it must be held out.")
-        return setup_flags(args, own), ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
+        opts = ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
+        return setup_flags(args, own), [*opts, *_for_evaluator(cfg, test)]
 
     def _same_search(self) -> None:
         """
@@ -197,7 +218,7 @@ class Tuning:
             "--config-file": self.config, "--teacher": self.teacher_flags(), "--seed": self.seed,
             "iterations": self.iterations, "--rungs": self.args.rungs,
             "--factor": self.args.factor, "datasets": [self.flags, self.datasets],
-            "--opts": self.args.opts, "--metric": self.args.metric,
+            "--opts": self.opts, "--metric": self.args.metric,
             "--levels": {name: list(space.levels) for name, space in self.spaces.items()},
         }  # fmt: skip
         os.makedirs(self.work, exist_ok=True)
@@ -220,6 +241,18 @@ class Tuning:
                     "--trials, --minutes and --methods may change. Choose another --work."
                 )
         write_text(path, json.dumps(now))
+
+
+def _for_evaluator(cfg: Config, test: Sequence[str]) -> List[str]:
+    """A LazyConfig names its test set twice: for the loader, and for what scores."""
+    if isinstance(cfg, CfgNode):
+        return []
+    key = "dataloader.evaluator.dataset_name"
+    if run_settings.select(cfg, key) is None:
+        raise ValueError(f"{key} is missing; it must be there, to be set to what is held out.")
+    if len(test) > 1:
+        raise ValueError(f"{key} is of one dataset, and to compare on are {', '.join(test)}.")
+    return [key, repr(test[0])]
 
 
 def tune(args: argparse.Namespace, command: str) -> int:

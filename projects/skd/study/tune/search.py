@@ -14,7 +14,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
+from ...config.naming import called, written_as
+from ...distillers import GradientBalance
 from ...distillers.schedule import DECAYS
+from ...distillers.words import called as called_of
 
 # Sum of the terms' gradients, in the detector's; and a term's proportion to the first one's.
 SHARE = PROPORTION = (0.1, 10.0)
@@ -23,7 +26,6 @@ WARMUP = (0.0, 0.2)
 UNTIL = (0.25, 1.0)
 # of a method, before what they gave decides about the next one
 RANDOM_TRIALS = 5
-_KEY = "MODEL.DISTILLER"
 
 Settings = Dict[str, Any]
 
@@ -72,25 +74,30 @@ def _within(value: float, limits: Tuple[float, float]) -> float:
     return min(max(float(value), limits[0]), limits[1])
 
 
-def options(method: str, settings: Settings, space: Space, iterations: int) -> Dict[str, Any]:
-    """The config's keys of some settings. Three digits: more say nothing, and are hard to read."""
-    balance = f"{_KEY}.BALANCE"
-    keys = {
-        f"{_KEY}.NAME": method,
-        f"{balance}.ENABLED": True,
-        f"{balance}.SHARE": _three_digits(settings["SHARE"]),
-        f"{balance}.DECAY": settings["DECAY"],
-        f"{balance}.WARMUP": int(settings["WARMUP"] * iterations),
+def options(
+    method: str, settings: Settings, space: Space, iterations: int, form: str
+) -> Dict[str, Any]:
+    """
+    The keys of some settings in a form of config, ``YAML`` or ``LAZY``; the method's is one for
+    both. Three digits: more say nothing, and are hard to read.
+    """
+    values = {
+        "enabled": True,
+        "share": _three_digits(settings["SHARE"]),
+        "decay": settings["DECAY"],
+        "warmup": int(settings["WARMUP"] * iterations),
         # older searches had a teacher to the end
-        f"{balance}.UNTIL": _three_digits(settings.get("UNTIL", 1.0)),
+        "until": _three_digits(settings.get("UNTIL", 1.0)),
     }
     parts = [[term, _three_digits(settings[term])] for term in space.terms if term in settings]
     if parts:
-        keys[f"{balance}.SHARES"] = str([[space.terms[0], 1.0], *parts])
+        values["shares"] = str([[space.terms[0], 1.0], *parts])
     levels = settings.get("LEVELS", space.levels[0])
-    if levels != space.levels[0]:
-        keys[f"{_KEY}.LEVELS"] = str(levels.split(","))
-    return keys
+    with written_as(form):
+        keys = {called_of(GradientBalance, name): value for name, value in values.items()}
+        if levels != space.levels[0]:
+            keys[called("MODEL.DISTILLER.LEVELS")] = str(levels.split(","))
+    return {"MODEL.DISTILLER.NAME": method, **keys}
 
 
 def _three_digits(value: float) -> float:

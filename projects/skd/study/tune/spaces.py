@@ -1,31 +1,40 @@
 """What is searched of each method: its terms, and choices of levels."""
 
-from typing import Dict, List, Sequence
+import copy
+from dataclasses import replace
+from typing import Callable, Dict, List, Sequence
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
+from detectron2.config import CfgNode, instantiate
 
-from ...config.methods import build_balance, build_distiller
+from ...config import Config, run_settings
+from ...config.methods import build_distiller
+from ...config.naming import written_as
+from ...distillers import Distiller, GradientBalance
 from ...distillers.balance import PREFIX
 from ...distillers.base import Shapes
 from ...distillers.schedule import UNTIL as DEFAULT_UNTIL
+from ...distillers.words import called
+from ...engine import describe
 from ...modeling.state import pairs_of
 from ..common.methods import methods_named
 from .search import UNTIL, WARMUP, Space
 
-BALANCE = "MODEL.DISTILLER.BALANCE"
-
 
 def spaces_of(
-    cfg: CfgNode, methods: Sequence[str], levels: Sequence[str], iterations: int
+    cfg: Config,
+    override: Callable[[Config, Sequence[str]], Config],
+    methods: Sequence[str],
+    levels: Sequence[str],
+    iterations: int,
 ) -> Dict[str, Space]:
     """
     What is searched of each method. Builds student and teacher, so that what does not fit is an
     error now.
 
     Args:
-        cfg: distilling.
+        cfg: distilling, of either form.
+        override: a config with KEY, VALUE, ... of either form.
         methods: names, or "all".
         levels: choices of levels as "p2,p3"; empty for all, and all without the first or last.
 
@@ -33,32 +42,36 @@ def spaces_of(
         ValueError: an unknown method or level, or settings that would stop a run.
     """
     methods = methods_named(methods)
-    if cfg.MODEL.DISTILLER.COMBINE:
+    if run_settings.select(cfg, "MODEL.DISTILLER.COMBINE"):
         raise ValueError("MODEL.DISTILLER.COMBINE is set; leave it out: --methods says what runs.")
-    cfg = cfg.clone()
-    balance = cfg.MODEL.DISTILLER.BALANCE
-    first = {
-        "SHARE": balance.SHARE,
-        "DECAY": balance.DECAY,
-        "WARMUP": balance.WARMUP / iterations,
-        "UNTIL": balance.UNTIL or DEFAULT_UNTIL,
-    }
-    own = dict(balance.SHARES)
-    cfg.merge_from_list(
-        ["SOLVER.MAX_ITER", iterations, "MODEL.DEVICE", "cpu", "MODEL.DISTILLER.NAME", methods[0]]
-        + [f"{BALANCE}.ENABLED", True, f"{BALANCE}.SHARES", []]
-    )
-    shapes = _shapes(cfg)
+    form = run_settings.form_name(cfg)
+    cfg = copy.deepcopy(cfg)
+    run_settings.put(cfg, "max_iter", iterations)
+    run_settings.put(cfg, "device", "cpu")
+    with written_as(form):
+        cfg = override(cfg, [called(GradientBalance, "enabled"), "True"])
+    cfg = override(cfg, ["MODEL.DISTILLER.NAME", methods[0]])
+    model = describe(cfg).build_model()
+    shapes = {name: (pair.student, pair.teacher) for name, pair in pairs_of(model).items()}
     choices = _level_choices(list(shapes), levels)
+    balance = model.distiller.balance
+    given = balance.settings
+    first = {
+        "SHARE": given.share,
+        "DECAY": given.decay,
+        "WARMUP": given.warmup / iterations,
+        "UNTIL": given.until or DEFAULT_UNTIL,
+    }
     # the least time between warm-up and end that there is to be tried
-    longest = int(WARMUP[1] * iterations)
-    cfg.merge_from_list([f"{BALANCE}.UNTIL", UNTIL[0], f"{BALANCE}.WARMUP", longest])
-    build_balance(cfg)
+    balance.settings = replace(given, until=UNTIL[0], warmup=int(WARMUP[1] * iterations))
+    with written_as(form):
+        balance.check_schedule()
     spaces = {}
     for method in methods:
-        cfg.MODEL.DISTILLER.NAME = method
-        terms = _terms(cfg, shapes)
-        parts = {t: own.get(t, own.get(PREFIX + t, 1.0)) for t in terms}
+        distiller = _distiller(override(cfg, ["MODEL.DISTILLER.NAME", method]))
+        distiller.bind_once(shapes, student_stride=model.distiller.student_stride)
+        terms = _terms(distiller, shapes)
+        parts = {t: balance.proportions.get(t, 1.0) for t in terms}
         scale = parts[terms[0]] or 1.0
         spaces[method] = Space(
             terms, choices, {**first, **{t: p / scale for t, p in parts.items()}}
@@ -66,15 +79,12 @@ def spaces_of(
     return spaces
 
 
-def _shapes(cfg: CfgNode) -> Shapes:
-    model = build_model(cfg)
-    return {name: (pair.student, pair.teacher) for name, pair in pairs_of(model).items()}
+def _distiller(cfg: Config) -> Distiller:
+    return build_distiller(cfg) if isinstance(cfg, CfgNode) else instantiate(cfg.model.distiller)
 
 
-def _terms(cfg: CfgNode, shapes: Shapes) -> List[str]:
+def _terms(distiller: Distiller, shapes: Shapes) -> List[str]:
     """Names of a method's terms: what it returns for random maps."""
-    distiller = build_distiller(cfg)
-    distiller.bind(shapes)
     side = 2 * max(student.stride for student, _ in shapes.values())
 
     def maps(which: int) -> Dict[str, torch.Tensor]:
