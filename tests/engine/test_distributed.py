@@ -26,12 +26,16 @@ class MeanOfMaps(GeneralizedRCNN):
         return {"loss_own": sum(x.square().mean() for x in maps.values()) + 0 * unused}
 
 
-def build(teacher_files, norm, balance=False):
+HALF_SIZE = {"MODEL__TEACHER__HALF_SIZE": True}
+PER_LEVEL = {"MODEL__DISTILLER__BALANCE__PER_LEVEL": True}
+
+
+def build(teacher_files, norm, balance=False, **changes):
     """A model; with a balance, which measures the student's own loss too, it samples nothing."""
     cfg = distilling(
         tiny_config(fpn=32), teacher_files, "mean", balance=balance,
         MODEL__RESNETS__NORM="FrozenBN", MODEL__FPN__NORM="", MODEL__DISTILLER__EVERY=2,
-        MODEL__DISTILLER__STRUCTURED__NON_LOCAL__NORM=norm,
+        MODEL__DISTILLER__STRUCTURED__NON_LOCAL__NORM=norm, **changes,
     )  # fmt: skip
     if balance:
         cfg.MODEL.STUDENT.META_ARCHITECTURE = "MeanOfMaps"
@@ -56,10 +60,12 @@ def step(model, inputs, iteration=0):
     return {k: v.detach() for k, v in losses.items() if "distill" in k}, grads
 
 
-def worker(teacher_files, norm, balance, out):
+def worker(teacher_files, norm, balance, changes, out):
     torch.set_num_threads(1)
     torch.manual_seed(100 + comm.get_rank())  # to be overruled by rank 0's parameters
-    model = wrap_data_parallel(build(teacher_files, norm, balance), broadcast_buffers=False)
+    model = wrap_data_parallel(
+        build(teacher_files, norm, balance, **changes), broadcast_buffers=False
+    )
     assert not model.find_unused_parameters
     mine = IMAGES // comm.get_world_size()
     inputs = batch(IMAGES)[comm.get_rank() * mine :][:mine]
@@ -77,16 +83,21 @@ def worker(teacher_files, norm, balance, out):
 
 
 @pytest.mark.parametrize(
-    "processes,norm,balance",
-    [(2, "GN", False), (2, "", False), (2, "naiveSyncBN", False), (4, "", False), (2, "", True)],
-)
+    "processes,norm,balance,changes",
+    [
+        (2, "GN", False, {}), (2, "", False, {}), (2, "naiveSyncBN", False, {}), (4, "", False, {}),
+        (2, "", True, {}), (2, "", True, HALF_SIZE), (2, "", True, PER_LEVEL),
+    ],
+)  # fmt: skip
 def test_processes_equal_one_with_the_joint_batch(
-    teacher_files, processes, norm, balance, tmp_path
+    teacher_files, processes, norm, balance, changes, tmp_path
 ):
     out = str(tmp_path / "out.pth")
-    launch(worker, processes, dist_url="auto", args=(teacher_files, norm, balance, out))
+    launch(worker, processes, dist_url="auto", args=(teacher_files, norm, balance, changes, out))
     losses, grads = torch.load(out)
-    expected_losses, expected_grads = step(build(teacher_files, norm, balance), batch(IMAGES))
+    expected_losses, expected_grads = step(
+        build(teacher_files, norm, balance, **changes), batch(IMAGES)
+    )
     assert losses.keys() == expected_losses.keys() and grads.keys() == expected_grads.keys()
     for name, value in expected_losses.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-7)

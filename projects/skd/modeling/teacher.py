@@ -219,7 +219,7 @@ class FrozenTeacher(nn.Module):
             tapped = self._tap(_in_order(images, flips))
             return lambda: tapped
         current = torch.cuda.current_stream(device)
-        if self._stream is None:
+        if self._stream is None or self._stream.device != device:
             self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):  # all that this stream reads is made in it
