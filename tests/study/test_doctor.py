@@ -77,6 +77,19 @@ def test_levels_of_other_sizes(teacher_files, shapes, monkeypatch):
     assert finding.name == "levels" and "p3" in finding.text
 
 
+def test_a_teacher_that_reads_classes_where_nothing_is_distilled(teacher_files, shapes):
+    """All shapes are far below 112 pixels, where poolers leave the finest map."""
+    said = "the teacher's box head reads 100% of your objects from p2, which is not distilled: p3"
+    for kind, expected in (("retinanet", True), ("mask_rcnn", False)):
+        cfg = distilling(tiny_config(kind), teacher_files)
+        notes = examine(cfg, iterations=1, images=2).notes
+        assert any(note.startswith(said) for note in notes) == expected
+    cfg = distilling(tiny_config(INPUT__MIN_SIZE_TEST=2048), teacher_files)
+    cfg.MODEL.DISTILLER.LEVELS, cfg.INPUT.MAX_SIZE_TEST = ["p3", "p4", "p5"], 2048
+    notes = examine(cfg, iterations=1, images=1).notes  # as large as on COCO
+    assert not any("box head" in note for note in notes)
+
+
 def test_a_teacher_that_finds_nothing(teacher_files, shapes):
     verdict = examine(config(teacher_files), iterations=0, images=2)
     assert names(verdict) == ["untrained teacher"] and "give --student-weights" in str(verdict)

@@ -6,6 +6,7 @@ Whether a distillation is going to help, and why not: see :func:`examine`.
     training.py  what the terms do to the student in a few iterations
     position.py  whether a feature map lies where its image says
     teacher.py   what the teacher finds on the student's images
+    pooled.py    from which of its maps a two-stage teacher reads classes
     verdict.py   what is said
 
     table.py     tools/doctor_table.py: how often it is right

@@ -14,6 +14,7 @@ from ...modeling.build_detector import Detector, build_detector, build_model_of
 from ...modeling.load import load_in_full
 from ...modeling.teacher import teacher_source
 from ...runtime.words import shown
+from .pooled import pooled_notes
 from .verdict import Finding, Verdict
 
 # How much better another way to read the images must be to say that the configured one is wrong, in
@@ -71,6 +72,7 @@ def examine_teacher(cfg: Config, images: int, student_weights: str, verdict: Ver
         )
     if not found and seen.ap50 < NOTHING:
         found = [_finds_nothing(seen, is_untrained(teacher.model))]
+    verdict.notes += pooled_notes(teacher.model, inputs, records, verdict.distilled)
     if student_weights:
         student = build_model_of(student_config(cfg)).to(device).eval()
         load_in_full(student, student_weights, "--student-weights", "--config-file")

@@ -143,6 +143,7 @@ class _Watch:
         for name, shares in self.shares.items():
             verdict.terms[name] = (statistics.median(shares), statistics.mean(self.cosines[name]))
         verdict.levels = {name: statistics.mean(seen) for name, seen in self.alike.items()}
+        verdict.distilled = [pair.teacher_name for pair in pairs_of(self.model).values()]
         verdict.findings += self._findings(verdict)
 
     def _findings(self, verdict: Verdict) -> List[Finding]:

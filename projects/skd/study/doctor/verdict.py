@@ -23,6 +23,7 @@ class Verdict:
         teacher, student: box AP50 whatever class a box is given, 0 to 100; None if not known.
         terms: share of the detector's gradient and cosine with it, by term.
         levels: centered kernel alignment of student's and teacher's map, by level.
+        distilled: the teacher's maps that are; empty if not known.
         notes: what need not be wrong, but is good to know.
     """
 
@@ -31,6 +32,7 @@ class Verdict:
     student: Any = None
     terms: Dict[str, Tuple[float, float]] = field(default_factory=dict)
     levels: Dict[str, float] = field(default_factory=dict)
+    distilled: List[str] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
 
     def __str__(self) -> str:
