@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.config import LazyCall as L
+from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 
 from skd import build_teacher, distill
 from skd.evaluation import Quality, class_agnostic_quality, detect
 from skd.study.doctor import examine, run_doctor
+from skd.study.doctor.pooled import pooled_notes
 from skd.study.doctor.teacher import NORMALIZATIONS, _misread, is_untrained, normalized
 from tests.helpers import LAZY, batch, distilling, lazy_config, tiny_config
 from tests.processes import parser_of, run_script
@@ -79,7 +82,7 @@ def test_levels_of_other_sizes(teacher_files, shapes, monkeypatch):
 
 def test_a_teacher_that_reads_classes_where_nothing_is_distilled(teacher_files, shapes):
     """All shapes are far below 112 pixels, where poolers leave the finest map."""
-    said = "the teacher's box head reads 100% of your objects from p2, which is not distilled: p3"
+    said = "the teacher's box head reads 100% of your objects from p2, which is not distilled: for"
     for kind, expected in (("retinanet", True), ("mask_rcnn", False)):
         cfg = distilling(tiny_config(kind), teacher_files)
         notes = examine(cfg, iterations=1, images=2).notes
@@ -88,6 +91,40 @@ def test_a_teacher_that_reads_classes_where_nothing_is_distilled(teacher_files, 
     cfg.MODEL.DISTILLER.LEVELS, cfg.INPUT.MAX_SIZE_TEST = ["p3", "p4", "p5"], 2048
     notes = examine(cfg, iterations=1, images=1).notes  # as large as on COCO
     assert not any("box head" in note for note in notes)
+
+
+def test_boxes_are_read_in_the_size_that_the_teacher_sees():
+    """Of 120 pixels in the input: from p3, and from p2 where the teacher sees them at half."""
+    teacher = build_model(tiny_config())
+    box = {"bbox": [0, 0, 30, 60], "bbox_mode": BoxMode.XYWH_ABS}
+    crowd = {"bbox": [0, 0, 5, 5], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 1}
+    inputs = [{"image": torch.zeros(3, 160, 160), "height": 80, "width": 40}]
+    records = [{"annotations": [box, crowd, crowd]}]  # not all of them say how large an image is
+    (note,) = pooled_notes(teacher, inputs, records, ["p2", "p4"])
+    assert "100% of your objects from p3" in note and "p2, p4 serve the proposals" in note
+    assert not pooled_notes(teacher, inputs, records, ["p3", "p4"])
+    (note,) = pooled_notes(teacher, inputs, records, ["p3", "p4"], half_size=True)
+    assert "100% of your objects from p2" in note
+    assert not pooled_notes(teacher, inputs, [{"annotations": [crowd]}], ["p3"])
+    assert not pooled_notes(teacher, [], [], ["p3"]) and not pooled_notes(
+        teacher, inputs, records, []
+    )
+
+
+@pytest.mark.parametrize("form", ["yaml", "lazy"])
+def test_the_doctor_knows_a_teacher_at_half_size(
+    form, teacher_files, shapes, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr("skd.study.doctor.teacher.pooled_notes", lambda *x: seen.append(x) or [])
+    if form == "lazy":
+        cfg = lazy_config(tmp_path)
+        distill(cfg, *teacher_files)
+        cfg.model.teacher.half_size = True
+    else:
+        cfg = config(teacher_files, MODEL__TEACHER__HALF_SIZE=True)
+    examine(cfg, iterations=1, images=1)
+    assert seen[0][3:] == (["p2", "p3", "p4", "p5"], True)
 
 
 def test_a_teacher_that_finds_nothing(teacher_files, shapes):

@@ -11,6 +11,8 @@ from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes, BoxMode
 from torch import nn
 
+from ...config.naming import called
+
 MOST = 0.5  # of the objects
 
 
@@ -19,12 +21,14 @@ def pooled_notes(
     inputs: Sequence[Dict[str, Any]],
     records: Sequence[Dict[str, Any]],
     distilled: Sequence[str],
+    half_size: bool = False,
 ) -> List[str]:
     """
     Args:
-        inputs: Detectron2's standard inputs, in the size that the teacher sees.
+        inputs: Detectron2's standard inputs.
         records: Detectron2's dataset dicts of the same images.
-        distilled: the teacher's maps that are.
+        distilled: the teacher's maps that are; empty if not known, and then there is no note.
+        half_size: the teacher sees the inputs at half their width and height.
 
     Returns:
         A note, if most objects are read from maps that are not distilled.
@@ -33,7 +37,9 @@ def pooled_notes(
     pooler, names = (getattr(heads, key, None) for key in ("box_pooler", "box_in_features"))
     if not distilled or not isinstance(pooler, ROIPooler) or len(names or ()) < 2:
         return []
-    boxes = [_boxes(*both) for both in zip(inputs, records)]
+    boxes = [_boxes(*both, 0.5 if half_size else 1.0) for both in zip(inputs, records)]
+    if not boxes:
+        return []
     levels = assign_boxes_to_levels(
         boxes, pooler.min_level, pooler.max_level, pooler.canonical_box_size, pooler.canonical_level
     )
@@ -42,19 +48,26 @@ def pooled_notes(
     part = sum(elsewhere.values()) / max(1, len(levels))
     if part <= MOST:
         return []
+    others = ", ".join(elsewhere)
     return [
-        f"the teacher's box head reads {part:.0%} of your objects from {', '.join(elsewhere)}, "
-        f"which is not distilled: {', '.join(distilled)} serve its proposals, and hold little of "
-        "classes. A one-stage student may end below its baseline by it: take a teacher of its kind."
+        f"the teacher's box head reads {part:.0%} of your objects from {others}, which is not "
+        f"distilled: for these {', '.join(distilled)} serve the proposals alone, and hold little "
+        "of classes. A one-stage student may end below its baseline by it: take a teacher of its "
+        f"kind. A student that has {others} can distil that, too "
+        f"({called('MODEL.DISTILLER.LEVELS')})."
     ]
 
 
-def _boxes(inputs: Dict[str, Any], record: Dict[str, Any]) -> Boxes:
-    """Of an image's objects, in pixels of the input."""
-    scale = inputs["image"].shape[-1] / record["width"]
+def _boxes(inputs: Dict[str, Any], record: Dict[str, Any], factor: float) -> Boxes:
+    """Of an image's objects, in pixels of the input times ``factor``."""
+    height, width = inputs["image"].shape[-2:]
     found = [
         BoxMode.convert(list(x["bbox"]), x["bbox_mode"], BoxMode.XYXY_ABS)
         for x in record["annotations"]
         if not x.get("iscrowd", 0)
     ]
-    return Boxes(scale * torch.tensor(found, dtype=torch.float32).reshape(-1, 4))
+    boxes = Boxes(torch.tensor(found, dtype=torch.float32).reshape(-1, 4))
+    # the image's own size, which the mapper notes where the record has none
+    own = inputs.get("width", width), inputs.get("height", height)
+    boxes.scale(factor * width / own[0], factor * height / own[1])
+    return boxes

@@ -8,7 +8,8 @@ from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from torch import nn
 
 from ...config import Config, form_of, student_config
-from ...config.run_settings import form_name, keys_of, value_of
+from ...config.naming import called
+from ...config.run_settings import form_name, keys_of, select, value_of
 from ...evaluation import Quality, class_agnostic_quality, detect, unseen_classes
 from ...modeling.build_detector import Detector, build_detector, build_model_of
 from ...modeling.load import load_in_full
@@ -72,7 +73,8 @@ def examine_teacher(cfg: Config, images: int, student_weights: str, verdict: Ver
         )
     if not found and seen.ap50 < NOTHING:
         found = [_finds_nothing(seen, is_untrained(teacher.model))]
-    verdict.notes += pooled_notes(teacher.model, inputs, records, verdict.distilled)
+    half_size = bool(select(cfg, called("MODEL.TEACHER.HALF_SIZE")))
+    verdict.notes += pooled_notes(teacher.model, inputs, records, verdict.distilled, half_size)
     if student_weights:
         student = build_model_of(student_config(cfg)).to(device).eval()
         load_in_full(student, student_weights, "--student-weights", "--config-file")
