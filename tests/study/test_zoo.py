@@ -42,3 +42,16 @@ def test_rows_are_means_over_the_seeds_of_what_is_done(tmp_path):
         [link, "RetinaNet", "SKD", "T", "400", "1", "20.0", "-", "0.10", "901", config],
         [link, "RetinaNet", "FGD", "T", "400", "1", "30.0", "25.0", "0.10", "-", config],
     ]
+
+
+def test_runs_of_an_earlier_call_are_the_studys_own(tmp_path):
+    """And those that another study had first are not."""
+    folder = tmp_path / "docs" / "results"
+    rows = [run("baseline", seed, ap) for seed, ap in ((1, 1.0), (2, 2.0), (3, 6.0))]
+    rows[0]["taken_from"] = "docs/results/own/results.jsonl"
+    rows[2]["taken_from"] = "docs/results/other/results.jsonl"
+    (folder / "own").mkdir(parents=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "own" / "results.jsonl").write_text(text)
+    (line,) = zoo_table(str(folder)).splitlines()[2:]
+    assert [cell.strip() for cell in line.split("|")[6:8]] == ["2", "1.5 ± 6.4"]

@@ -41,7 +41,13 @@ def zoo_table(folder: str) -> str:
 
 def _done(path: str) -> List[Row]:
     """Trainings with results, each where it was made; files of other commands have none."""
-    return [row for row in finished(path) if row.get("ap") and TAKEN_FROM not in row]
+    return [row for row in finished(path) if row.get("ap") and _made_here(row, path)]
+
+
+def _made_here(row: Row, path: str) -> bool:
+    """Whether a run is not of another study; those of an earlier call are taken from the file."""
+    source = row.get(TAKEN_FROM)
+    return not source or os.path.abspath(path).endswith(os.sep + source.lstrip(os.sep))
 
 
 def _rows(runs: List[Row]) -> List[List[str]]:
