@@ -456,6 +456,7 @@ model = config.model
         (["--opts", "dataloader.evaluator=null"], "dataloader.evaluator.dataset_name is missing"),
         (["--train", "mine", "--test", "tiny_val", "tiny_train"], "dataset_name is of one dataset"),
         (["--opts", "model.distiller.weight_am=1"], "--opts has model.distiller.weight_am"),
+        (["--opts", "MODEL.DISTILLER.NAME", "PKD"], "--opts has model.distiller; leave it out"),
         (["--opts", "model.balance.ramp=1"], "model.balance.warmup and model.balance.ramp are 1"),
         (["--opts", "model.balance=null"], "it must be a GradientBalance"),
         (["--opts", "train.seed", "3", "SEED"], "--opts ends with SEED, a key"),

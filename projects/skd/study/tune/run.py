@@ -168,8 +168,9 @@ class Tuning:
                 f"--config-file is '{self.config}', which distils; it must be the config of the "
                 "student without a teacher, for the baseline."
             )
-        for key in self.opts[::2]:
-            if key.lstrip("+").split(".")[:2] == ["model", "distiller"]:  # of a LazyConfig
+        for option in options_for(self.config, self.opts):
+            key = option.split("=")[0].lstrip("+")
+            if key.split(".")[:2] == ["model", "distiller"]:  # of a LazyConfig
                 raise ValueError(
                     f"--opts has {key}; leave it out: --methods says what runs, each method with "
                     "its default settings."
