@@ -90,8 +90,8 @@ def options(
         "until": _three_digits(settings.get("UNTIL", 1.0)),
     }
     parts = [[term, _three_digits(settings[term])] for term in space.terms if term in settings]
-    if parts:
-        values["shares"] = str([[space.terms[0], 1.0], *parts])
+    # a method of one term has none, and may not keep those of another in the config
+    values["shares"] = str([[space.terms[0], 1.0], *parts]) if parts else "[]"
     levels = settings.get("LEVELS", space.levels[0])
     with written_as(form):
         keys = {called_of(GradientBalance, name): value for name, value in values.items()}
