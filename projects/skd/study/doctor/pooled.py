@@ -1,7 +1,7 @@
 """
 From which of its maps a two-stage teacher reads an object's class. Detectron2's poolers take the
 map by the box's size, the finest for all boxes below 112 pixels, so that in small images the
-coarser maps serve the proposals alone, and hold little of what a one-stage student needs there.
+coarser maps serve the proposals alone.
 """
 
 from typing import Any, Dict, List, Sequence
@@ -51,10 +51,9 @@ def pooled_notes(
     others = ", ".join(elsewhere)
     return [
         f"the teacher's box head reads {part:.0%} of your objects from {others}, which is not "
-        f"distilled: for these {', '.join(distilled)} serve the proposals alone, and hold little "
-        "of classes. A one-stage student may end below its baseline by it: take a teacher of its "
-        f"kind. A student that has {others} can distil that, too "
-        f"({called('MODEL.DISTILLER.LEVELS')})."
+        f"distilled: for these {', '.join(distilled)} serve the proposals alone. A RetinaNet with "
+        "such a teacher ended below its baseline on photographs (docs/choosing_a_teacher.md). A "
+        f"student that has {others} can distil that, too ({called('MODEL.DISTILLER.LEVELS')})."
     ]
 
 
