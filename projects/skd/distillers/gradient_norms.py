@@ -76,36 +76,28 @@ class GradientNorms(nn.Module):
         # this runs within the forward, where autocast would take products of fp32 in fp16, and the
         # squares of gradients, which are 0 there
         with torch.autocast(detector.device.type, enabled=False):
-            self._measure(detector, maps, totals, seen)
-
-    def _measure(
-        self,
-        detector: torch.Tensor,
-        maps: List[torch.Tensor],
-        totals: Dict[str, torch.Tensor],
-        seen: List[torch.Tensor],
-    ) -> None:
-        own = self._gradients(detector, maps, self.scale)
-        squares, dots = [_dot(own, own)], []
-        for name, total in totals.items():
-            gradients = self._gradients(total, seen, self._scale_of(name))
-            squares.append(_dot(gradients, gradients))
-            dots.append(_dot(gradients, own))
-            del gradients  # one set of maps less in memory when the next is made
-        of_levels = torch.stack(squares + dots)  # (1 + 2 T, L), so that one exchange will do
-        if not self.per_level:
-            of_levels = of_levels.sum(1, keepdim=True)
-        values = self._over_processes(of_levels)
-        squares, dots = values[: len(squares)], values[len(squares) :].sum(1)  # (1 + T, L), (T,)
-        lengths = squares.sum(1).sqrt()
-        lengths_of_both = lengths[0] * lengths[1:]
-        cosines = torch.where(lengths_of_both > 0, dots / lengths_of_both, 0.0)
-        # one that overflowed stays as it was: the trainer stops at a number that is not finite
-        self.cosines = {
-            name: torch.where(cosine.isfinite(), cosine, self.cosines.get(name, 0.0))
-            for name, cosine in zip(totals, cosines.float())
-        }
-        self._smooth(dict(zip([DETECTOR, *totals], squares.sqrt())))
+            own = self._gradients(detector, maps, self.scale)
+            squares, dots = [_dot(own, own)], []
+            for name, total in totals.items():
+                gradients = self._gradients(total, seen, self._scale_of(name))
+                squares.append(_dot(gradients, gradients))
+                dots.append(_dot(gradients, own))
+                del gradients  # one set of maps less in memory when the next is made
+            of_levels = torch.stack(squares + dots)  # (1 + 2 T, L), so that one exchange will do
+            if not self.per_level:
+                of_levels = of_levels.sum(1, keepdim=True)
+            values = self._over_processes(of_levels)
+            # (1 + T, L), (T,)
+            squares, dots = values[: len(squares)], values[len(squares) :].sum(1)
+            lengths = squares.sum(1).sqrt()
+            lengths_of_both = lengths[0] * lengths[1:]
+            cosines = torch.where(lengths_of_both > 0, dots / lengths_of_both, 0.0)
+            # one that overflowed stays as it was: the trainer stops at a number that is not finite
+            self.cosines = {
+                name: torch.where(cosine.isfinite(), cosine, self.cosines.get(name, 0.0))
+                for name, cosine in zip(totals, cosines.float())
+            }
+            self._smooth(dict(zip([DETECTOR, *totals], squares.sqrt())))
 
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
         return mean_over_processes(values)

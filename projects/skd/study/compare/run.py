@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, Dict, List
 
-from ...config import is_lazy_file, read_config
+from ...config import read_config, run_settings
 from ...config.lazy_config import allow
 from ...runtime.lock import acquire
 from ..common.command import set_up, setup_flags
@@ -99,7 +99,9 @@ def spec_of(args: argparse.Namespace) -> Dict[str, Any]:
         allow(path)  # Python or not: the user has named it
     detectors = dict(zip(_short_names(paths), ({"config": path} for path in paths)))
     for entry in detectors.values():
-        entry["iterations"] = args.iterations or _iterations(entry["config"])
+        entry["iterations"] = args.iterations or run_settings.value_of(
+            read_config(entry["config"]), "max_iter"
+        )
     return {
         "iterations": args.iterations or 0,
         "seeds": args.seeds or [1, 2, 3],
@@ -118,11 +120,6 @@ def _short_names(paths: List[str]) -> List[str]:
     stems = [os.path.splitext(path)[0] for path in paths]
     short = [os.path.basename(stem) for stem in stems]
     return [stem if short.count(name) > 1 else name for name, stem in zip(short, stems)]
-
-
-def _iterations(path: str) -> int:
-    cfg = read_config(path)
-    return cfg.train.max_iter if is_lazy_file(path) else cfg.SOLVER.MAX_ITER
 
 
 def _check_commands(runs: List[StudyRun]) -> None:
