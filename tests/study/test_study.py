@@ -302,6 +302,28 @@ def test_options_of_a_lazy_config_reach_each_run_where_its_keys_lie(tmp_path):
     assert all({"train.seed=a=b", "train.seed=3"} <= set(parts) for parts in of.values())
 
 
+@pytest.mark.parametrize("student,teacher", [("s.py", "t.yaml"), ("s.yaml", "t.py")])
+def test_a_teacher_of_the_other_form_gets_what_it_knows(student, teacher, tmp_path):
+    own = {
+        "s.py": ["dataloader.test.dataset.names=x", "optimizer.weight_decay=0.1"],
+        "s.yaml": ["DATASETS.TEST", "x", "SOLVER.WEIGHT_DECAY", "0.1"],
+        "t.py": ["dataloader.test.dataset.names=x"],
+        "t.yaml": ["DATASETS.TEST", "x"],
+    }
+    for name in (student, teacher):
+        (tmp_path / name).write_text("")
+    spec = {
+        "iterations": 1, "seeds": [1], "opts": option_pairs(own[student]),
+        "teachers": {"t": {"config": str(tmp_path / teacher), "weights": "w.pth"}},
+        "detectors": {"d": {"config": str(tmp_path / student)}}, "methods": {"A": {}},
+        "compare": [{"name": "x", "detector": "d", "methods": ["baseline", "A"]}],
+    }  # fmt: skip
+    study = Study(spec, str(tmp_path), trusted=True)
+    of = {run.method: " ".join(run.command()[3:]) for run in study.by_folder.values()}
+    assert " ".join(own[teacher]) in of["teacher"] and "decay" not in of["teacher"].lower()
+    assert all(" ".join(own[student]) in of[method] for method in ("baseline", "A"))
+
+
 def test_configs_of_one_file_name_are_two_detectors():
     assert _short_names(["a/s.yaml", "b/s.yaml", "c/t.py"]) == ["a/s", "b/s", "t"]
 

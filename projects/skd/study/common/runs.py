@@ -102,11 +102,28 @@ def option_pairs(opts: Sequence[str]) -> List[str]:
 
 
 def options_for(config: str, opts: Sequence[str]) -> List[str]:
-    """KEY, VALUE, ... of either form, as train_net takes them for a config file of its form."""
-    if not is_lazy_file(config):
-        return list(opts)
-    pairs = zip(opts[::2], opts[1::2])
-    return [option for key, value in pairs for option in lazy_options(key, value)]
+    """
+    KEY, VALUE, ... of either form, as train_net takes them for a config file of its form.
+
+    Raises:
+        ValueError: a YAML config's key that has no counterpart in a LazyConfig, which this is.
+    """
+    pairs = list(zip(opts[::2], opts[1::2]))
+    if is_lazy_file(config):
+        return [option for key, value in pairs for option in lazy_options(key, value)]
+    names = {path: key for key, path in lazy_paths().items()}
+    return [option for key, value in pairs for option in (names.get(key, key), value)]
+
+
+def fits(config: str, key: str) -> bool:
+    """Whether a config file of this form can be given the option; a model zoo's name is YAML."""
+    if is_lazy_file(config):
+        return not _is_yaml(key) or key in lazy_paths()
+    return _is_yaml(key) or key in lazy_paths().values()
+
+
+def _is_yaml(key: str) -> bool:
+    return key.split(".")[0].isupper()
 
 
 def lazy_options(key: str, value: str) -> List[str]:
@@ -121,7 +138,7 @@ def lazy_options(key: str, value: str) -> List[str]:
         target = f"{method.__module__}.{method.__qualname__}"
         return ["model.distiller=null", f"model.distiller={{_target_: {target}}}"]
     paths = lazy_paths()
-    if key.split(".")[0].isupper() and key not in paths:
+    if _is_yaml(key) and key not in paths:
         raise ValueError(
             f"{key} has no counterpart in a LazyConfig; the options for one must be its own keys, "
             f"or {', '.join(paths)} or MODEL.DISTILLER.NAME."

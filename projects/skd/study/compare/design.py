@@ -23,7 +23,7 @@ from ..common.metrics import (
 )
 from ..common.paths import find_file
 from ..common.result_files import BASELINE, write_text
-from ..common.runs import ChildRun
+from ..common.runs import ChildRun, fits
 from .schema import check_options, check_study
 
 TEACHERS = "teachers"  # the folder of their runs
@@ -280,6 +280,8 @@ class Study:
         weights = ["MODEL.WEIGHTS", find_file(given)] if given else []
         own = entry.get("opts") or {}
         opts = options_of_part("teacher", self._opts(own), own)
+        pairs = zip(opts[::2], opts[1::2])  # of a student of the other form, some say nothing here
+        opts = [part for pair in pairs if pair[0] in own or fits(config, pair[0]) for part in pair]
         folder = self._folder(TEACHERS, name)
         run = StudyRun(
             f"teacher {name}", config, folder, iterations,
