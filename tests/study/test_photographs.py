@@ -69,7 +69,7 @@ def test_methods_and_terms_of_car_parts(folder, tmp_path):
 
 
 def test_searched_settings_and_the_longer_baseline_stand_beside(folder):
-    plant(folder, "carparts_longer", lambda run: 2.0)
+    plant(folder, "carparts_longer", lambda run: 2.0 if run.method == "baseline" else 3.5)
     rows = [
         {"detector": "s", "method": method, "teacher": "", "seed": 1, "status": "done",
          "ap": {"bbox/AP": value}}
@@ -81,6 +81,8 @@ def test_searched_settings_and_the_longer_baseline_stand_beside(folder):
     assert found["PKD, searched"][4:] == ["**+4.5**", "one seed"]
     assert found["baseline, trained twice as long"][0] == "3 of 3"
     assert found["baseline, trained twice as long"][4:] == ["**+2.0 ± 0.0**", "win"]
+    assert found["SKD, both trained twice as long"][0] == "3 of 3"
+    assert found["SKD, both trained twice as long"][4:] == ["**+1.5 ± 0.0**", "win"]
 
 
 def test_a_method_that_diverged_counts_as_0(folder):
