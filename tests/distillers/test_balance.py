@@ -390,6 +390,31 @@ def test_norms_of_all_levels_together_are_measured_anew():
     assert again.balance.norms().keys() == method.balance.norms().keys()
 
 
+@pytest.mark.parametrize("before,now", [(["AT"], ["AT", "PKD"]), (["AT", "PKD"], ["AT"])])
+def test_a_checkpoint_of_other_terms_or_levels_gives_the_shares_of_those_that_there_are(
+    before, now
+):
+    """As of a run that is resumed with other heads to learn from, or another method."""
+    maps, teacher, boxes = inputs()
+
+    def made(names):
+        method = CombinedDistiller({name: (make(name), 1.0) for name in names})
+        method.balance = GradientBalance(share=0.6, per_level=True, burn_in=1)
+        return method
+
+    fewer = [{k: x for k, x in m.items() if k != "p2"} for m in (maps, teacher)]
+    for s_maps, t_maps in ((maps, teacher), fewer):
+        method, again = made(before), made(now)
+        run(method.balance, method, maps, teacher, boxes)
+        again.load_state_dict(method.state_dict(), strict=False)
+        for distiller in again.methods.values():
+            distiller.levels = nn.ModuleDict({k: distiller.levels[k] for k in s_maps})
+        terms, _ = run(again.balance, again, s_maps, t_maps, boxes)  # measured in none of these
+        assert sorted(again.balance.terms()) == sorted(name.lower() for name in now)
+        check_shares(terms, s_maps, 0.6 / len(now))
+        assert not again.balance.due()
+
+
 @pytest.mark.parametrize(
     "settings,words",
     [

@@ -109,6 +109,15 @@ def test_a_resume_goes_on_with_it(whole, config, tmp_path):
         assert torch.equal(value, given[name]), name
 
 
+def test_begun_when_no_iteration_is_left_it_is_the_student(config, shapes, tmp_path):
+    without = config.clone()
+    without.SOLVER.EMA_DECAY = 0.0
+    trained(without, tmp_path, 1)
+    trained(config, tmp_path, 1, resume=True)
+    average, student = (average_in(tmp_path, name) for name in ("model_ema", "model_final"))
+    assert all(torch.equal(value, student[name]) for name, value in average.items())
+
+
 def test_training_is_the_same_with_and_without(whole, config, tmp_path):
     plain = config.clone()
     plain.SOLVER.EMA_DECAY = 0.0

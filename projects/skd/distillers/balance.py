@@ -115,6 +115,7 @@ class GradientBalance(GradientNorms, Schedule):
         self._levels: List[str] = []  # names of the maps, in the order of the norms
         self._by_levels: Set[str] = set()  # terms that have a loss for each level
         self._every = 1
+        self._loaded = False  # a checkpoint, whose run may have had other terms
 
     def is_over(self, iteration: Optional[int] = None) -> bool:
         """
@@ -180,7 +181,11 @@ class GradientBalance(GradientNorms, Schedule):
         Raises:
             ValueError: ``SHARES`` names a term that there is not.
         """
-        if self.due():
+        names = {short_name(name) for name in terms}
+        if self._loaded:
+            self._loaded = False
+            self.keep_only(names, len(maps))
+        if self.due() or not names <= self.norms_by_level().keys():
             totals = {short_name(name): sum(levels.values()) for name, levels in terms.items()}
             self.measure(detector, list(maps.values()), totals, list(seen.values()))
         self._own_proportions = {short_name(name): value for name, value in proportions.items()}
@@ -293,7 +298,7 @@ class GradientBalance(GradientNorms, Schedule):
         self.limits.update({short_name(name): most for name in terms})
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._iteration = None  # the checkpoint's counts
+        self._iteration, self._loaded = None, True  # the checkpoint's counts
         super()._load_from_state_dict(*args, **kwargs)
 
 

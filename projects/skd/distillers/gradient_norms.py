@@ -6,7 +6,7 @@ Shape legend: T terms, L maps.
 """
 
 import math
-from typing import Dict, List
+from typing import Dict, Iterable, List
 
 import torch
 from torch import distributed as dist
@@ -111,6 +111,18 @@ class GradientNorms(nn.Module):
         nothing = torch.full((2 * len(norms) - 1, *norms[DETECTOR].shape), math.nan).double()
         lost = self._over_processes(nothing.to(self.scale.device))
         self._smooth(dict(zip(norms, lost)))
+
+    def keep_only(self, terms: Iterable[str], levels: int) -> None:
+        """
+        Forget what a checkpoint has of another set of terms, or of another number of maps.
+
+        Args:
+            terms: names of those that there are.
+            levels: L.
+        """
+        for name, norm in self.norms_by_level().items():
+            if len(norm) not in (1, levels) or name not in (DETECTOR, *terms):
+                del self._buffers[f"norm_{name}"]
 
     def _scale_of(self, name: str) -> torch.Tensor:
         """By which a loss is multiplied for gradients at fp16 maps."""

@@ -47,6 +47,13 @@ class WeightAverage(HookBase):
         return self._averaged
 
     @torch.no_grad()
+    def before_train(self) -> None:
+        """Begin with the weights that were loaded: there may be no iteration left."""
+        if self._iterations == 0:
+            for averaged, now in zip(_tensors(self._averaged), _tensors(self._student)):
+                torch._foreach_copy_(averaged, now)
+
+    @torch.no_grad()
     def after_step(self) -> None:
         # not torch's AveragedModel: its counter goes to the GPU twice a step, and the host waits
         for averaged, now in zip(_tensors(self._averaged), _tensors(self._student)):
