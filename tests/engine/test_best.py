@@ -46,6 +46,32 @@ def test_the_best_is_kept_through_a_resume(shapes, tmp_path):
     assert (hook.best_metric, hook.best_iter) == (30, 1)
 
 
+class Killed(BaseException):
+    """As kill -9 in the middle of a training: nothing is written any more."""
+
+
+def killed(folder, monkeypatch, at, **changes):
+    """A training that is killed at the beginning of an iteration."""
+
+    def before_step(self):
+        if self.trainer.iter == at:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(BestCheckpointer, "before_step", before_step)
+        trained(folder, 6, **changes)
+
+
+def test_a_run_that_is_killed_after_its_best_result_knows_it_when_it_resumes(
+    shapes, tmp_path, monkeypatch
+):
+    killed(tmp_path, monkeypatch, at=2, SOLVER__PATIENCE=2)  # of results 10 and 30
+    assert (tmp_path / "last_checkpoint").read_text() == "model_best.pth"
+    trainer = trained(tmp_path, 6, resume=True, SOLVER__PATIENCE=2)  # 20, 25
+    assert torch.load(tmp_path / "model_best.pth", weights_only=False)["iteration"] == 1
+    assert trainer.iter == 3
+
+
 def test_none_without_the_key_and_errors_name_it(shapes, tmp_path):
     trainer = trained(tmp_path, 1, metric="")
     assert not any(isinstance(h, BestCheckpointer) for h in trainer._hooks)

@@ -13,7 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's, which after a resume still knows the best result up to then."""
+    """
+    Detectron2's, which after a resume still knows the best result up to then: also after one from
+    the best checkpoint itself, which Detectron2 writes before it takes note of the result.
+    """
 
     def __init__(
         self,
@@ -34,11 +37,20 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self._of, self._key, self._warned = _Result(metric, test_sets), key, False
 
     def _best_checking(self) -> None:
-        if self._of.metric in self.trainer.storage.latest():
-            super()._best_checking()
+        latest = self.trainer.storage.latest()
+        if self._of.metric in latest:
+            self._compare_with_best(*latest[self._of.metric])
         elif not self._warned:
             self._warned = True
             self._warn()
+
+    def _compare_with_best(self, value: float, iteration: int) -> None:
+        before = self.best_metric
+        better = before is None or value > before
+        if better and self._update_best(value, iteration):
+            self._checkpointer.save(self._file_prefix, iteration=iteration)
+            words = "the first result" if before is None else f"better than {before:.5f} before"
+            logger.info(f"{self._of.metric} is {value:.5f}, {words}: kept as model_best.pth.")
 
     def _warn(self) -> None:
         """No error: what is trained is worth having all the same."""
@@ -115,7 +127,7 @@ class EarlyStopping(HookBase):
         self._checkpointer, self._period, self._key = checkpointer, eval_period, key
         self._metric, self._patience = metric, patience
         self._of = _Result(metric, test_sets)
-        self._best, self._waited = -math.inf, 0
+        self._best, self._waited, self._looked_at = -math.inf, 0, -1
 
     def before_step(self) -> None:
         if self._waited >= self._patience:  # resumed after its end
@@ -133,9 +145,15 @@ class EarlyStopping(HookBase):
             self._stop()
 
     def _look(self) -> None:
-        value, _ = self.trainer.storage.latest().get(self._metric, (None, None))
-        # missing: BestCheckpointer warns; not finite: there was nothing to find yet
-        if value is not None and (math.isfinite(value) or math.isfinite(self._best)):
+        """At the latest evaluation, once."""
+        storage = getattr(self.trainer, "storage", None)  # none before the training
+        latest = storage.latest() if storage is not None else {}
+        # missing: BestCheckpointer warns
+        value, iteration = latest.get(self._metric, (math.nan, self._looked_at))
+        if iteration == self._looked_at:
+            return
+        self._looked_at = iteration
+        if math.isfinite(value) or math.isfinite(self._best):  # else there was nothing to find yet
             better = value > self._best
             self._waited = 0 if better else self._waited + 1
             self._best = value if better else self._best
@@ -153,6 +171,7 @@ class EarlyStopping(HookBase):
         raise Finished
 
     def state_dict(self) -> Dict[str, Any]:
+        self._look()  # the best checkpoint, or one after a signal, is written before after_step()
         return {**self._of.state(), "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
