@@ -25,6 +25,7 @@ from skd.config.run_settings import keys_of
 from skd.engine import DistillationLog, SKDTrainer, describe, evaluate, prepare_evaluation
 from skd.engine.lazy_run import _build_test_loader
 from skd.engine.run import check, check_device
+from skd.engine.yaml_run import PreciseBN
 from skd.runtime.checkpoint import SafeCheckpointer
 from skd.runtime.loader import DataError, build_train_loader
 from skd.runtime.user_errors import UserError
@@ -148,7 +149,7 @@ def test_the_keys_of_the_default_trainer_have_their_effect(shapes, tmp_path):
     assert [multiplier(where) for where in (0, 9.9 / 20, 10.1 / 20)] == [0.25, 1, 0.1]
     assert hook(trainer, hooks.PeriodicCheckpointer).period == 6
     assert hook(trainer, hooks.EvalHook)._period == 8
-    assert hook(trainer, hooks.PreciseBN)._num_iter == 11
+    assert hook(trainer, PreciseBN)._num_iter == 11
     assert trainer.checkpointer.save_dir == str(tmp_path)
 
 

@@ -164,12 +164,16 @@ class Killed(SKDTrainer):
 
 @pytest.mark.parametrize("seed", [3, -1])
 def test_a_resumed_run_gives_the_very_weights(seed, teacher_files, shapes, tmp_path):
-    """Flips, sampled proposals, dropped masks and all; with a seed of the user's or none."""
+    """
+    Flips, sampled proposals, dropped masks, statistics by precise batch norm and all; with a seed
+    of the user's or none.
+    """
     cfg = distilling(
         tiny_config(SEED=seed, SOLVER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2), teacher_files,
         MODEL__DISTILLER__COMBINE=[["StructuredDistiller", 1.0], ["MGD", 1.0]],
     )  # fmt: skip
-    cfg.DATASETS.TEST = ()
+    cfg.DATASETS.TEST, cfg.TEST.EVAL_PERIOD = (), 2
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = True, 1
     with pytest.raises(KeyboardInterrupt):
         train_until(cfg, tmp_path / "stopped", trainer=Killed)
     if seed < 0:  # the whole run goes on from the first checkpoint of the other
