@@ -22,10 +22,6 @@ from skd import add_skd_config, distill, student_config  # noqa: E402
 from skd.config import merge_file  # noqa: E402
 from skd.engine import SKDTrainer  # noqa: E402
 
-# The first call of a scripted function, as RetinaNet's focal loss is, measures what the next ones
-# optimize, and differs from them in the last bits: tests compare steps of one process bit by bit.
-torch._C._jit_set_profiling_executor(False)
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHAPES_BASE = os.path.join(ROOT, "configs", "shapes", "Base-Shapes-Mask-RCNN.yaml")
 
@@ -225,16 +221,17 @@ def check_resume(cfg, folder, until):
 
 def step(model, inputs=None, iteration=0):
     """
-    One forward and backward pass; the detector samples the same proposals each time.
+    One forward and backward pass; the detector samples the same proposals each time, and functions
+    in TorchScript run as in a training on a CPU: the first one in a process as those after it.
 
     Returns:
         The losses, and the gradients, by name.
     """
     model.zero_grad()
-    with EventStorage(iteration):
+    with EventStorage(iteration), torch.jit.optimized_execution(False):
         torch.manual_seed(3)
         losses = model(inputs or batch())
-    sum(losses.values()).backward()
+        sum(losses.values()).backward()
     module = getattr(model, "module", model)
     gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
     return {name: loss.detach() for name, loss in losses.items()}, gradients

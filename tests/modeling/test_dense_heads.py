@@ -12,8 +12,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from fvcore.nn import giou_loss
 
-from skd import DistillRCNN, FrozenTeacher, StructuredDistiller, TeacherHeads
+from skd import DistillRCNN, FrozenTeacher, GradientBalance, StructuredDistiller, TeacherHeads
 from skd.engine import wrap_data_parallel
+from skd.modeling.state import pairs_of
 from tests.helpers import DEVICES, batch, check_resume, distilling, save_detector, step, tiny_config
 from tests.processes import leave_together
 
@@ -38,11 +39,11 @@ def fcos(seed):
     )
 
 
-def pair(student, teacher, *names, theirs=CLASSES):
+def pair(student, teacher, *names, theirs=CLASSES, balance=None):
     teacher = FrozenTeacher(model=teacher, weights=None, input_format="BGR", heads=True)
     heads = TeacherHeads(names=names, student_classes=CLASSES, teacher_classes=theirs)
     return DistillRCNN(
-        student=student, teacher=teacher, distiller=StructuredDistiller(), balance=None,
+        student=student, teacher=teacher, distiller=StructuredDistiller(), balance=balance,
         input_format="BGR", heads=heads,
     )  # fmt: skip
 
@@ -227,3 +228,45 @@ def test_two_processes_agree(dense_teacher, tmp_path):
     assert all(a != b for a, b in zip(*(terms(x, "dense", "cross") for x in (first, second))))
     assert grads.keys() == others.keys() and any("cls_score" in k for k in grads)
     assert all(torch.equal(grads[k], v) for k, v in others.items())
+
+
+@pytest.mark.parametrize("build", [retinanet, fcos])
+def test_what_is_balanced_of_a_dense_head(build, caplog):
+    def distilled(student, distiller=None, **settings):
+        teacher = FrozenTeacher(model=build(1), weights=None, input_format="BGR")
+        model = DistillRCNN(
+            student=student, teacher=teacher, distiller=distiller or StructuredDistiller(),
+            input_format="BGR", **settings,
+        )  # fmt: skip
+        return model.distiller.balance, list(pairs_of(model))
+
+    with caplog.at_level("INFO"):
+        balance, levels = distilled(build(0))
+    assert (balance.share, levels) == (30.0, ["p3", "p4", "p5"])
+    assert "Not distilled: 'p6' (stride 64), 'p7' (stride 128)" in caplog.text
+    balance, levels = distilled(build(0), levels=["p3", "p6"])
+    assert (balance.share, levels) == (30.0, ["p3", "p6"])
+    balance, _ = distilled(build(0), balance=GradientBalance(share=2.0))
+    assert balance.share == 2.0 and balance.default_share == 30.0
+    everything = ["p3", "p4", "p5", "p6", "p7"]
+    published = StructuredDistiller(preset="one_stage")
+    assert distilled(build(0), published) == (None, everything)
+    assert distilled(build(0), balance=None) == (None, everything)
+
+
+def test_a_head_of_regions_is_balanced_as_before():
+    teacher = FrozenTeacher(model=build_model(tiny_config()), weights=None, input_format="BGR")
+    model = DistillRCNN(
+        student=build_model(tiny_config()), teacher=teacher, distiller=StructuredDistiller()
+    )
+    assert model.distiller.balance.share == 3.0
+    assert list(pairs_of(model)) == ["p2", "p3", "p4", "p5", "p6"]
+
+
+def test_heads_are_compared_at_all_levels():
+    model = pair(retinanet(0), retinanet(1), "DenseHead", "CrossHead", balance="auto")
+    assert list(pairs_of(model)) == ["p3", "p4", "p5"]
+    everything = ["p3", "p4", "p5", "p6", "p7"]
+    assert [list(kind.pairs) for kind in model._skd.heads.kinds] == [everything] * 2
+    losses, _ = step(model)
+    assert all(x.isfinite() and x > 0 for x in terms(losses, "dense", "cross"))

@@ -117,7 +117,7 @@ def test_domains_have_a_row_for_each_test_set(tmp_path):
         ("nuclei", ["nuclei, Mask R-CNN"]),
         ("carparts", [f"car parts, {name}" for name in ("Mask R-CNN", "Mask R-CNN, Lite1")]),
         ("retinanet", ["car parts, RetinaNet"]),
-        ("two_stage_teacher", ["car parts, two-stage teacher and small anchors, RetinaNet"]),
+        ("two_stage_teacher", ["car parts, two-stage teacher, RetinaNet"]),
         ("labels", [f"car parts, teacher of all images, {part}% of the images"
                     for part in (10, 30)]),
     ],

@@ -21,7 +21,8 @@ def distiller_node() -> CfgNode:
     # [["StructuredDistiller", 1.0], ["PKD", 0.5]].
     node.COMBINE = []
     # The student's feature maps to distil, e.g. ["p3", "p4"]. Empty: all that have a teacher's
-    # map of the same stride. FGD, MGD and PKD take the finest NUM_LEVELS of these.
+    # map of the same stride; of RetinaNet and FCOS, where the terms are balanced, those of stride
+    # 32 at most (p3-p5). FGD, MGD and PKD take the finest NUM_LEVELS of these.
     node.LEVELS = []
     # Run the teacher and compute the losses in every EVERY-th iteration only, with EVERY times the
     # weight: the mean pull is the same, at a part of the cost. docs/performance.md says more.

@@ -33,6 +33,10 @@ Terms = Dict[str, Dict[str, torch.Tensor]]  # scalars by term and level
 Shares = Union[Mapping[str, float], Sequence[Tuple[str, float]]]  # by term, or pairs of the same
 
 PREFIX = "loss_distill_"
+# A dense head's own gradient at the maps is up to ten times smaller than that of heads of regions,
+# as its last layers start at the prior's probability: at 3 such a student never comes like its
+# teacher, and ends below its baseline (docs/results/default/PROTOCOL.md, round 12).
+SHARE, DENSE_SHARE = 3.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class BalanceSettings(Settings):
     # own there, whatever the term's scale. None: yes, unless the method in use names published
     # weights, as StructuredDistiller does by STRUCTURED.PRESET.
     enabled: Optional[bool] = flag(None)
-    # Share of all terms together, in norms of the detector's gradient.
-    share: float = number(3.0)
+    # Share of all terms together, in norms of the detector's gradient. None: 3, and 30 for a
+    # student whose head predicts at the maps themselves, as RetinaNet's and FCOS's do.
+    share: Optional[float] = number(None)
     # Hold it at each level, for terms that have a loss for each; else for all levels together.
     per_level: bool = flag(False)
     # Proportions of the terms: list of [term, number], e.g. [["structured_at", 0.1]]; 1 for those
@@ -79,10 +84,12 @@ class GradientBalance(GradientNorms, Schedule):
 
     Attributes:
         taken: whether it weighs a distiller's terms; set by :meth:`Distiller.bind_once`.
+        dense: whether the student's head predicts at the maps; set by the meta-architecture.
     """
 
     Settings = BalanceSettings
     taken = False
+    dense = False
 
     def __init__(
         self,
@@ -116,6 +123,16 @@ class GradientBalance(GradientNorms, Schedule):
         self._by_levels: Set[str] = set()  # terms that have a loss for each level
         self._every = 1
         self._loaded = False  # a checkpoint, whose run may have had other terms
+
+    @property
+    def default_share(self) -> float:
+        """``share`` where it is not set."""
+        return DENSE_SHARE if self.dense else SHARE
+
+    @property
+    def share(self) -> float:
+        """Of all terms together."""
+        return self.default_share if self.settings.share is None else self.settings.share
 
     def is_over(self, iteration: Optional[int] = None) -> bool:
         """
@@ -248,7 +265,7 @@ class GradientBalance(GradientNorms, Schedule):
         given, own = self.proportions, self._own_proportions
         product = {t: given.get(t, 1.0) * own.get(t, 1.0) for t in terms}
         total = sum(product.values()) or 1.0
-        return {name: self.settings.share * value / total for name, value in product.items()}
+        return {name: self.share * value / total for name, value in product.items()}
 
     def scalars(self) -> Dict[str, torch.Tensor]:
         """

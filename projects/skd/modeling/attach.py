@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Type, Union
 
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
 
 from ..config.naming import called, present_form
@@ -22,6 +23,7 @@ from .teacher import FrozenTeacher
 
 logger = logging.getLogger(__name__)
 AUTO = "auto"
+COARSEST = 32  # stride of C5; an FPN adds P6 and P7 by strided convolutions
 
 
 def attach(
@@ -56,7 +58,8 @@ def attach(
         features: the student's module whose feature maps are distilled.
         feature_shapes: (name, stride, channels) of these maps, if the module does not say it and it
             is not to be measured.
-        levels: names of these maps; empty for all that have a partner in the teacher.
+        levels: names of these maps; empty for all that have a partner in the teacher, and of a
+            :class:`DenseDetector` whose terms are balanced those of stride 32 at most.
         inherit: copy the teacher's FPN and heads into the student where they agree.
         every: distil in the iterations that it divides only, with so many times the weight; see
             ``MODEL.DISTILLER.EVERY``.
@@ -83,6 +86,9 @@ def attach(
     pairs = _pair(student_shapes, teacher, levels)
     if heads is not None:
         heads.fit(student, teacher, pairs)
+    if balance is not None and distiller.wants_balance(balance.settings.enabled):
+        balance.dense = isinstance(student, DenseDetector)
+        pairs = _of_the_backbone(pairs) if balance.dense and not levels else pairs
     if inherit:
         inherit_from(student, teacher.components())
     # the student's random numbers (data order, sampling) are those of its training without
@@ -138,6 +144,19 @@ def _pair(
             "stride."
         )
     return pairs
+
+
+def _of_the_backbone(pairs: Dict[str, LevelPair]) -> Dict[str, LevelPair]:
+    """Those up to the stride at which backbones end, if there are any; the log says which not."""
+    kept = {name: pair for name, pair in pairs.items() if pair.student.stride <= COARSEST}
+    left = [f"'{n}' (stride {p.student.stride})" for n, p in pairs.items() if n not in kept]
+    if not kept or not left:
+        return pairs
+    logger.info(
+        f"Not distilled: {', '.join(left)}, whose few positions have gradients that outweigh those "
+        f"of the finer maps. {called('MODEL.DISTILLER.LEVELS')} names the maps that are."
+    )
+    return kept
 
 
 def _check_kinds(student: Any, teacher: Any, distiller: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Dict, List, Optional, Tuple
 from detectron2.config import CfgNode
 
 from ...config import distill, read_config
-from ...distillers.balance import BalanceSettings
+from ...distillers.balance import SHARE
 from ..common.paths import find_file
 from . import planted  # noqa: F401, its names in the registries
 
@@ -150,7 +150,7 @@ def _teacher(key: str, value: str) -> List:
 def _weights(i: int, factor: float) -> List:
     """The share of a balanced run; for the second detector the weights of one that is not."""
     if i == 0:
-        return ["MODEL.DISTILLER.BALANCE.SHARE", BalanceSettings().share * factor]
+        return ["MODEL.DISTILLER.BALANCE.SHARE", SHARE * factor]
     chosen = {"AM": 1.05e-3, "AT": 1.6e-3, "NL": 4.5e-3}  # study.yaml's, for RetinaNet
     pairs = {f"MODEL.DISTILLER.STRUCTURED.WEIGHT_{k}": v * factor for k, v in chosen.items()}
     options = [part for pair in pairs.items() for part in pair]

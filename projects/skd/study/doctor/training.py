@@ -161,8 +161,10 @@ class _Watch:
         if verdict.terms and not WEAKEST <= total <= STRONGEST:
             what = "drowns the detector's" if total > 1 else "is nothing beside the detector's"
             remedy = f"{setting_to(called(GradientBalance, 'enabled'), True)}, or other weights"
-            if self.model.distiller.balance is not None:
-                remedy = f"{setting_to(called(GradientBalance, 'share'), 3.0)}, the default"
+            balance = self.model.distiller.balance
+            if balance is not None:
+                share = setting_to(called(GradientBalance, "share"), balance.default_share)
+                remedy = f"{share}, the default"
             text = f"the terms' gradient {what}: {total:.2g} times its norm. Set {remedy}."
             found.append(Finding("weight", text))
             return found  # such a training tells nothing about the maps

@@ -40,16 +40,18 @@ class Space:
         levels: choices of levels, as "p2,p3"; the first is all of them.
         first: ``SHARE``, ``DECAY``, ``WARMUP`` and ``UNTIL`` (fractions of the iterations) of the
             first trial, and each term's proportion by its name.
+        share: limits of ``SHARE``.
     """
 
     terms: Sequence[str]
     levels: Sequence[str]
     first: Settings
+    share: Tuple[float, float] = SHARE
 
     def suggest(self, trial: Trial) -> Settings:
         """The settings of a trial, by the names of ``first``, and ``LEVELS``."""
         settings = {
-            "SHARE": trial.suggest_float("SHARE", *SHARE, log=True),
+            "SHARE": trial.suggest_float("SHARE", *self.share, log=True),
             "DECAY": trial.suggest_categorical("DECAY", DECAYS),
             "WARMUP": trial.suggest_float("WARMUP", *WARMUP),
             "UNTIL": trial.suggest_float("UNTIL", *UNTIL),
@@ -63,7 +65,7 @@ class Space:
     def start(self) -> Settings:
         """The first trial: ``first``, within what is searched."""
         given = {**dict.fromkeys(self.terms, 1.0), **self.first}
-        settings = {"SHARE": _within(given["SHARE"], SHARE), "DECAY": given["DECAY"]}
+        settings = {"SHARE": _within(given["SHARE"], self.share), "DECAY": given["DECAY"]}
         settings["WARMUP"] = _within(given["WARMUP"], WARMUP)
         settings["UNTIL"] = _within(given["UNTIL"], UNTIL)
         settings.update({t: _within(given[t], PROPORTION) for t in self.terms[1:]})

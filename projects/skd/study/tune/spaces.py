@@ -12,13 +12,14 @@ from ...config.methods import build_distiller
 from ...config.naming import written_as
 from ...distillers import Distiller, GradientBalance
 from ...distillers.balance import PREFIX
+from ...distillers.balance import SHARE as DEFAULT_SHARE
 from ...distillers.base import Shapes
 from ...distillers.schedule import UNTIL as DEFAULT_UNTIL
 from ...distillers.words import called
 from ...engine import describe
 from ...modeling.state import pairs_of
 from ..common.methods import methods_named
-from .search import UNTIL, WARMUP, Space
+from .search import SHARE, UNTIL, WARMUP, Space
 
 
 def spaces_of(
@@ -57,7 +58,7 @@ def spaces_of(
     balance = model.distiller.balance
     given = balance.settings
     first = {
-        "SHARE": given.share,
+        "SHARE": balance.share,
         "DECAY": given.decay,
         "WARMUP": given.warmup / iterations,
         "UNTIL": given.until or DEFAULT_UNTIL,
@@ -66,6 +67,8 @@ def spaces_of(
     balance.settings = replace(given, until=UNTIL[0], warmup=int(WARMUP[1] * iterations))
     with written_as(form):
         balance.check_schedule()
+    usual = balance.default_share / DEFAULT_SHARE
+    share = SHARE[0] * usual, SHARE[1] * usual
     spaces = {}
     for method in methods:
         distiller = _distiller(override(cfg, ["MODEL.DISTILLER.NAME", method]))
@@ -74,7 +77,7 @@ def spaces_of(
         parts = {t: balance.proportions.get(t, 1.0) for t in terms}
         scale = parts[terms[0]] or 1.0
         spaces[method] = Space(
-            terms, choices, {**first, **{t: p / scale for t, p in parts.items()}}
+            terms, choices, {**first, **{t: p / scale for t, p in parts.items()}}, share
         )
     return spaces
 
