@@ -16,11 +16,12 @@ from tests.helpers import LAZY, batch, distilling, tiny_config
 from tests.processes import parser_of
 
 
-def run(cfg, teacher_files, folder, *opts):
+def run(cfg, teacher_files, folder, *opts, flags=()):
     path = folder / "student.yaml"
     path.write_text(cfg.dump())
     names = ["--config-file", path, "--teacher", teacher_files[0], "--methods", "AT", "PKD"]
-    command = [*names, "--teacher-weights", teacher_files[1], "--", "MODEL.DEVICE", "cpu", *opts]
+    command = [*names, "--teacher-weights", teacher_files[1], *flags]
+    command += ["--", "MODEL.DEVICE", "cpu", *opts]
     calibrate(parser_of("tools/calibrate.py").parse_args([*map(str, command)]))
 
 
@@ -37,6 +38,22 @@ def test_a_pause_between_iterations_that_distil_changes_nothing(
         run(tiny_config(), teacher_files, tmp_path, "MODEL.DISTILLER.EVERY", every)
     once, again = capsys.readouterr().out.split("at the first weights")[:2]
     assert once.splitlines()[-1] and once.splitlines()[-2:] == again.splitlines()[-2:]
+
+
+def test_a_warm_up_and_a_ramp_change_nothing(teacher_files, shapes, tmp_path, capsys):
+    for name in ("WARMUP", "RAMP"):
+        opts = [f"MODEL.DISTILLER.BALANCE.{name}", 100, "SOLVER.MAX_ITER", 400]
+        flags = ["--balanced", "--output", tmp_path / name]
+        run(tiny_config(), teacher_files, tmp_path, *opts, flags=flags)
+        balanced = [row["ratio"] for row in read_lines(tmp_path / name) if row["balanced"]]
+        assert all(0.3 < ratio < 30 for ratio in balanced)
+    assert "teaches nothing" not in capsys.readouterr().out
+
+
+def test_a_combination_in_the_place_of_the_methods_is_refused(teacher_files, shapes, tmp_path):
+    opts = ["MODEL.DISTILLER.COMBINE", "[['FGD', 1.0]]"]
+    with pytest.raises(ValueError, match="COMBINE is set; leave it out: --methods says what runs"):
+        run(tiny_config(), teacher_files, tmp_path, *opts)
 
 
 def test_a_lazy_config_an_own_dataset_and_relative_paths(

@@ -179,6 +179,10 @@ def test_flags_instead_of_a_study_file(shapes, tmp_path):
         ({"methods": {"PKD": {"MODEL.DISTILLER.NAME": "PDK"}, "broken": {}}}, "Unknown method"),
         ({"methods": {"PKD": {"MODEL.DISTILER": "x"}, "broken": {}}}, "MODEL.DISTILER"),
         ({"opts": ["SOLVER.BASE_LR"]}, "list of KEY, VALUE"),
+        (
+            {"opts": ["MODEL.DISTILLER.COMBINE", "[['AT', 1]]"]},
+            "COMBINE is set; leave it out: the method 'PKD' says what runs",
+        ),
     ],
 )
 def test_a_bad_study_is_an_error_before_anything_runs(change, words, tmp_path):

@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 
-from skd import build_teacher, distill
+from skd import GradientBalance, build_teacher, distill
 from skd.evaluation import Quality, class_agnostic_quality, detect
 from skd.study.doctor import examine, run_doctor
 from skd.study.doctor.pooled import pooled_notes
@@ -212,6 +212,18 @@ def lazy(tmp_path, teacher_files, *options):
     cfg = lazy_config(tmp_path, *options)
     distill(cfg, *teacher_files)
     return cfg
+
+
+@pytest.mark.parametrize("balance", [None, "auto", L(GradientBalance)(share=3.0)])
+def test_a_lazy_config_that_leaves_the_balance_or_its_length_to_the_run(
+    balance, teacher_files, shapes, tmp_path
+):
+    """The default teacher stops at a third; every iteration is looked at all the same."""
+    cfg = lazy(tmp_path, teacher_files, "train.max_iter=4")
+    cfg.model.pop("balance")
+    if balance is not None:
+        cfg.model.balance = balance
+    assert len(examine(cfg, iterations=4, images=0).terms) == 3
 
 
 def test_a_lazy_config_is_looked_at_as_a_yaml_is(teacher_files, shapes, tmp_path):

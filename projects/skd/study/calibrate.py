@@ -20,7 +20,7 @@ from ..distillers.balance import split_losses
 from ..engine import describe
 from ..modeling.load import DISTILLER_PREFIX
 from .common.command import set_up
-from .common.methods import methods_named
+from .common.methods import check_not_combined, methods_named
 from .common.paths import find_file
 from .common.result_files import Row, read_study, write_lines
 from .common.tables import markdown_table, print_table
@@ -49,7 +49,8 @@ def calibrate(args: argparse.Namespace) -> None:
     Print a line for each method as soon as it is measured, and a table of all.
 
     Raises:
-        ValueError: an unknown method, weights of another model, or a student without a gradient.
+        ValueError: an unknown method, several in the config, weights of another model, or a student
+            without a gradient.
         DataError: an image that cannot be used; names it.
     """
     setup_logger(name="skd")
@@ -114,6 +115,7 @@ def config_of(args: argparse.Namespace, method: str, balanced: bool) -> Config:
         cfg.model.distiller = L(DISTILLER_REGISTRY.get(method))()
         cfg.model.balance = L(GradientBalance)(max_iter=cfg.train.max_iter) if balanced else None
     form_of(cfg).override(cfg, args.opts)
+    check_not_combined(cfg)
     settle(cfg)
     return cfg
 

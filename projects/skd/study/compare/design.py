@@ -12,6 +12,7 @@ from ...config.safe_yaml import read_yaml
 from ...engine.run import check_registered
 from ...modeling.model_zoo import find_config
 from ...runtime.downloads import is_url
+from ..common.methods import check_not_combined
 from ..common.metrics import (
     commits,
     distillation,
@@ -219,6 +220,8 @@ class Study:
             if not cfg.DATASETS.TEST:
                 raise ValueError(f"DATASETS.TEST of '{run.name}' is empty: nothing to compare.")
             if run.method not in (BASELINE, "teacher"):
+                if "MODEL.DISTILLER.NAME" in self._own(run.method, run.detector):
+                    check_not_combined(cfg, f"the method '{run.method}'")
                 build_distiller(cfg)
 
     def check_files(self) -> None:
@@ -294,8 +297,7 @@ class Study:
 
     def _run(self, detector: str, method: str, teacher: str, seed: int) -> StudyRun:
         student = self._pick("detectors", detector)
-        settings = self._pick("methods", method)
-        own = settings.get(detector, settings)
+        own = self._own(method, detector)
         opts = [*self._opts({**student.get("opts", {}), **own}), "SEED", str(seed)]
         flags, after, label = list(self.flags), None, method
         if method == BASELINE:
@@ -319,6 +321,11 @@ class Study:
                 detector=detector, method=method, teacher=teacher, seed=seed,
             )  # fmt: skip
         return self.by_folder[folder]
+
+    def _own(self, method: str, detector: str) -> Dict[str, Any]:
+        """A method's keys, of which a detector may have its own."""
+        settings = self._pick("methods", method)
+        return settings.get(detector, settings)
 
     def _comparison(self, entry: Dict[str, Any]) -> Comparison:
         default = next(iter(self.spec["teachers"]))

@@ -11,7 +11,6 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from fvcore.common.param_scheduler import ParamScheduler
-from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
 
@@ -38,7 +37,10 @@ MOVED = 1.12
 
 def examine_training(cfg: Config, iterations: int, verdict: Verdict) -> None:
     """Add what a few iterations show to a verdict; see :func:`examine`. Nothing is written."""
-    cfg = _steady(cfg)
+    cfg = copy.deepcopy(cfg)
+    if isinstance(cfg, CfgNode):
+        cfg.defrost()
+    settle(cfg)
     run = describe(cfg)
     check_trial(run)
     seed_all_rng(run.seed)
@@ -72,22 +74,6 @@ def _scheduler(run: Run, optimizer: Optimizer) -> Any:
     if isinstance(scheduler, ParamScheduler):
         return LRMultiplier(optimizer, scheduler, run.max_iter)
     return scheduler
-
-
-# What makes the balance of an iteration other than that of most, and what makes it the same.
-_STEADY = {"warmup": 0, "ramp": 0, "decay": "none", "until": 1.0}
-
-
-def _steady(cfg: Config) -> Config:
-    """Every iteration is one as between the warm-up and the end of the teacher: there are few."""
-    cfg = copy.deepcopy(cfg)
-    if isinstance(cfg, CfgNode):
-        cfg.defrost()
-        cfg.MODEL.DISTILLER.BALANCE.update({key.upper(): v for key, v in _STEADY.items()})
-    elif isinstance(cfg.model.get("balance"), DictConfig):
-        cfg.model.balance.update(_STEADY)
-    settle(cfg)
-    return cfg
 
 
 class _Watch:

@@ -18,7 +18,7 @@ from ...distillers.schedule import UNTIL as DEFAULT_UNTIL
 from ...distillers.words import called
 from ...engine import describe
 from ...modeling.state import pairs_of
-from ..common.methods import methods_named
+from ..common.methods import check_not_combined, methods_named
 from .search import SHARE, UNTIL, WARMUP, Space
 
 
@@ -43,8 +43,7 @@ def spaces_of(
         ValueError: an unknown method or level, or settings that would stop a run.
     """
     methods = methods_named(methods)
-    if run_settings.select(cfg, "MODEL.DISTILLER.COMBINE"):
-        raise ValueError("MODEL.DISTILLER.COMBINE is set; leave it out: --methods says what runs.")
+    check_not_combined(cfg)
     form = run_settings.form_name(cfg)
     cfg = copy.deepcopy(cfg)
     run_settings.put(cfg, "max_iter", iterations)
