@@ -1,5 +1,6 @@
 import logging
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ def said(caplog, scalars, iterations=(99,), period=100, end=math.inf):
     hook = DistillationLog(period)
     hook.end = end
     with EventStorage() as storage, caplog.at_level(logging.INFO):
-        hook.trainer = SimpleNamespace(storage=storage, iter=0)
+        hook.trainer = SimpleNamespace(storage=storage, iter=0, start_iter=0)
         for hook.trainer.iter in iterations:
             storage.iter = hook.trainer.iter
             storage.put_scalars(**scalars)
@@ -80,6 +81,36 @@ def test_a_run_that_resumes_after_the_end_says_so(caplog):
     assert said.startswith("The teacher has stopped at iteration 4 of 10")
 
 
+class Alike(Balanced):
+    """A model whose step logs a CKA that rises from 0.2 by as much in each iteration."""
+
+    rise = 0.0
+
+    def step(self, trainer):
+        rising = {"distill/cka_p2": 0.2 + self.rise * trainer.iter, "distill/cka_p3": 0.95}
+        trainer.storage.put_scalars(**rising)
+
+
+@pytest.mark.parametrize(
+    "rise,start,words",
+    [
+        (0.2, 0, " The maps have come 75% of the way to the teacher's (CKA p2 0.20 to 0.80)."),
+        (0.01, 0, "4% of the way .* hardly follows .* GradientBalance's share, .*docs/weights.md"),
+        (0.01, 1, "the student's own.$"),  # it has not seen the start
+    ],
+)
+def test_how_far_the_student_followed_is_said_at_the_end(caplog, rise, start, words):
+    trainer = TrainerBase()
+    model = Alike(GradientBalance(max_iter=10))
+    model.rise = rise
+    trainer.model, trainer.run_step = nn.Sequential(model), lambda: model.step(trainer)
+    trainer.register_hooks([DistillationLog()])
+    with caplog.at_level(logging.INFO, logger="skd"):
+        trainer.train(start, 10)
+    (said,) = [r.getMessage() for r in caplog.records if "stops here" in r.getMessage()]
+    assert words in said or re.search(words, said)
+
+
 def test_a_teacher_to_the_end_is_no_message(caplog):
     assert log_of_a_training(caplog, 0, max_iter=10, until=1.0) == []
 
@@ -93,8 +124,6 @@ def test_a_teacher_to_the_end_is_no_message(caplog):
     ],
 )
 def test_what_cannot_help_is_a_warning_and_said_once(caplog, change, words):
-    import re
-
     messages = said(caplog, {**HEALTHY, **change}, (99, 199))
     assert len(messages) == 3
     assert re.search(words, messages[1])
@@ -104,7 +133,7 @@ def test_a_warning_is_not_repeated_because_its_number_changes(caplog):
     hook = DistillationLog(period=1)
     with EventStorage() as storage:
         for cosine in (-0.4, -0.3):
-            hook.trainer = SimpleNamespace(storage=storage, iter=storage.iter)
+            hook.trainer = SimpleNamespace(storage=storage, iter=storage.iter, start_iter=0)
             storage.put_scalars(**{**HEALTHY, "distill/cosine_structured_am": cosine})
             hook.after_step()
             storage.step()

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import statistics
 from typing import Dict, List
 
 from detectron2.engine import HookBase
@@ -13,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 # A cosine below this, of the last measurement, says that a term works against the detector.
 AGAINST = -0.2
+# Of the way from the first CKA to 1, on average over the levels: pairs that gained went 0.5 to 0.9
+# of it, a RetinaNet that lost 0.1 (docs/results/default/PROTOCOL.md, round 12).
+FOLLOWED, ALIKE = 0.4, 0.9  # above the latter there is no way left to speak of
 
 
 class DistillationLog(HookBase):
@@ -27,6 +31,7 @@ class DistillationLog(HookBase):
         self.period = period
         self.warned = set()
         self.end = math.inf  # the iteration from which on there is no teacher
+        self.first: Dict[str, float] = {}  # how alike the maps were at the start, by level
 
     def before_train(self) -> None:
         balance, max_iter = balance_of(self.trainer.model), self.trainer.max_iter
@@ -43,14 +48,39 @@ class DistillationLog(HookBase):
         if self.trainer.iter == self.end:
             logger.info(
                 f"The teacher stops here, at iteration {self.end}: from now on the training is "
-                "the student's own."
+                "the student's own." + self._followed()
             )
 
+    def _followed(self) -> str:
+        """How far the student's maps came like the teacher's, in words."""
+        last = _starting_with(self._latest(), "distill/cka_")
+        way = {k: (last[k] - x) / (1 - x) for k, x in self.first.items() if k in last and x < ALIKE}
+        if not way:
+            return ""
+        mean = statistics.mean(way.values())
+        levels = ", ".join(f"{k} {self.first[k]:.2f} to {last[k]:.2f}" for k in way)
+        words = f" The maps have come {mean:.0%} of the way to the teacher's (CKA {levels})"
+        if mean >= FOLLOWED:
+            return f"{words}."
+        share = balance_of(self.trainer.model).called("share")
+        return (
+            f"{words}, so the student hardly follows it, which can cost AP: a larger {share}, or "
+            f"{called('MODEL.DISTILLER.LEVELS')} without those of few positions, draws it nearer "
+            "(docs/weights.md)."
+        )
+
+    def _latest(self) -> Dict[str, float]:
+        """Scalars of the last period: what is older has ended."""
+        begin = self.trainer.iter - self.period
+        return {k: v for k, (v, i) in self.trainer.storage.latest().items() if i > begin}
+
     def after_step(self) -> None:
+        begun = self.trainer.start_iter == 0  # a run that resumes has not seen how it began
+        if begun and not self.first and self.trainer.iter < self.end:
+            self.first = dict(_starting_with(self._latest(), "distill/cka_"))
         if (self.trainer.iter + 1) % self.period or self.trainer.iter >= self.end:
             return
-        begin = self.trainer.iter - self.period  # what is older has ended
-        latest = {k: v for k, (v, i) in self.trainer.storage.latest().items() if i > begin}
+        latest = self._latest()
         shares = _starting_with(latest, "distill/share_")
         if not shares and not _starting_with(latest, "distill/cka_"):
             return
