@@ -15,16 +15,19 @@ from skd.engine.launch import _passing_on
 from skd.runtime import preemption
 from skd.runtime.preemption import EXIT_REQUEUE
 from tests.helpers import ROOT, distilling, tiny_config
-from tests.processes import environment, patched_forward, process_config, run_script
+from tests.processes import environment, patched, process_config, run_script
 
 # Every image of an evaluation takes minutes: who waits for one is found out.
 SLOW_EVALUATION = """
-if not self.training:
-    import time
+import time
 
+from detectron2.modeling import GeneralizedRCNN
+
+def inference(self, inputs):
     open(os.environ["EVALUATING"] + str(os.getpid()), "w").close()
     time.sleep(300)
-return forward(self, inputs)
+
+GeneralizedRCNN.inference = inference
 """
 
 pytestmark = pytest.mark.slow
@@ -100,19 +103,20 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     assert f"Starting training from iteration {iteration + 1}" in printed
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_evaluation_is_not_waited_for(processes, teacher_files, shapes, tmp_path):
+@pytest.mark.parametrize("processes,decay", [(1, 0.0), (2, 0.0), (1, 0.9)])
+def test_an_evaluation_is_not_waited_for(processes, decay, teacher_files, shapes, tmp_path):
+    """Nor, with an average of the weights, that of the average, which comes first."""
     cfg = distilling(
         tiny_config(
             SOLVER__MAX_ITER=100, TEST__EVAL_PERIOD=2, DATALOADER__NUM_WORKERS=2,
-            SOLVER__CHECKPOINT_PERIOD=100,
+            SOLVER__CHECKPOINT_PERIOD=100, SOLVER__EMA_DECAY=decay,
         ),
         teacher_files,
     )  # fmt: skip
     config = process_config(cfg, tmp_path, test=("skd_shapes_val",))
     log = tmp_path / "stdout.txt"
     process = begin(
-        patched_forward(tmp_path, SLOW_EVALUATION), config, shapes, log,
+        patched(tmp_path, SLOW_EVALUATION), config, shapes, log,
         "--num-gpus", str(processes), "--dist-url", "auto", EVALUATING=str(tmp_path / "evaluating"),
     )  # fmt: skip
     wait_until(lambda: len(list(tmp_path.glob("evaluating*"))) == processes, process, log)

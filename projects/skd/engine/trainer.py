@@ -94,10 +94,10 @@ class SKDTrainer(DefaultTrainer):
         )
         self.folder = RunFolder(self.checkpointer, facts, is_learned)
         numbers = PlainNumbers(model, run.checkpoint_period, run.eval_period)
-        preemption = PreemptionHook(self.checkpointer)
-        self.register_hooks(
-            [self.folder, steps, numbers, *self.build_hooks(), *self._readouts(), preemption]
-        )
+        own = [*self.build_hooks(), *self._readouts()]
+        averaged = [] if self._average is None else [self._average.model]
+        preemption = PreemptionHook(self.checkpointer, averaged)
+        self.register_hooks([self.folder, steps, numbers, *own, preemption])
         if run.patience:
             self.register_hooks([self._early_stopping()])
 

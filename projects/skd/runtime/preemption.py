@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Sequence
 
 import torch
 from detectron2.engine import HookBase
@@ -54,8 +54,13 @@ class PreemptionHook(HookBase):
     worker, say) no signal is taken, and nothing else changes.
     """
 
-    def __init__(self, checkpointer: Checkpointer):
-        self.checkpointer = checkpointer
+    def __init__(self, checkpointer: Checkpointer, others: Sequence[nn.Module] = ()):
+        """
+        Args:
+            checkpointer: of the run.
+            others: models that are evaluated besides the trainer's, as an average of its weights.
+        """
+        self.checkpointer, self._others = checkpointer, others
         self._received: Optional[float] = None
         self._warned = False
         self._evaluating = False
@@ -72,7 +77,8 @@ class PreemptionHook(HookBase):
         self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         # the thread does what is to be done: a handler only keeps the signal from ending the run
         self._before = {s: signal.signal(s, _ignore) for s in signals_to_take()}
-        self._watch = self.trainer.model.register_forward_pre_hook(self._note_evaluation)
+        models = [self.trainer.model, *self._others]
+        self._watch = [m.register_forward_pre_hook(self._note_evaluation) for m in models]
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
@@ -162,7 +168,8 @@ class PreemptionHook(HookBase):
         os.write(self._pipe[1], bytes([_END]))
         self._thread.join()
         self._thread = None
-        self._watch.remove()
+        for handle in self._watch:
+            handle.remove()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_pipe)
