@@ -195,6 +195,19 @@ def test_a_bad_study_is_an_error_before_anything_runs(change, words, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_images_without_labels_are_for_the_runs_that_distil(tmp_path):
+    """Without a teacher they end a run with an error."""
+    from skd.study.compare.design import Study, options_of_part
+
+    opts = ["DATASETS.UNLABELLED", "('tiny_val',)", "DATASETS.UNLABELLED_PER_BATCH", 2]
+    study = Study({**STUDY, "opts": [*STUDY["opts"], *opts]}, str(tmp_path))
+    for run in study.runs():
+        assert ("DATASETS.UNLABELLED" in run.opts) == (run.method in ("PKD", "broken"))
+        assert ("DATASETS.UNLABELLED_PER_BATCH" in run.opts) == ("DATASETS.UNLABELLED" in run.opts)
+    options = ["+dataloader.unlabelled", "[tiny_val]", "train.seed", "1"]
+    assert options_of_part("student", options, ()) == ["train.seed", "1"]
+
+
 def test_names_of_a_study_stay_below_its_folder(tmp_path):
     from skd.study.compare.design import Study
 

@@ -29,6 +29,7 @@ from .schema import check_options, check_study
 
 TEACHERS = "teachers"  # the folder of their runs
 ERROR = "error.txt"  # in a run's folder: why it failed, until it is started again
+UNLABELLED = ("DATASETS.UNLABELLED", "dataloader.unlabelled")  # how these keys begin, in both forms
 
 
 @dataclass
@@ -113,6 +114,7 @@ def options_of_part(part: str, opts: List[str], own: Container[str]) -> List[str
     """
     Options for a run of the "student" or the "teacher" by itself. They are written for the runs
     that distil, where ``model`` of a LazyConfig has both in it; a YAML config's keys stay in place.
+    Images without labels are left out: without a teacher they are an error.
 
     Args:
         own: keys that are written for this run.
@@ -120,6 +122,8 @@ def options_of_part(part: str, opts: List[str], own: Container[str]) -> List[str
     kept = []
     for key, value in zip(opts[::2], opts[1::2]):
         path = key.lstrip("+")  # of Hydra's grammar: a key that is new
+        if path.startswith(UNLABELLED) and key not in own:
+            continue
         if key in own or not path.startswith("model."):
             kept += [key, value]
         elif path.startswith("model.student.") and part == "student":
