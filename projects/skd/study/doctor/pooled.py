@@ -51,9 +51,9 @@ def pooled_notes(
     others = ", ".join(elsewhere)
     return [
         f"the teacher's box head reads {part:.0%} of your objects from {others}, which is not "
-        f"distilled: for these {', '.join(distilled)} serve the proposals alone. A RetinaNet gained "
-        "less by such a teacher than by a weaker RetinaNet (docs/choosing_a_teacher.md). A student "
-        f"that has {others} can distil that, too ({called('MODEL.DISTILLER.LEVELS')})."
+        f"distilled: for these {', '.join(distilled)} serve the proposals alone. A RetinaNet "
+        "gained less by such a teacher than by a weaker RetinaNet (docs/choosing_a_teacher.md). "
+        f"A student that has {others} can distil that, too ({called('MODEL.DISTILLER.LEVELS')})."
     ]
 
 
