@@ -18,7 +18,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # noqa:
 from detectron2.utils.env import seed_all_rng  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
-from skd import add_skd_config, distill, student_config  # noqa: E402
+from skd import StructuredDistiller, add_skd_config, distill, student_config  # noqa: E402
 from skd.config import merge_file  # noqa: E402
 from skd.engine import SKDTrainer  # noqa: E402
 
@@ -174,9 +174,9 @@ class Balanced(torch.nn.Module):
 
     _skd_student = torch.nn.Module  # as of a class that distils
 
-    def __init__(self, balance=None):
+    def __init__(self, balance=None, method=StructuredDistiller):
         super().__init__()
-        self.distiller = torch.nn.Module()
+        self.distiller = method()
         self.distiller.balance = balance
 
 

@@ -15,7 +15,17 @@ from fvcore.nn import giou_loss
 from skd import DistillRCNN, FrozenTeacher, GradientBalance, StructuredDistiller, TeacherHeads
 from skd.engine import wrap_data_parallel
 from skd.modeling.state import pairs_of
-from tests.helpers import DEVICES, batch, check_resume, distilling, save_detector, step, tiny_config
+from skd.runtime.checkpoint import CheckpointError
+from tests.helpers import (
+    DEVICES,
+    batch,
+    check_resume,
+    distilling,
+    save_detector,
+    step,
+    tiny_config,
+    train_until,
+)
 from tests.processes import leave_together
 
 CLASSES = ["a", "b", "c", "d", "e", "f"]
@@ -263,6 +273,16 @@ def test_a_head_of_regions_is_balanced_as_before():
     assert list(pairs_of(model)) == ["p2", "p3", "p4", "p5", "p6"]
 
 
+def test_a_balance_of_another_model_stays_as_it_is():
+    balance = GradientBalance()
+    teacher = FrozenTeacher(model=retinanet(1), weights=None, input_format="BGR")
+    parts = dict(teacher=teacher, balance=balance, input_format="BGR")
+    DistillRCNN(student=build_model(tiny_config()), distiller=StructuredDistiller(), **parts)
+    with pytest.raises(ValueError, match="another model's balance"):
+        DistillRCNN(student=retinanet(0), distiller=StructuredDistiller(), **parts)
+    assert balance.share == 3.0
+
+
 def test_heads_are_compared_at_all_levels():
     model = pair(retinanet(0), retinanet(1), "DenseHead", "CrossHead", balance="auto")
     assert list(pairs_of(model)) == ["p3", "p4", "p5"]
@@ -270,3 +290,16 @@ def test_heads_are_compared_at_all_levels():
     assert [list(kind.pairs) for kind in model._skd.heads.kinds] == [everything] * 2
     losses, _ = step(model)
     assert all(x.isfinite() and x > 0 for x in terms(losses, "dense", "cross"))
+
+
+def test_a_run_of_all_levels_does_not_go_on_with_three(shapes, tmp_path):
+    """One that began when all were the default has layers that are not made any more."""
+    files = save_detector(tiny_config("retinanet"), tmp_path / "teacher")
+    cfg = distilling(tiny_config("retinanet"), files, balance=True)
+    before = cfg.clone()
+    before.MODEL.DISTILLER.BALANCE.SHARE = cfg.MODEL.DISTILLER.BALANCE.SHARE = 3.0
+    before.MODEL.DISTILLER.LEVELS = ["p3", "p4", "p5", "p6", "p7"]
+    train_until(before, tmp_path / "run", until=2)
+    modules = "weights of distiller.levels.p6, distiller.levels.p7, and the model no such"
+    with pytest.raises(CheckpointError, match=modules):
+        train_until(cfg, tmp_path / "run", resume=True)

@@ -64,6 +64,17 @@ def test_a_share_that_drowns(teacher_files, shapes):
     assert finding.name == "weight" and "Set MODEL.DISTILLER.BALANCE.SHARE 3.0" in finding.text
 
 
+@pytest.mark.parametrize("share,drowns", [(80.0, False), (3000.0, True)])
+def test_the_share_of_a_dense_head_may_be_larger(share, drowns, teacher_files, shapes):
+    """Of a default of 30: measured are 21 to 57, by the batch."""
+    cfg = distilling(tiny_config("retinanet"), teacher_files, balance=True)
+    cfg.MODEL.DISTILLER.BALANCE.SHARE = share
+    verdict = examine(cfg, iterations=1, images=0)
+    assert sum(term for term, _ in verdict.terms.values()) == pytest.approx(share, rel=0.01)
+    texts = [finding.text for finding in verdict.findings if finding.name == "weight"]
+    assert ["Set MODEL.DISTILLER.BALANCE.SHARE 30.0" in text for text in texts] == [True] * drowns
+
+
 def test_levels_of_other_sizes(teacher_files, shapes, monkeypatch):
     from skd.modeling.teacher import FrozenTeacher
 

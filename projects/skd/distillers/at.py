@@ -22,6 +22,8 @@ class AT(LevelwiseDistiller):
     learned layer, and any numbers of channels.
     """
 
+    compares_maps = False
+
     @dataclass(frozen=True)
     class Settings(Settings):
         # Times the loss at each level: the authors' beta, for classification.

@@ -31,6 +31,8 @@ class Distiller(nn.Module):
 
     Attributes:
         needs_boxes: whether :meth:`forward` is given the ground-truth boxes.
+        compares_maps: whether the maps themselves are to come alike (CKA), or only something that
+            is taken from them, which unlike maps may have in common.
         proportions: of the terms' gradients, by their names; 1 for those not named.
         balance: what weighs the terms, if anything does; set by the meta-architecture. It is a
             part of the distiller so that its state is saved here.
@@ -41,6 +43,7 @@ class Distiller(nn.Module):
     """
 
     needs_boxes = False
+    compares_maps = True
     balanced = False
     student_stride: Optional[int] = None
     _bound = False

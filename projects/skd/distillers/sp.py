@@ -22,6 +22,8 @@ class SP(LevelwiseDistiller):
     per process there is nothing to learn.
     """
 
+    compares_maps = False
+
     @dataclass(frozen=True)
     class Settings(Settings):
         # Times the loss at each level: the authors' gamma, for classification.

@@ -8,7 +8,7 @@ from typing import Dict, List
 from detectron2.engine import HookBase
 
 from ..config.naming import called
-from ..modeling.student_class import balance_of
+from ..modeling.student_class import balance_of, distilling_in
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,20 @@ class DistillationLog(HookBase):
     def _followed(self) -> str:
         """How far the student's maps came like the teacher's, in words."""
         last = _starting_with(self._latest(), "distill/cka_")
-        way = {k: (last[k] - x) / (1 - x) for k, x in self.first.items() if k in last and x < ALIKE}
+        way = {
+            k: max(last[k] - x, 0.0) / (1 - x)
+            for k, x in self.first.items()
+            if k in last and x < ALIKE
+        }
         if not way:
             return ""
         mean = statistics.mean(way.values())
         levels = ", ".join(f"{k} {self.first[k]:.2f} to {last[k]:.2f}" for k in way)
         words = f" The maps have come {mean:.0%} of the way to the teacher's (CKA {levels})"
-        if mean >= FOLLOWED:
+        distiller = distilling_in(self.trainer.model).distiller
+        if mean >= FOLLOWED or not any(m.compares_maps for m in distiller.methods_in_use()):
             return f"{words}."
-        share = balance_of(self.trainer.model).called("share")
+        share = distiller.balance.called("share")
         return (
             f"{words}, so the student hardly follows it, which can cost AP: a larger {share}, or "
             f"{called('MODEL.DISTILLER.LEVELS')} without those of few positions, draws it nearer "

@@ -86,15 +86,18 @@ def attach(
     pairs = _pair(student_shapes, teacher, levels)
     if heads is not None:
         heads.fit(student, teacher, pairs)
-    if balance is not None and distiller.wants_balance(balance.settings.enabled):
-        balance.dense = isinstance(student, DenseDetector)
-        pairs = _of_the_backbone(pairs) if balance.dense and not levels else pairs
+    balanced = balance is not None and distiller.wants_balance(balance.settings.enabled)
+    dense = balanced and isinstance(student, DenseDetector)
+    if dense and not levels:
+        pairs = _of_the_backbone(pairs)
     if inherit:
         inherit_from(student, teacher.components())
     # the student's random numbers (data order, sampling) are those of its training without
     with torch.random.fork_rng(devices=[]):
         shapes = {name: (p.student, p.teacher) for name, p in pairs.items()}
         distiller.bind_once(shapes, balance, min(s.stride for s in student_shapes.values()))
+    if balance is not None:  # not before: until here it may be another model's
+        balance.dense = dense
     state = DistillState(
         input_format, features, every, pairs, present_form(), unlabelled_weight, heads
     )

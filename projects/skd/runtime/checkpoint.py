@@ -201,8 +201,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         incompatible = self._load_model(data)
         if incompatible is not None:
             self._log_incompatible_keys(incompatible)
-        for key, obj in self.checkpointables.items():
-            _take_up(path, key, obj, data.pop(key))
+        try:
+            for key, obj in self.checkpointables.items():
+                _take_up(path, key, obj, data.pop(key))
+        except CheckpointError as error:  # of other layers, say: these are known by name
+            raise CheckpointError(f"{error}{_without_place(incompatible)}") from error
         return data
 
     def _check_fits(self, path: str, data: Dict[str, Any]) -> None:
@@ -292,6 +295,15 @@ def new_run_from(path: str) -> str:
         f"start a new run from its weights: {called('weights')} {path}, another "
         f"{called('output_dir')}, no --resume"
     )
+
+
+def _without_place(incompatible: Any) -> str:
+    """Of which modules a checkpoint has weights that the model lacks, in words."""
+    keys = [] if incompatible is None else incompatible.unexpected_keys
+    modules = dict.fromkeys(".".join(key.split(".")[:3]) for key in keys)
+    if not modules:
+        return ""
+    return f" The checkpoint has weights of {', '.join(modules)}, and the model no such modules."
 
 
 def _take_up(path: str, key: str, part: Any, state: Any) -> None:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ...config import Config
 from ...config.naming import setting_to
 from ...distillers import GradientBalance
-from ...distillers.balance import split_losses
+from ...distillers.balance import SHARE, split_losses
 from ...distillers.gradient_norms import DETECTOR
 from ...distillers.similarity import LEAST_SIDE, linear_cka, on_grid
 from ...distillers.words import called
@@ -29,7 +29,9 @@ from ..common.trial import check_trial, settle, starting_model
 from .position import Position, moved
 from .verdict import Finding, Verdict
 
-# All terms together, in norms of the detector's gradient: more drowns it, less does nothing.
+# All terms together, in norms of the detector's gradient: more drowns it, less does nothing. Of a
+# balance with a larger default (dense heads) so many times as much: its share is of a running mean,
+# behind which the gradient falls at first where a batch has many objects.
 STRONGEST, WEAKEST = 50.0, 0.05
 # How much more a map must tell of images that are moved, to say that it lies beside them.
 MOVED = 1.12
@@ -144,10 +146,11 @@ class _Watch:
             ]
         found = []
         total = sum(share for share, _ in verdict.terms.values())
-        if verdict.terms and not WEAKEST <= total <= STRONGEST:
+        balance = self.model.distiller.balance
+        usual = 1.0 if balance is None else balance.default_share / SHARE
+        if verdict.terms and not WEAKEST <= total <= STRONGEST * usual:
             what = "drowns the detector's" if total > 1 else "is nothing beside the detector's"
             remedy = f"{setting_to(called(GradientBalance, 'enabled'), True)}, or other weights"
-            balance = self.model.distiller.balance
             if balance is not None:
                 share = setting_to(called(GradientBalance, "share"), balance.default_share)
                 remedy = f"{share}, the default"
