@@ -72,6 +72,14 @@ def test_a_run_that_is_killed_after_its_best_result_knows_it_when_it_resumes(
     assert trainer.iter == 3
 
 
+def test_a_longer_run_from_a_best_result_at_the_end_leaves_no_iteration_out(shapes, tmp_path):
+    trained(tmp_path, 2)  # the second result is the better one
+    assert (tmp_path / "last_checkpoint").read_text() == "model_best.pth"
+    state = torch.load(tmp_path / "model_best.pth", weights_only=False)["trainer"]
+    assert state["iteration"] == 1 and state["hooks"]["ReproducibleSteps"]["images"] == 4
+    assert trained(tmp_path, 3, resume=True).start_iter == 2
+
+
 def test_none_without_the_key_and_errors_name_it(shapes, tmp_path):
     trainer = trained(tmp_path, 1, metric="")
     assert not any(isinstance(h, BestCheckpointer) for h in trainer._hooks)

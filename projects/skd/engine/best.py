@@ -2,9 +2,11 @@
 
 import logging
 import math
-from typing import Any, Dict, Sequence
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Sequence
 
 from detectron2.engine import HookBase, hooks
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
@@ -48,7 +50,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
         before = self.best_metric
         better = before is None or value > before
         if better and self._update_best(value, iteration):
-            self._checkpointer.save(self._file_prefix, iteration=iteration)
+            with _last_iteration(self.trainer):
+                self._checkpointer.save(self._file_prefix, iteration=iteration)
             words = "the first result" if before is None else f"better than {before:.5f} before"
             logger.info(f"{self._of.metric} is {value:.5f}, {words}: kept as model_best.pth.")
 
@@ -68,6 +71,20 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         if self._of.is_that_of(state):
             self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+
+
+@contextmanager
+def _last_iteration(trainer: TrainerBase) -> Iterator[None]:
+    """
+    Within it a trainer's iteration is the last one that it has done. After the training, where it
+    evaluates once more, it is a later one, and a resume from there would leave one out.
+    """
+    now = trainer.iter
+    trainer.iter = min(now, max(trainer.max_iter, trainer.start_iter) - 1)
+    try:
+        yield
+    finally:
+        trainer.iter = now
 
 
 class _Result:
