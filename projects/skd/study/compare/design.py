@@ -6,7 +6,15 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any, Container, Dict, List, Optional, Sequence, Set, Tuple
 
-from ...config import distill, is_distilling, is_lazy_file, lazy_config, read_config, yaml_config
+from ...config import (
+    distill,
+    is_distilling,
+    is_lazy_file,
+    lazy_config,
+    read_config,
+    run_settings,
+    yaml_config,
+)
 from ...config.methods import build_distiller
 from ...config.safe_yaml import read_yaml
 from ...engine.run import check_registered
@@ -29,7 +37,10 @@ from .schema import check_options, check_study
 
 TEACHERS = "teachers"  # the folder of their runs
 ERROR = "error.txt"  # in a run's folder: why it failed, until it is started again
-UNLABELLED = ("DATASETS.UNLABELLED", "dataloader.unlabelled")  # how these keys begin, in both forms
+# how the keys of images without labels begin, in both forms
+UNLABELLED = tuple(
+    run_settings.keys_of(f)["unlabelled"] for f in (run_settings.YAML, run_settings.LAZY)
+)
 
 
 @dataclass
