@@ -81,7 +81,7 @@ def read(path: str) -> DictConfig:
 
 def override(cfg: DictConfig, options: Sequence[str]) -> DictConfig:
     """
-    A copy of the config with ``key=value ...`` of the command line.
+    The config with ``key=value ...`` of the command line, in place.
 
     Raises:
         ValueError: something else among them.
