@@ -80,8 +80,9 @@ class DistillationLog(HookBase):
         return {k: v for k, (v, i) in self.trainer.storage.latest().items() if i > begin}
 
     def after_step(self) -> None:
-        begun = self.trainer.start_iter == 0  # a run that resumes has not seen how it began
-        if begun and not self.first and self.trainer.iter < self.end:
+        # said where the teacher stops; a run that resumes has not seen how it began
+        wanted = self.end < math.inf and self.trainer.start_iter == 0
+        if wanted and not self.first and self.trainer.iter < self.end:
             self.first = dict(_starting_with(self._latest(), "distill/cka_"))
         if (self.trainer.iter + 1) % self.period or self.trainer.iter >= self.end:
             return
