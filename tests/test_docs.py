@@ -81,7 +81,7 @@ def test_the_tests_that_pages_name_are_there():
 
 
 def test_every_picture_that_is_kept_is_on_a_page():
-    """A command makes the others again; docs/results/README.md names it."""
+    """A command makes the others again; docs/results/files.md names it."""
     shown = {
         os.path.normpath(os.path.join(os.path.dirname(page), link))
         for page in PAGES

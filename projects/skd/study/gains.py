@@ -28,6 +28,7 @@ TEACHER_LEAD = 4.0  # AP above the baseline, by docs/results/real/PROTOCOL.md
 # Studies of the present default: their folders below docs/results, and what their pairs are called.
 STUDIES = {
     "real/carparts": "car parts",
+    "real/carparts_longer": "car parts, twice as long",
     "real/retinanet": "car parts",
     "real/two_stage_teacher": "car parts, two-stage teacher",
     "real/labels": "car parts, teacher of all images",
