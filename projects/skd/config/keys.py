@@ -16,8 +16,6 @@ META_ARCHITECTURE = "DistillRCNN"
 DISTILS = "_skd_distils"
 # the nodes below MODEL of which the student knows nothing
 NODES = ("STUDENT", "TEACHER", "DISTILLER")
-
-
 # a key that the node has here, and in other projects' configs has not
 _OWN_KEY = {"STUDENT": "INHERIT", "TEACHER": "RANDOM_WEIGHTS", "DISTILLER": "BALANCE"}
 # MODEL.TIMM has no such key: it is known by having these, and no others but WEIGHTS

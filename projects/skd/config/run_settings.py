@@ -231,8 +231,9 @@ class RunSettings:
     )
     # None: a loader of the user's own, in a LazyConfig.
     train_sets: Optional[List[str]] = _setting(
-        "DATASETS.TRAIN", "dataloader.train.dataset.names", None, _dataset, (), True, _names
-    )
+        "DATASETS.TRAIN", "dataloader.train.dataset.names", None, _dataset, learned=True,
+        convert=_names,
+    )  # fmt: skip
     test_sets: Optional[List[str]] = _setting(
         "DATASETS.TEST", "dataloader.test.dataset.names", None, convert=_names
     )

@@ -130,6 +130,11 @@ class GradientBalance(GradientNorms, Schedule):
         return DENSE_SHARE if self.dense else SHARE
 
     @property
+    def share_factor(self) -> float:
+        """How many times :data:`SHARE` the default is; limits of a share grow with it."""
+        return self.default_share / SHARE
+
+    @property
     def share(self) -> float:
         """Of all terms together."""
         return self.default_share if self.settings.share is None else self.settings.share

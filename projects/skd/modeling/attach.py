@@ -16,14 +16,18 @@ from ..distillers.settings import is_number, is_whole
 from .features import LevelPair, pair_levels
 from .heads import TeacherHeads
 from .inherit import inherit as inherit_from
-from .partial_forward import check_module, given_shapes, output_shapes
+from .partial_forward import check_module, color_order, given_shapes, output_shapes
 from .state import DistillState
 from .student_class import PARTS, STATE, distils, set_parts
 from .teacher import FrozenTeacher
 
 logger = logging.getLogger(__name__)
 AUTO = "auto"
-COARSEST = 32  # stride of C5; an FPN adds P6 and P7 by strided convolutions
+FORMAT_HINT = (
+    "the color order of the training images: an argument of DistillRCNN, in a LazyConfig "
+    "model.input_format=RGB, or an attribute of the student."
+)
+C5_STRIDE = 32  # of the last of a backbone's maps; an FPN adds P6 and P7 by strided convolutions
 
 
 def attach(
@@ -81,7 +85,7 @@ def attach(
     _check_weight(unlabelled_weight)
     _check_student(student, base)
     balance = _as_balance(balance)
-    input_format = _input_format(student, input_format)
+    input_format = color_order(student, input_format, called("INPUT.FORMAT"), FORMAT_HINT)
     student_shapes = _shapes(student, features, feature_shapes)
     pairs = _pair(student_shapes, teacher, levels)
     if heads is not None:
@@ -96,25 +100,19 @@ def attach(
     with torch.random.fork_rng(devices=[]):
         shapes = {name: (p.student, p.teacher) for name, p in pairs.items()}
         distiller.bind_once(shapes, balance, min(s.stride for s in student_shapes.values()))
-    if balance is not None:  # not before: until here it may be another model's
-        balance.dense = dense
     state = DistillState(
-        input_format, features, every, pairs, present_form(), unlabelled_weight, heads
+        input_format=input_format,
+        features=features,
+        every=every,
+        pairs=pairs,
+        form=present_form(),
+        unlabelled_weight=unlabelled_weight,
+        heads=heads,
     )
     if balance is not None:
+        balance.dense = dense  # not before: until here it may be another model's
         state.measured_every = balance.settings.period
     return set_parts(student, base, {"distiller": distiller, "teacher": teacher, STATE: state})
-
-
-def _input_format(student: nn.Module, given: Optional[str]) -> str:
-    found = given or getattr(student, "input_format", None)
-    if not isinstance(found, str) or not found:
-        raise ValueError(
-            f"{called('INPUT.FORMAT')} is {found!r}; it must be 'BGR' or 'RGB', the color order of "
-            "the training images: an argument of DistillRCNN, in a LazyConfig "
-            "model.input_format=RGB, or an attribute of the student."
-        )
-    return found
 
 
 def _shapes(
@@ -151,7 +149,7 @@ def _pair(
 
 def _of_the_backbone(pairs: Dict[str, LevelPair]) -> Dict[str, LevelPair]:
     """Those up to the stride at which backbones end, if there are any; the log says which not."""
-    kept = {name: pair for name, pair in pairs.items() if pair.student.stride <= COARSEST}
+    kept = {name: pair for name, pair in pairs.items() if pair.student.stride <= C5_STRIDE}
     left = [f"'{n}' (stride {p.student.stride})" for n, p in pairs.items() if n not in kept]
     if not kept or not left:
         return pairs
@@ -188,6 +186,10 @@ def _check_kinds(student: Any, teacher: Any, distiller: Any) -> None:
 
 
 def check_every(every: Any) -> None:
+    """
+    Raises:
+        ValueError: ``MODEL.DISTILLER.EVERY`` is no whole number above 0.
+    """
     if not is_whole(every, 1):
         raise ValueError(
             f"{called('MODEL.DISTILLER.EVERY')} is {every!r}; it must be a whole number above 0."

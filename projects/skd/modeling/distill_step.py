@@ -14,7 +14,7 @@ from torch import nn
 
 from ..config.naming import called
 from ..distillers import Distiller
-from ..distillers.balance import PREFIX
+from ..distillers.balance import PREFIX, short_name
 from ..distillers.base import at_least_fp32
 from ..distillers.gradient_norms import has_fp16
 from ..distillers.shares import GradientShares
@@ -369,8 +369,8 @@ def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
     distiller = model.distiller
     metrics = {"detector_loss": own}
     for term, levels in terms.items():
-        short = term.replace("loss_distill_", "distill/")
-        metrics.update({f"{short}_{level}": value for level, value in levels.items()})
+        short = short_name(term)
+        metrics.update({f"distill/{short}_{level}": value for level, value in levels.items()})
     if terms:
         measured = distiller.balance or model._skd.shares
         scalars = {**measured.scalars(), **model._skd.alike.scalars()}

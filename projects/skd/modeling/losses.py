@@ -48,6 +48,7 @@ def write_losses(output: Any, losses: Losses) -> Any:
 
 
 def sum_losses(losses: Losses) -> torch.Tensor:
+    """A scalar, whatever shapes of one number the losses have."""
     return sum(value.reshape(()) for value in losses.values())
 
 

@@ -60,6 +60,12 @@ def find_config(name: str) -> str:
 
 
 def zoo_weights(name: str) -> str:
+    """
+    The URL of the zoo's checkpoint for one of its configs.
+
+    Raises:
+        ValueError: it has none.
+    """
     try:
         return model_zoo.get_checkpoint_url(name)
     except RuntimeError:

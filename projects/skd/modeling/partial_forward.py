@@ -30,6 +30,7 @@ class Measured(NamedTuple):
 
 
 def has_forward(model: nn.Module) -> bool:
+    """Whether a model has a forward of its own."""
     return type(model).forward is not nn.Module.forward
 
 
@@ -174,7 +175,25 @@ class _FirstInput:
             self.name, self.side = self.modules[module], x.shape[2]
 
 
+def color_order(detector: nn.Module, given: Optional[str], name: str, hint: str) -> str:
+    """
+    The color order of a detector's images: as given, or else its ``input_format``.
+
+    Args:
+        name: what the user calls it, for the error.
+        hint: where to give it, or what else it may be: the error's end.
+
+    Raises:
+        ValueError: it is not known, or no text.
+    """
+    found = given or getattr(detector, "input_format", None)
+    if not isinstance(found, str) or not found:
+        raise ValueError(f"{name} is {found!r}; it must be 'BGR' or 'RGB', {hint}")
+    return found
+
+
 def image_channels(detector: nn.Module) -> int:
+    """How many channels its images have: as many as its mean, or 3 where it has none."""
     mean = getattr(detector, "pixel_mean", None)
     return mean.numel() if isinstance(mean, torch.Tensor) else 3
 

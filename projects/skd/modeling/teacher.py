@@ -21,11 +21,12 @@ from .features import Maps, Tapped, square_side
 from .heads import check_full_size
 from .inherit import State, components
 from .load import load_in_full
-from .partial_forward import given_shapes
+from .partial_forward import color_order, given_shapes
 from .teacher_runner import Running, make_runner
 from .teacher_speed import PRECISIONS, fold_batch_norm, halve, of_halved
 
 logger = logging.getLogger(__name__)
+FORMAT_HINT = "or for images without colors the name that the student has for it too."
 
 
 class FrozenTeacher(nn.Module):
@@ -87,7 +88,8 @@ class FrozenTeacher(nn.Module):
         _check(precision, weights, random_weights)
         check_full_size(heads and half_size)
         _load(model, weights, random_weights)
-        self.input_format = _input_format(model, input_format)
+        name = "The teacher's input_format"
+        self.input_format = color_order(model, input_format, name, FORMAT_HINT)
         self.weights, self.config = weights, config
         self.features = features
         self.side_stream, self.half_size = side_stream, half_size
@@ -264,16 +266,6 @@ def _load(model: nn.Module, weights: Optional[str], random_weights: bool) -> Non
         )
     elif weights is not None:
         load_in_full(model, weights)
-
-
-def _input_format(model: nn.Module, given: Optional[str]) -> str:
-    found = given or getattr(model, "input_format", None)
-    if not isinstance(found, str) or not found:
-        raise ValueError(
-            f"The teacher's input_format is {found!r}; it must be 'BGR' or 'RGB', or for images "
-            "without colors the name that the student has for it too."
-        )
-    return found
 
 
 def _preprocess(given: Union[str, Callable, None]) -> Optional[Callable]:

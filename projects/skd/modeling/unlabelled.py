@@ -28,6 +28,7 @@ class ForwardArguments(NamedTuple):
 
 
 def is_batch(x: Any) -> bool:
+    """Whether it is Detectron2's batched inputs: dicts with an image, at least one."""
     return (
         isinstance(x, (list, tuple))
         and bool(x)

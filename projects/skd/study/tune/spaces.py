@@ -11,8 +11,7 @@ from ...config import Config, run_settings
 from ...config.methods import build_distiller
 from ...config.naming import written_as
 from ...distillers import Distiller, GradientBalance
-from ...distillers.balance import PREFIX
-from ...distillers.balance import SHARE as DEFAULT_SHARE
+from ...distillers.balance import short_name
 from ...distillers.base import Shapes
 from ...distillers.schedule import UNTIL as DEFAULT_UNTIL
 from ...distillers.words import called
@@ -66,8 +65,7 @@ def spaces_of(
     balance.settings = replace(given, until=UNTIL[0], warmup=int(WARMUP[1] * iterations))
     with written_as(form):
         balance.check_schedule()
-    usual = balance.default_share / DEFAULT_SHARE
-    share = SHARE[0] * usual, SHARE[1] * usual
+    share = tuple(limit * balance.share_factor for limit in SHARE)
     spaces = {}
     for method in methods:
         distiller = _distiller(override(cfg, ["MODEL.DISTILLER.NAME", method]))
@@ -98,7 +96,7 @@ def _terms(distiller: Distiller, shapes: Shapes) -> List[str]:
 
     boxes = [torch.tensor([[0.0, 0.0, side / 2, side / 2]])] * 2 if distiller.needs_boxes else None
     with torch.no_grad():
-        return [name[len(PREFIX) :] for name in distiller(maps(0), maps(1), boxes)]
+        return [short_name(name) for name in distiller(maps(0), maps(1), boxes)]
 
 
 def _level_choices(names: List[str], given: Sequence[str]) -> List[str]:
