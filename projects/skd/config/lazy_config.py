@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set
 
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
@@ -105,6 +105,35 @@ def record_projects(cfg: DictConfig, names: Sequence[str]) -> None:
 
 def freeze(cfg: DictConfig) -> None:
     """Nothing to do: Detectron2 does not freeze LazyConfigs."""
+
+
+def thaw(cfg: DictConfig) -> None:
+    """Nothing to do, likewise."""
+
+
+def distil_always(cfg: DictConfig, balance: Mapping[str, Any]) -> None:
+    """
+    Let a config that distils do so in every iteration, in place.
+
+    Args:
+        balance: settings of the balance, by their names in Python; left out where it has none.
+    """
+    cfg.model.every = 1
+    if isinstance(cfg.model.get("balance"), DictConfig):
+        cfg.model.balance.update(balance)
+
+
+# what PyTorch's loader takes with workers only
+_OF_WORKERS = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout")
+
+
+def load_in_process(cfg: DictConfig) -> None:
+    """Let images of a training be loaded without workers, in place; by Detectron2's loader."""
+    loader = run_settings.select(cfg, "dataloader.train")
+    if loader and "num_workers" in loader:  # else a loader of the user's own
+        loader.num_workers = 0
+        for name in _OF_WORKERS:
+            loader.pop(name, None)
 
 
 # What a run reads: a section made by LazyCall, or one of plain values. The others may be absent.

@@ -1,7 +1,7 @@
 """A YAML config: read it, make it distil, take the student out of it."""
 
 import logging
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import downgrade_config, get_cfg, upgrade_config
@@ -175,6 +175,27 @@ def record_projects(cfg: CN, names: Sequence[str]) -> None:
 def freeze(cfg: CN) -> None:
     """Let nothing be changed from here on."""
     cfg.freeze()
+
+
+def thaw(cfg: CN) -> None:
+    """Let it be changed again."""
+    cfg.defrost()
+
+
+def distil_always(cfg: CN, balance: Mapping[str, Any]) -> None:
+    """
+    Let a config that distils do so in every iteration, in place.
+
+    Args:
+        balance: settings of the balance, by their names in Python; left out where it has none.
+    """
+    cfg.MODEL.DISTILLER.EVERY = 1  # with more, those that distil pull so many times as hard
+    cfg.MODEL.DISTILLER.BALANCE.update({name.upper(): value for name, value in balance.items()})
+
+
+def load_in_process(cfg: CN) -> None:
+    """Let images of a training be loaded without workers, in place."""
+    cfg.DATALOADER.NUM_WORKERS = 0
 
 
 def check(cfg: CN) -> None:

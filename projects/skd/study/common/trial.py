@@ -2,18 +2,14 @@
 
 from dataclasses import replace
 
-from detectron2.config import CfgNode
-from omegaconf import DictConfig
 from torch import nn
 
-from ...config import Config, run_settings
+from ...config import Config, form_of, run_settings
 from ...data import check_datasets
 from ...engine.run import Run, check_device, check_registered
 from ...engine.weights import RunCheckpointer
 from ...modeling.student_class import balance_of
 
-# What a loader of PyTorch takes with workers only.
-_OF_WORKERS = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout")
 # A balance of which every iteration is one as between the warm-up and the end of the teacher; until
 # it is told the training's length, a LazyConfig's may not know it.
 _STEADY = {"warmup": 0, "ramp": 0, "decay": "none", "until": None}
@@ -25,20 +21,12 @@ def settle(cfg: Config) -> None:
     as between the warm-up and the end of the teacher, the run itself looks at no teacher, and a
     seed left to chance is 0, so that a command says the same twice.
     """
-    if run_settings.value_of(cfg, "num_workers") is not None:  # None: a loader of the user's own
-        run_settings.put(cfg, "num_workers", 0)
+    form = form_of(cfg)
+    form.thaw(cfg)
+    form.load_in_process(cfg)
+    form.distil_always(cfg, _STEADY)
     run_settings.put(cfg, "evaluate_teacher", 0)
     run_settings.put(cfg, "seed", max(run_settings.value_of(cfg, "seed"), 0))
-    if isinstance(cfg, CfgNode):
-        cfg.MODEL.DISTILLER.EVERY = 1  # with more, those that distil pull so many times as hard
-        cfg.MODEL.DISTILLER.BALANCE.update({key.upper(): v for key, v in _STEADY.items()})
-        return
-    cfg.model.every = 1
-    if isinstance(cfg.model.get("balance"), DictConfig):
-        cfg.model.balance.update(_STEADY)
-    loader = run_settings.select(cfg, "dataloader.train")
-    for name in _OF_WORKERS if loader and "num_workers" in loader else ():
-        loader.pop(name, None)
 
 
 def check_trial(run: Run) -> None:

@@ -3,10 +3,9 @@
 import copy
 import itertools
 import statistics
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from ...config import Config
 from ...config.naming import setting_to
 from ...distillers import GradientBalance
-from ...distillers.balance import SHARE, split_losses
+from ...distillers.balance import split_losses
 from ...distillers.gradient_norms import DETECTOR
 from ...distillers.similarity import LEAST_SIDE, linear_cka, on_grid
 from ...distillers.words import called
@@ -40,8 +39,6 @@ MOVED = 1.12
 def examine_training(cfg: Config, iterations: int, verdict: Verdict) -> None:
     """Add what a few iterations show to a verdict; see :func:`examine`. Nothing is written."""
     cfg = copy.deepcopy(cfg)
-    if isinstance(cfg, CfgNode):
-        cfg.defrost()
     settle(cfg)
     run = describe(cfg)
     check_trial(run)
@@ -132,44 +129,48 @@ class _Watch:
             verdict.terms[name] = (statistics.median(shares), statistics.mean(self.cosines[name]))
         verdict.levels = {name: statistics.mean(seen) for name, seen in self.alike.items()}
         verdict.distilled = [pair.teacher_name for pair in pairs_of(self.model).values()]
-        verdict.findings += self._findings(verdict)
+        # the first alone: a training with one of them tells nothing of those behind it
+        found = self._frozen() or self._weight(verdict.terms) or self._divergence() or self._shift()
+        verdict.findings += [found] if found else []
 
-    def _findings(self, verdict: Verdict) -> List[Finding]:
-        if self.frozen:
-            return [
-                Finding(
-                    "frozen student",
-                    "the student's feature maps need no gradient, so it learns nothing from the "
-                    "teacher: see MODEL.BACKBONE.FREEZE_AT (a LazyConfig's freeze_at), or what "
-                    "else freezes its backbone.",
-                )
-            ]
-        found = []
-        total = sum(share for share, _ in verdict.terms.values())
+    def _frozen(self) -> Optional[Finding]:
+        if not self.frozen:
+            return None
+        return Finding(
+            "frozen student",
+            "the student's feature maps need no gradient, so it learns nothing from the teacher: "
+            "see MODEL.BACKBONE.FREEZE_AT (a LazyConfig's freeze_at), or what else freezes its "
+            "backbone.",
+        )
+
+    def _weight(self, terms: Dict[str, Tuple[float, float]]) -> Optional[Finding]:
+        """``terms``: see :class:`Verdict`."""
+        total = sum(share for share, _ in terms.values())
         balance = self.model.distiller.balance
-        usual = 1.0 if balance is None else balance.default_share / SHARE
-        if verdict.terms and not WEAKEST <= total <= STRONGEST * usual:
-            what = "drowns the detector's" if total > 1 else "is nothing beside the detector's"
-            remedy = f"{setting_to(called(GradientBalance, 'enabled'), True)}, or other weights"
-            if balance is not None:
-                share = setting_to(called(GradientBalance, "share"), balance.default_share)
-                remedy = f"{share}, the default"
-            text = f"the terms' gradient {what}: {total:.2g} times its norm. Set {remedy}."
-            found.append(Finding("weight", text))
-            return found  # such a training tells nothing about the maps
-        if self.diverged:
-            text = (
-                f"the training diverged {self.diverged} Lower the learning rate, or clip gradients."
-            )
-            return [Finding("diverged", text)]
+        factor = 1.0 if balance is None else balance.share_factor
+        if not terms or WEAKEST <= total <= STRONGEST * factor:
+            return None
+        what = "drowns the detector's" if total > 1 else "is nothing beside the detector's"
+        remedy = f"{setting_to(called(GradientBalance, 'enabled'), True)}, or other weights"
+        if balance is not None:
+            share = setting_to(called(GradientBalance, "share"), balance.default_share)
+            remedy = f"{share}, the default"
+        text = f"the terms' gradient {what}: {total:.2g} times its norm. Set {remedy}."
+        return Finding("weight", text)
+
+    def _divergence(self) -> Optional[Finding]:
+        if not self.diverged:
+            return None
+        text = f"the training diverged {self.diverged} Lower the learning rate, or clip gradients."
+        return Finding("diverged", text)
+
+    def _shift(self) -> Optional[Finding]:
         offset, factor = moved(self.position.explained())
-        if factor > MOVED:
-            found.append(
-                Finding(
-                    "shifted maps",
-                    f"the teacher's finest map tells {factor:.2f} times as much of your images "
-                    f"when they are moved by {offset} positions (rows, columns): its network pads "
-                    "or resizes them otherwise than the student's.",
-                )
-            )
-        return found
+        if not factor > MOVED:  # also where it is nan
+            return None
+        return Finding(
+            "shifted maps",
+            f"the teacher's finest map tells {factor:.2f} times as much of your images when they "
+            f"are moved by {offset} positions (rows, columns): its network pads or resizes them "
+            "otherwise than the student's.",
+        )
