@@ -71,21 +71,24 @@ class SafeCheckpointer(DetectionCheckpointer):
             write_whole(path, lambda f: torch.save(data, f))
             self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            before = self.get_checkpoint_file() if self.has_checkpoint() else "none"
             raise OSError(
                 f"The checkpoint '{path}' could not be written: {error}. The last complete one is "
-                f"unchanged: {before}. Free some disk space and continue with --resume."
+                f"unchanged: {self._last_name()}. Free some disk space and continue with "
+                "--resume."
             ) from error
+
+    def _last_name(self) -> str:
+        """The file of the last complete checkpoint, or "none", for messages."""
+        return self.get_checkpoint_file() if self.has_checkpoint() else "none"
 
     def _check_finite(self, name: str) -> None:
         """No later loss shows what the last step has done, and nobody could load the file."""
         bad = where_not_finite(self.model.state_dict(), self.model)
         if bad:
-            before = self.get_checkpoint_file() if self.has_checkpoint() else "none"
             raise FloatingPointError(
                 f"The model has NaN or infinite numbers in {bad}: '{name}.pth' is not written. The "
-                f"last checkpoint: {before}. Lower {called('learning_rate')} or the losses' "
-                f"weights, or set {NON_FINITE_VARIABLE}=1 to write such numbers."
+                f"last checkpoint: {self._last_name()}. Lower {called('learning_rate')} or the "
+                f"losses' weights, or set {NON_FINITE_VARIABLE}=1 to write such numbers."
             )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -125,22 +128,24 @@ class SafeCheckpointer(DetectionCheckpointer):
             OSError, MemoryError: reading failed, which says nothing about the file.
         """
         files, tagged, there = comm.all_gather(self._newest_first())[0]
-        # without the file that last_checkpoint names, only what is the last run's own is taken
-        run_id, damaged = (None, False) if there else (self._last_run(), True)
+        # What last_checkpoint names is taken as it is. If that is gone or damaged, another one is,
+        # but only if it is the last run's own: the folder may have other runs' too.
+        searching, found_damaged = not there, False
+        run_id = self._last_run() if searching else None
         if not tagged and run_id is None:
             return None
-        found_damaged = False
         for file in files:
             try:
                 data = self._read_everywhere(file)
             except DamagedCheckpointError as error:
                 logger.error(f"{error} Going back to the checkpoint before it.")
-                run_id, damaged, found_damaged = run_id or self._last_run(), True, True
+                run_id, searching, found_damaged = run_id or self._last_run(), True, True
                 continue
-            if damaged and self.checkpointables and not set(self.checkpointables) & set(data):
+            if not searching:
+                return file, data
+            if self.checkpointables and not set(self.checkpointables) & set(data):
                 logger.info(f"'{file}' has weights only, and is passed over.")
                 continue
-            run_id = run_id if damaged else data.get("run")
             if run_id and data.get("run") not in ((None, run_id) if tagged else (run_id,)):
                 logger.error(f"'{file}' is another run's checkpoint, and passed over.")
                 continue
@@ -267,11 +272,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 return data
             # of Caffe2, as Detectron2 reads it: detectors have "blobs", ImageNet models do not
             blobs = data.get("blobs", data)
-            if (
-                not blobs
-                or not isinstance(blobs, dict)
-                or not all(isinstance(k, str) for k in blobs)
-            ):
+            named = isinstance(blobs, dict) and all(isinstance(k, str) for k in blobs)
+            if not named or not blobs:
                 raise not_weights(self._path, blobs)
             blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
