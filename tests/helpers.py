@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage  # noqa: E402
 
 from skd import StructuredDistiller, add_skd_config, distill, student_config  # noqa: E402
 from skd.config import merge_file  # noqa: E402
+from skd.data.check import examine  # noqa: E402
 from skd.engine import SKDTrainer  # noqa: E402
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -276,6 +277,11 @@ def batch(n=2, height=96, width=128, seed=0, classes=6):
         image["sem_seg"] = masks.any(0).long()
         inputs.append({**image, "height": height, "width": width})
     return inputs
+
+
+def problems_of(json_file, images):
+    """All that the check says of a dataset, with every image decoded."""
+    return examine(json_file, images, read_images=True).problems
 
 
 def read(name):

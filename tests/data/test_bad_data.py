@@ -1,6 +1,6 @@
 """
 Broken datasets: each either trains and is evaluated, or gives one error that says which file and
-what is expected. For each case: what is done to a good dataset, what check_coco says, and how
+what is expected. For each case: what is done to a good dataset, what the check says, and how
 training ends.
 """
 
@@ -20,12 +20,11 @@ from pycocotools import mask as mask_util
 
 from skd import register_coco
 from skd.data import check_datasets, clean, records
-from skd.data.check import check_coco
 from skd.data.coco import check_one, use
 from skd.engine import SKDTrainer
 from skd.evaluation import build_evaluator
 from skd.runtime.loader import DataError
-from tests.helpers import distilling, tiny_config
+from tests.helpers import distilling, problems_of, tiny_config
 from tests.processes import call_script
 
 SIDE = 48
@@ -150,7 +149,7 @@ def rle(mask):
 GRAY = np.full((SIDE, SIDE), 90, np.uint8)
 GOOD_MASK = np.pad(np.ones((20, 20), bool), ((5, 23), (5, 23)))
 
-# name: (change, what check_coco says, what training gives); None for nothing
+# name: (change, what the check says, what training gives); None for nothing
 CASES = {
     # the file
     "not an object": (lambda c, i: [], "is a list; it must be an object", "is a list"),
@@ -384,7 +383,7 @@ def test_the_corpus_is_large_enough():
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_check_says_what_is_wrong(name, tmp_path):
-    said = "\n".join(map(str, check_coco(*broken(name, tmp_path))))
+    said = "\n".join(map(str, problems_of(*broken(name, tmp_path))))
     expected = CASES[name][1]
     assert expected in said if expected else not said
 
@@ -522,7 +521,7 @@ def test_any_value_anywhere_is_reported_or_harmless(value, seed, tmp_path_factor
     node[key] = value
     with open(json_file, "w") as f:
         json.dump(content, f)
-    for problem in check_coco(json_file, images):
+    for problem in problems_of(json_file, images):
         assert problem.level in ("error", "warning") and problem.what
 
 
@@ -555,7 +554,7 @@ def test_a_warning_of_many_images_is_one_line(tmp_path):
         picture.save(f"{images}/{i}.png", exif=exif)
     with open(json_file, "w") as f:
         json.dump(content, f)
-    turned, alpha = check_coco(json_file, images)
+    turned, alpha = problems_of(json_file, images)
     where = "3 times: image 1 ('1.png'), image 2 ('2.png'), image 3 ('3.png')"
     assert turned.where == alpha.where == where
     assert "EXIF" in turned.what and "mode 'RGBA'" in alpha.what

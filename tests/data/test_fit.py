@@ -21,12 +21,12 @@ from PIL import Image
 
 from skd import register_coco
 from skd.data import check_datasets, coco, records
-from skd.data.check import check_coco, examine
+from skd.data.check import examine
 from skd.data.fit import ModelFacts, check_fit, lazy_model, yaml_model
 from skd.evaluation import build_evaluator
 from skd.modeling.model_zoo import find_config
 from skd.runtime.words import shown
-from tests.helpers import tiny_config
+from tests.helpers import problems_of, tiny_config
 from tests.processes import leave_together
 
 WIDTH, HEIGHT = 60, 40
@@ -444,10 +444,10 @@ def test_corners_in_the_place_of_sides_are_told(add, tmp_path):
     for annotation in content["annotations"]:
         x, y, width, height = annotation["bbox"]
         annotation["bbox"] = [x, y + 10, x + width, y + 10 + height]
-    said = [str(p) for p in check_coco(add("a", content), str(tmp_path / "images"))]
+    said = [str(p) for p in problems_of(add("a", content), str(tmp_path / "images"))]
     assert "all look like corners, [x1, y1, x2, y2]: they must be [x, y, w" in "\n".join(said)
     content["annotations"][0]["bbox"] = [20, 20, 15, 15]  # one that cannot be
-    said = [str(p) for p in check_coco(add("b", content), str(tmp_path / "images"))]
+    said = [str(p) for p in problems_of(add("b", content), str(tmp_path / "images"))]
     assert said and "corners" not in "\n".join(said)
 
 
@@ -455,7 +455,7 @@ def test_a_file_that_is_several_images_is_told(add, tmp_path):
     """Each would be trained with its own objects only."""
     content = content_of(tmp_path)
     content["images"][1]["file_name"] = "1.jpg"
-    (problem,) = check_coco(add("a", content), str(tmp_path / "images"))
+    (problem,) = problems_of(add("a", content), str(tmp_path / "images"))
     assert problem.level == "warning" and "1 of the files, as '1.jpg', are several images" in str(
         problem
     )
@@ -820,7 +820,7 @@ def test_annotations_of_an_image_that_exif_turns(flag, size, level, said, add, t
         picture.save(tmp_path / "images" / image["file_name"], exif=exif)
         image["width"], image["height"] = size
     path = add("a", content)
-    problems = check_coco(path, str(tmp_path / "images"))
+    problems = problems_of(path, str(tmp_path / "images"))
     assert {p.level for p in problems} == ({level} if level else set())
     assert said is None or said in str(problems[0])
     if level == "error":
@@ -836,7 +836,7 @@ def test_an_error_that_many_images_share_is_told_once(add, tmp_path):
     for image in content["images"]:
         image["width"] += 1
     path = add("a", content)
-    assert len(check_coco(path, str(tmp_path / "images"))) == 4  # the tool lists all
+    assert len(problems_of(path, str(tmp_path / "images"))) == 4  # the tool lists all
     with pytest.raises(ValueError, match=r"4 times: image 1 .*, \.\.\.: is of 60 x 40") as error:
         check_fit(["a"], [], BOXES)
     assert str(error.value).count("is of 60") == 1
@@ -862,7 +862,7 @@ def test_exif_that_the_annotations_follow(add, tmp_path):
         exif = picture.getexif()
         exif[0x0112] = 6
         picture.save(tmp_path / "images" / image["file_name"], exif=exif)
-    assert check_coco(add("a", content), str(tmp_path / "images")) == []
+    assert problems_of(add("a", content), str(tmp_path / "images")) == []
 
 
 def test_images_may_be_links_and_their_root_any_folder(add, tmp_path):
@@ -874,14 +874,14 @@ def test_images_may_be_links_and_their_root_any_folder(add, tmp_path):
         os.symlink(tmp_path / "store" / name, tmp_path / "images" / name)
     os.symlink("/nowhere", tmp_path / "images" / "nobody_names_it.jpg")
     path = add("a", content)
-    assert check_coco(path, str(tmp_path / "images")) == []
+    assert problems_of(path, str(tmp_path / "images")) == []
     os.symlink(tmp_path / "store", tmp_path / "link")
-    assert check_coco(path, str(tmp_path / "link")) == []
-    assert check_coco(path, str(tmp_path / "link") + "/") == []
+    assert problems_of(path, str(tmp_path / "link")) == []
+    assert problems_of(path, str(tmp_path / "link") + "/") == []
     below_root = copy.deepcopy(content)
     for image in below_root["images"]:
         image["file_name"] = str(tmp_path / "store" / image["file_name"])[1:]
-    assert check_coco(add("b", below_root), "/") == []
+    assert problems_of(add("b", below_root), "/") == []
 
 
 def test_names_against_a_relative_root(add, tmp_path, monkeypatch):
@@ -893,16 +893,16 @@ def test_names_against_a_relative_root(add, tmp_path, monkeypatch):
     first["file_name"] = "a..b.jpg"
     second["file_name"] = str(folder / second["file_name"])
     third["file_name"] = f"../images/{third['file_name']}"
-    assert check_coco(add("a", content), "images") == []
+    assert problems_of(add("a", content), "images") == []
     os.symlink(tmp_path, tmp_path / "other")  # the working directory's name in a shell, say
     second["file_name"] = str(tmp_path / "other" / "images" / os.path.basename(second["file_name"]))
-    assert check_coco(add("d", content), "images") == []
+    assert problems_of(add("d", content), "images") == []
     for image in content["images"]:
         image["file_name"] = f"images/{os.path.basename(image['file_name'])}"
-    assert check_coco(add("b", content), ".") == []
+    assert problems_of(add("b", content), ".") == []
     second["file_name"] = str(tmp_path / "outside.jpg")
     assert "is not in the folder of images, 'images'" in str(
-        check_coco(add("c", content), "images")
+        problems_of(add("c", content), "images")
     )
 
 
@@ -919,21 +919,21 @@ def test_a_name_that_is_nearly_there_is_told(name, there, said, add, tmp_path):
     content = content_of(tmp_path, images=1)
     os.rename(tmp_path / "images" / "1.jpg", tmp_path / "images" / there)
     content["images"][0]["file_name"] = name
-    (problem,) = check_coco(add("a", content), str(tmp_path / "images"))
+    (problem,) = problems_of(add("a", content), str(tmp_path / "images"))
     assert re.search(said, str(problem)), problem
 
 
 def test_pipes_and_devices_do_not_hang_the_check(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     for path in (str(tmp_path / "pipe.json"), "/dev/zero"):
-        assert "no regular file" in str(check_coco(path, str(tmp_path))[0])
+        assert "no regular file" in str(problems_of(path, str(tmp_path))[0])
 
 
 def test_other_formats_are_named_by_what_is_supported(tmp_path):
     content = content_of(tmp_path, images=1)
     (tmp_path / "images" / "1.jpg").write_bytes(b"DICM" * 100)
     (tmp_path / "a.json").write_text(json.dumps(content))
-    said = str(check_coco(str(tmp_path / "a.json"), str(tmp_path / "images"))[0])
+    said = str(problems_of(str(tmp_path / "a.json"), str(tmp_path / "images"))[0])
     assert "cannot identify image file" in said and "JPEG" in said and "PNG" in said
 
 

@@ -8,7 +8,7 @@ at in detail.
 
 import math
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Collection, Dict, Iterator, List, Mapping, Tuple
 
 from pycocotools import mask as mask_util
 
@@ -133,7 +133,13 @@ def _size(image: Dict[str, Any]) -> Bounds:
     return width, height, max(FAR * max(width, height), FAR_LEAST)
 
 
-def _annotation(annotation, images, sizes, categories) -> Iterator[Problem]:
+def _annotation(
+    annotation: Dict[str, Any],
+    images: Mapping[Any, Dict[str, Any]],
+    sizes: Mapping[Any, Bounds],
+    categories: Collection[Any],
+) -> Iterator[Problem]:
+    """``images`` and ``sizes`` by the images' ids, ``categories`` by their own."""
     where = annotation_name(annotation)
     image = images.get(annotation["image_id"])
     if image is None:
@@ -209,8 +215,15 @@ def _rle(mask: Dict, image: Dict, where: str) -> Iterator[Problem]:
 
 
 def _decodes(rle: Dict[str, Any]) -> bool:
+    """
+    Whether pycocotools may decode compressed counts: it does not check what it is given before it
+    writes, so the runs are counted here first.
+
+    A number is written as characters from "0" on, six bits each: five of the number, the lowest
+    first, and one that says whether more follow. The last one's highest bit of the five is the
+    sign. From the fourth number on each is the difference to the last but one before it.
+    """
     height, width = rle["size"]
-    # pycocotools does not check what it is given before it writes: count the runs first
     total, value, shift, runs = 0, 0, 0, []
     for byte in rle["counts"].encode("latin1", "replace"):
         code = byte - 48

@@ -26,24 +26,17 @@ class Report(NamedTuple):
         return [p for p in self.problems if p.level == "error"]
 
 
-def check_coco(json_file: str, image_root: str, read_images: bool = True) -> List[Problem]:
+def examine(
+    json_file: str, image_root: str, read_images: bool = False, anywhere: bool = False
+) -> Report:
     """
-    Check annotations and images.
+    Check annotations and images, and mend what can be meant in one way only.
 
     Args:
         json_file: annotations in COCO's format.
         image_root: the folder the images' ``file_name`` starts from.
         read_images: decode every image as well, which takes long.
-    """
-    return examine(json_file, image_root, read_images).problems
-
-
-def examine(
-    json_file: str, image_root: str, read_images: bool = False, anywhere: bool = False
-) -> Report:
-    """
-    Check as :func:`check_coco` does, and return what was read and mended too. ``anywhere``: images
-    may be outside of ``image_root``.
+        anywhere: images may be outside of ``image_root``.
     """
     notes = Notes()
     with without_gc():

@@ -253,6 +253,7 @@ def to_map(own: Sequence[str], classes: Sequence[str]) -> bool:
 
 
 def different_classes(name: str, own: Sequence[str], classes: Sequence[str]) -> str:
+    """What to say of a dataset's classes that cannot be mapped to training's, and what to do."""
     unknown = [c for c in own if c not in classes]
     why = f"do not agree by name: {shown(unknown)}", "Give the categories the same names."
     if not unknown and len(set(own)) == len(own) and not is_own(name):

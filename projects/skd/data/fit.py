@@ -1,7 +1,7 @@
 """Whether datasets and model fit each other: told before training, by one process to all."""
 
 import logging
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import run_settings, student_config
+from ..config import Config, run_settings, student_config
 from ..config.lazy_config import made_by
 from ..config.naming import setting_to, written_as
 from ..runtime.words import shown
@@ -39,7 +39,7 @@ from .reading import open_coco, read_coco, without_gc
 logger = logging.getLogger(__name__)
 
 
-def check_datasets(cfg: Union[CfgNode, DictConfig], eval_only: bool = False) -> None:
+def check_datasets(cfg: Config, eval_only: bool = False) -> None:
     """
     Check the datasets a config names, and compare them with its model and with each other. The
     main process does it and tells the others. Call it once the log is set up.

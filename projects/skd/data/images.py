@@ -12,6 +12,7 @@ from PIL import Image
 from .problems import Problem, image_name, short
 
 LONGEST = 20  # times as long as wide: little is left of such an image at a usual size
+MOST_SAMPLED = 64  # images of a dataset whose headers are read before a run
 TURNS = {
     2: "mirrors it", 3: "turns it by 180 degrees", 4: "mirrors it", 5: "turns and mirrors it",
     6: "turns it by 90 degrees", 7: "turns and mirrors it", 8: "turns it by 90 degrees",
@@ -128,7 +129,10 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def check_pixels(content: Dict, root: str, problems: List[Problem]) -> List[Problem]:
+def check_pixels(content: Dict[str, Any], root: str, problems: List[Problem]) -> List[Problem]:
+    """
+    What decoding every image says; those of which ``problems`` has an error already are left out.
+    """
     missing = {p.where for p in problems if p.level == "error"}
     found: List[Problem] = []
     for image in content["images"]:
@@ -137,12 +141,12 @@ def check_pixels(content: Dict, root: str, problems: List[Problem]) -> List[Prob
     return found
 
 
-def sample_images(content: Dict[str, Any], root: str, most: int = 64) -> List[Problem]:
+def sample_images(content: Dict[str, Any], root: str) -> List[Problem]:
     """What the headers of a few images, spread over the dataset, say against the annotations."""
     images = content["images"]
-    step = max(1, len(images) // most)
+    step = max(1, len(images) // MOST_SAMPLED)
     found: List[Problem] = []
-    for image in images[::step][:most]:
+    for image in images[::step][:MOST_SAMPLED]:
         found += _pixels(image, os.path.join(root, image["file_name"]), decode=False)
     return found
 

@@ -63,7 +63,7 @@ def mend(content: Dict[str, Any], notes: Notes) -> None:
         notes.add("annotations", "null is taken for a test set whose annotations are kept back")
     annotations = content.get("annotations", [])
     for i, image in enumerate(content["images"]):
-        _image(image, f"images[{i}]", notes)
+        _whole(image, ("id", "width", "height"), f"images[{i}]", notes)
     for i, category in enumerate(content["categories"]):
         _whole(category, ("id",), f"categories[{i}]", notes)
     _references(content, notes)
@@ -79,6 +79,7 @@ def column(entries: Sequence[Dict[str, Any]], key: str) -> List[Any]:
 
 
 def types(values: Iterable[Any]) -> Set[type]:
+    """The types of some values: True and False are no int here."""
     return set(map(type, values))
 
 
@@ -95,11 +96,8 @@ def _clean(annotations: List[Dict[str, Any]]) -> bool:
     return all(type(p) is not list or len(p) >= 6 for p in polygons)
 
 
-def _image(image: Dict[str, Any], where: str, notes: Notes) -> None:
-    _whole(image, ("id", "width", "height"), where, notes)
-
-
 def _whole(entry: Dict[str, Any], keys: Sequence[str], where: str, notes: Notes) -> None:
+    """Make whole numbers of an entry's floats that are some."""
     for key in keys:
         value = entry.get(key)
         if type(value) is float and value.is_integer():

@@ -34,10 +34,10 @@ def merge_repeated(problems: List[Problem], errors: bool = False) -> List[Proble
     return kept + [Problem(level, _first(where), what) for (level, what), where in places.items()]
 
 
-def _first(places: List[str], most: int = 3) -> str:
+def _first(places: List[str]) -> str:
     if len(places) == 1:
         return places[0]
-    return f"{len(places)} times: " + ", ".join(places[:most]) + (", ..." * (len(places) > most))
+    return f"{len(places)} times: " + ", ".join(places[:3]) + (", ..." * (len(places) > 3))
 
 
 def summary(problems: List[Problem], most: int = 10) -> str:
@@ -67,6 +67,7 @@ def short(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
+    """Whether it is a finite number, as COCO's coordinates have to be; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:

@@ -47,10 +47,12 @@ def take(name: str) -> List[Record]:
 
 
 def kept(name: str) -> bool:
+    """Whether there is something for :func:`take`."""
     return name in _KEPT
 
 
 def drop(name: str) -> None:
+    """Forget what is kept of an earlier check."""
     _KEPT.pop(name, None)
 
 

@@ -16,6 +16,10 @@ SIDE = 128  # pixels, height and width of every image
 
 
 class Split(NamedTuple):
+    """
+    seed: of its images; num_images: how many; shifted: in the other domain's colors and textures.
+    """
+
     seed: int
     num_images: int
     shifted: bool

@@ -48,20 +48,19 @@ def _examples(x: torch.Tensor) -> torch.Tensor:
     return torch.where(length <= least, 0.0, centered / length)
 
 
-def on_grid(x: torch.Tensor, most: int = POSITIONS) -> torch.Tensor:
+def on_grid(x: torch.Tensor) -> torch.Tensor:
     """
     Args:
         x: (N, C, H, W).
-        most: positions of all images together.
 
     Returns:
         A view (N, C, h, w) of every s-th row and column, with the smallest s for which N h w is
-        not above ``most``, or else h = w = 1. Nothing is drawn: the positions depend on the shape
-        alone.
+        not above ``POSITIONS``, or else h = w = 1. Nothing is drawn: the positions depend on the
+        shape alone.
     """
     n, _, height, width = x.shape
     step = 1
-    while step < max(height, width) and n * -(-height // step) * -(-width // step) > most:
+    while step < max(height, width) and n * -(-height // step) * -(-width // step) > POSITIONS:
         step += 1
     return x[..., ::step, ::step]
 
