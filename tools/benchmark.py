@@ -19,7 +19,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def argument_parser():
     parser = command_parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="to measure on")
-    parser.add_argument("--full", action="store_true", help="more repeats, two images everywhere")
+    parser.add_argument(
+        "--full", action="store_true", help="more repeats; on a CPU larger images in more rows, "
+        "and a dataset of COCO's size",
+    )  # fmt: skip
     parser.add_argument(
         "--repeats", type=positive, help="measured pairs a row (default: 3, full: 10)"
     )

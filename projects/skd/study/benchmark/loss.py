@@ -12,6 +12,7 @@ from .measure import alternate, count, in_new_process, peak_memory, row, use_all
 
 
 def loss_rows(args: Namespace) -> List[Dict[str, Any]]:
+    """The loss's time, and its operations as on a GPU, against the released code's."""
     case = plain_case(args)
     counts = case.check(case.literal)
     pairs = alternate((case.fused, case.literal), args.repeats, args.device)
@@ -38,6 +39,7 @@ def _memory(args: Namespace, which: str) -> List[float]:
 
 
 def memory_rows(args: Namespace) -> List[Dict[str, Any]]:
+    """Peak memory of the loss, and of it without pooling of keys, against the released code's."""
     literal = memory(args, "literal")
     measured, full = (list(zip(memory(args, which), literal)) for which in ("fused", "full_keys"))
     with torch.device("meta"):

@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,11 +20,13 @@ Function = Callable[[], Any]
 
 
 def synchronize(device: str) -> None:
+    """Wait for what a GPU has been given to do."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(function: Function, device: str) -> float:
+    """How long a call takes, with what it starts on a GPU."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -47,7 +49,9 @@ def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
         return process.submit(function, *args).result()
 
 
-def row(name: str, pairs: List[Tuple[float, float]], target: float = None, **more) -> Dict:
+def row(
+    name: str, pairs: List[Tuple[float, float]], target: Optional[float] = None, **more: Any
+) -> Dict[str, Any]:
     """A row of results.json: medians, their ratio, and the range of the pairs' ratios."""
     measured, reference = (statistics.median(side) for side in zip(*pairs))
     ratios = [a / b for a, b in pairs]

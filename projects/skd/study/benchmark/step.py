@@ -53,6 +53,12 @@ def small(size: Sequence[int]) -> Tuple[int, ...]:
     return tuple(min(a, b) for a, b in zip(size, (320, 480)))
 
 
+def images_and_size(args: Namespace) -> Tuple[int, Sequence[int]]:
+    """Of a batch: on a CPU one image, and without --full a small one."""
+    gpu = args.device == "cuda"
+    return args.images if gpu else 1, args.size if gpu or args.full else small(args.size)
+
+
 def every_rows(args: Namespace) -> List[Dict[str, Any]]:
     """Steps with MODEL.DISTILLER.EVERY k."""
     return [_four_steps(args, f"step_every_{k}", every=k) for k in (1, 2, 4)]
@@ -82,9 +88,7 @@ def _four_steps(
     Args:
         more: of a batch, what the model gets besides.
     """
-    gpu = args.device == "cuda"
-    size = args.size if gpu or args.full else small(args.size)
-    batch = inputs(args.images if gpu else 1, size)
+    gpu, batch = args.device == "cuda", inputs(*images_and_size(args))
     models = mask_rcnn(args.device, "fp16" if gpu else "fp32", **options)
     batches = [*batch, *more(batch)], batch
     sides = [_four(training_step(m, b, gpu)) for m, b in zip(models, batches)]
@@ -98,17 +102,16 @@ def _four(step: Function) -> Function:
 
 def balance_rows(args: Namespace) -> List[Dict[str, Any]]:
     """A step of which every PERIOD-th measures gradients for BALANCE, against one that does not."""
-    gpu = args.device == "cuda"
-    batch = inputs(args.images if gpu else 1, args.size if gpu or args.full else small(args.size))
+    gpu, batch = args.device == "cuda", inputs(*images_and_size(args))
     model, _ = mask_rcnn(args.device, "fp16" if gpu else "fp32")
     period = model.distiller.balance.settings.period
     # the first step of all measures whatever its number
     numbers = itertools.count(period, period), itertools.count(period + 1, period)
     sides = [training_step(model, batch, gpu, iterations) for iterations in numbers]
-    count, other = _mean_step([flops(side)[0] for side in sides], period)
+    own, other = _mean_step([flops(side)[0] for side in sides], period)
     times = alternate(sides, 2 * args.repeats, args.device)
     pairs = [_mean_step(pair, period) for pair in times]
-    return [row("balance", pairs, 1.02, unit="s", flops=count, flops_reference=other)]
+    return [row("balance", pairs, 1.02, unit="s", flops=own, flops_reference=other)]
 
 
 def _mean_step(pair: Sequence[float], period: int) -> Tuple[float, float]:
@@ -130,6 +133,7 @@ def side_stream_rows(args: Namespace) -> List[Dict[str, Any]]:
 
 
 def eval_rows(args: Namespace) -> List[Dict[str, Any]]:
+    """A forward in eval mode, against the student's by itself: nothing comes on top."""
     models = [model.eval() for model in mask_rcnn(args.device)]
     for model in models:
         model.proposal_generator.post_nms_topk[False] = 100
