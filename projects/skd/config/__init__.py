@@ -17,7 +17,7 @@ either form of config.
 
 import os
 from types import ModuleType
-from typing import Any, Sequence, Union
+from typing import Any, Sequence
 
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
@@ -27,10 +27,9 @@ from . import lazy_config, projects, yaml_config
 from .built import keep
 from .keys import META_ARCHITECTURE, add_skd_config
 from .projects import use_project
+from .run_settings import Config
 from .safe_yaml import outline
 from .yaml_config import is_distilling_class, merge_file
-
-Config = Union[CfgNode, DictConfig]
 
 __all__ = [
     "Config",
@@ -70,7 +69,8 @@ def form_of(cfg: Config) -> ModuleType:
 
     - ``read``, ``override``: a file, and options of the command line on it;
     - ``check``, ``check_training``, ``check_teacher``: errors before a run;
-    - ``trust``, ``record_projects``, ``freeze``: what only a YAML config needs;
+    - ``trust``, ``record_projects``, ``freeze``, ``thaw``: what only a YAML config needs;
+    - ``distil_always``, ``load_in_process``: for a run that is looked at for a few iterations;
     - ``is_distilling``, ``distill``, ``student_config``, ``save_trained_student``: see below;
     - ``output_dir``, ``image_format``, ``test_mapper``, ``schedule_by_length``: what it says.
     """

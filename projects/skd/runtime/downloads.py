@@ -26,6 +26,7 @@ _PLAIN = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 
 
 def is_url(path: str) -> bool:
+    """Whether iopath's handlers here download it."""
     return path.startswith(_URL)
 
 

@@ -258,6 +258,7 @@ def _changed_keys(
 
 
 def versions() -> Dict[str, str]:
+    """Releases of what a run's numbers depend on, as far as it is installed; the GPU, if any."""
     found = {"python": platform.python_version(), "detectron2": detectron2.__version__}
     for name in PACKAGES:
         try:

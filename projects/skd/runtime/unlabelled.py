@@ -33,6 +33,7 @@ KEPT = ("image", "height", "width", "file_name", "image_id")  # of what a mapper
 
 
 def is_unlabelled(x: Any) -> bool:
+    """Whether an image's entry in a batch has the mark."""
     return isinstance(x, dict) and MARK in x
 
 

@@ -32,6 +32,7 @@ EARLY_ERRORS = (
 
 
 def message_of(error: BaseException) -> str:
+    """What an error says, for a line; where that is next to nothing, its kind and place too."""
     # str() of a KeyError is the repr of its key
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if "Original Traceback" in text:  # torch's words about an error in a loader's worker
@@ -52,6 +53,7 @@ def _place(error: BaseException) -> str:
 
 
 def wants_traceback() -> bool:
+    """Whether the user has asked for tracebacks of errors that are told in a line."""
     return bool(os.environ.get(TRACEBACK_VARIABLE))
 
 

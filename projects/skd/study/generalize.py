@@ -60,6 +60,12 @@ def generalize(args: argparse.Namespace) -> None:
 
 
 def classes_of(dataset: str) -> List[str]:
+    """
+    Names of a dataset's classes.
+
+    Raises:
+        ValueError: they are not known.
+    """
     classes = thing_classes(dataset)
     if classes is None:
         raise ValueError(

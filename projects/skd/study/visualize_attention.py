@@ -71,6 +71,12 @@ def visualize(args: argparse.Namespace) -> None:
 
 
 def find_images(path: str) -> List[str]:
+    """
+    An image, or those in a folder, sorted by name.
+
+    Raises:
+        ValueError: there is none.
+    """
     if os.path.isdir(path):
         found = [
             os.path.join(path, name)
@@ -129,6 +135,12 @@ def features_of(model: Model, rgb: np.ndarray, features: str) -> Dict[str, torch
 
 
 def common_levels(maps: Dict[str, Dict], wanted: List[str]) -> List[str]:
+    """
+    Names of the maps that all models have; of those wanted, if any are.
+
+    Raises:
+        ValueError: there is none, or one that is wanted is not among them.
+    """
     first, *rest = maps.values()
     common = [name for name in first if all(name in other for other in rest)]
     unknown = [name for name in wanted or [] if name not in common]
@@ -138,6 +150,7 @@ def common_levels(maps: Dict[str, Dict], wanted: List[str]) -> List[str]:
 
 
 def click(rgb: np.ndarray) -> Tuple[int, int]:
+    """The pixel (x, y) that the user clicks, in a window."""
     figure = plt.figure()
     plt.imshow(rgb)
     plt.title("click a pixel")

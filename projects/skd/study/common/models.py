@@ -22,6 +22,16 @@ from .paths import find_file
 
 @dataclass
 class Model:
+    """
+    A trained model, in eval mode.
+
+    Attributes:
+        name: for tables.
+        cfg: the student's own, of a config that distils.
+        model: with its weights.
+        weights: the file they are from.
+    """
+
     name: str
     cfg: CfgNode
     model: nn.Module
@@ -29,6 +39,7 @@ class Model:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--model`` and ``--opts``, for :func:`load_models`, and what is set up before."""
     parser.add_argument(
         "--model",
         nargs=3,

@@ -67,6 +67,7 @@ def _parse(line: str) -> Any:
 
 
 def write_lines(path: str, rows: Iterable[Row]) -> None:
+    """Write a file with a JSON object a line, whole or not at all."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -76,5 +77,6 @@ def add_line(path: str, row: Row) -> None:
 
 
 def write_text(path: str, text: str) -> None:
+    """Write a file, whole or not at all; what is no valid text is replaced."""
     # names of files need not be valid text
     write_whole(path, lambda f: f.write(text.encode(errors="replace")))

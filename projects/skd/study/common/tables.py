@@ -8,11 +8,13 @@ NOT_RUN = "**Not run yet.**"  # in the place of a table of results that are not 
 
 
 def print_table(title: str, header: List[str], rows: List[List[str]]) -> None:
+    """The first column to the left, the others, numbers as a rule, to the right."""
     print(title)
     print(_table(header, rows, "outline"))
 
 
 def markdown_table(header: List[str], rows: List[List[str]]) -> str:
+    """The same in Markdown, with a line break at its end."""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
     return _table(escaped[0], escaped[1:], "pipe") + "\n"
 

@@ -36,6 +36,7 @@ def metrics_of(runs: Sequence[StudyRun]) -> List[str]:
 
 
 def header(comparison: Comparison) -> List[str]:
+    """Of :func:`table`."""
     titles = [title_of(key) for key in metrics_of(comparison.runs)]
     return ["method", "seeds", *titles, *(f"{title} - baseline's" for title in titles)]
 
