@@ -102,6 +102,7 @@ def test_a_name_that_is_not_in_the_catalog_is_told():
         ({"blobs": {}}, "has nothing as weights"),
         ({"blobs": 5}, "has a int as weights"),
         ({"blobs": None}, "has None as weights"),
+        ({"blobs": np.ones(2)}, "has a ndarray as weights"),
         ({1: np.ones(2)}, "has the name 1 .of type int. as weights"),
     ],
 )
