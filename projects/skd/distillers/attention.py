@@ -55,26 +55,6 @@ def attention_mask(
     return mask * mask.shape[1]
 
 
-def difference_norm(difference: torch.Tensor, reduction: str, stride: int = 0) -> torch.Tensor:
-    """
-    L2 norm of a difference; its gradient where the difference is zero is zero.
-
-    Args:
-        difference: (N, ...), with H and W as last dimensions if ``stride`` is given.
-        reduction: "sum" for one norm over the whole batch, as in the paper. "mean" for the mean
-            over images of ``norm * sqrt(n R / (s^2 H W))``: the same number whatever the batch
-            and image size, and equal to "sum" for n = 2 images of R = 800 x 1344 pixels.
-        stride: s, of the level the difference is of; 0 for what has no positions (the factor is
-            then ``sqrt(n)``).
-    """
-    # norms of rows first: one fp32 sum over millions of squares loses digits
-    rows = torch.linalg.vector_norm(difference, dim=-1)
-    if reduction == "sum":
-        return torch.linalg.vector_norm(rows)
-    norms = torch.linalg.vector_norm(rows.flatten(1), dim=1) if rows.dim() > 1 else rows
-    return norms.mean() * _mean_scale(stride, difference.shape[-2:])
-
-
 def reduce_norms(
     norms: Sequence[torch.Tensor],
     sizes: Sequence[Sequence[int]],
@@ -84,13 +64,17 @@ def reduce_norms(
     weight: float,
 ) -> Tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """
-    :func:`difference_norm` times a weight of several differences at once, from the norms of their
-    images, and what leads to its gradient.
+    L2 norms of several differences, times a weight, from the norms of their images; and what leads
+    to the gradients, which are zero where a difference is zero.
 
     Args:
         norms: of each difference, (N,).
         sizes: H and W of each; not looked at where its stride is 0.
-        reduction, strides: as there.
+        reduction: "sum" for one norm over the whole batch, as in the paper. "mean" for the mean
+            over images of ``norm * sqrt(n R / (s^2 H W))``: the same number whatever the batch
+            and image size, and equal to "sum" for n = 2 images of R = 800 x 1344 pixels.
+        strides: s, of the level that each difference is of; 0 for what has no positions (the
+            factor is then ``sqrt(n)``).
         weight: of the loss.
 
     Returns:
