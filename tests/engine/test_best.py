@@ -10,6 +10,7 @@ import torch
 from skd import student_config
 from skd.engine import SKDTrainer, describe
 from skd.engine.best import BestCheckpointer, EarlyStopping
+from skd.engine.missed import Evaluation
 from skd.engine.run import _check_best_metric
 from tests.helpers import tiny_config
 
@@ -70,6 +71,50 @@ def test_a_run_that_is_killed_after_its_best_result_knows_it_when_it_resumes(
     trainer = trained(tmp_path, 6, resume=True, SOLVER__PATIENCE=2)  # 20, 25
     assert torch.load(tmp_path / "model_best.pth", weights_only=False)["iteration"] == 1
     assert trainer.iter == 3
+
+
+def killed_in_evaluation(folder, monkeypatch, after, **changes):
+    """A training that is killed between the checkpoint of an iteration and its result."""
+
+    def do_eval(self):
+        if self.trainer.iter == after:
+            raise Killed
+        evaluate(self)
+
+    evaluate = Evaluation._do_eval
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Evaluation, "_do_eval", do_eval)
+        trained(folder, 6, SOLVER__CHECKPOINT_PERIOD=1, **changes)
+    assert (folder / "last_checkpoint").read_text() == f"model_{after:07d}.pth"
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(shapes, tmp_path, monkeypatch):
+    changes = {"SOLVER__PATIENCE": 2, "SOLVER__CHECKPOINT_PERIOD": 1}
+    killed_in_evaluation(tmp_path, monkeypatch, after=1, SOLVER__PATIENCE=2)  # after 10, before 30
+    trainer = trained(tmp_path, 6, resume=True, **changes)
+    best = torch.load(tmp_path / "model_best.pth", weights_only=False)
+    assert best["iteration"] == best["trainer"]["iteration"] == 1
+    assert best["trainer"]["hooks"]["ReproducibleSteps"]["images"] == 4
+    assert trainer.start_iter == 2 and trainer.iter == 3  # 30, then 20 and 25
+
+
+def test_it_may_be_the_one_that_ends_the_training(shapes, tmp_path, monkeypatch):
+    changes = {"SOLVER__PATIENCE": 2, "SOLVER__CHECKPOINT_PERIOD": 1}
+    killed_in_evaluation(tmp_path, monkeypatch, after=3, SOLVER__PATIENCE=2)
+    trainer = trained(tmp_path, 6, resume=True, **changes)
+    assert trainer.iter == 3 and trainer._last_eval_results == {"segm": {"AP": 25.0}}
+    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 3
+
+
+def test_a_result_that_the_checkpoint_knows_is_not_made_again(shapes, tmp_path, monkeypatch):
+    killed(tmp_path, monkeypatch, at=2)  # from model_best, of the result 30
+    made = []
+    evaluate = Evaluation._do_eval
+    monkeypatch.setattr(
+        Evaluation, "_do_eval", lambda self: made.append(self.trainer.iter) or evaluate(self)
+    )
+    trained(tmp_path, 4, resume=True)
+    assert made == [2, 4]
 
 
 def test_a_longer_run_from_a_best_result_at_the_end_leaves_no_iteration_out(shapes, tmp_path):

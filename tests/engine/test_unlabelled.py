@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
@@ -118,6 +119,20 @@ def test_a_test_set_among_them_is_a_warning(config, caplog):
     config.DATASETS.UNLABELLED = config.DATASETS.TEST = ("tiny_val",)
     find_unlabelled(describe(config))
     assert "DATASETS.UNLABELLED names the test set 'tiny_val': the student sees" in caplog.text
+
+
+def test_test_images_in_a_folder_are_a_warning(config, tmp_path, caplog):
+    """Also where it is linked to, and of a part of them."""
+    images = Path(MetadataCatalog.get("tiny_val").image_root)
+    config.DATASETS.TEST = ("tiny_val",)
+    find_unlabelled(describe(config))
+    assert "test set" not in caplog.text  # the folder's images are others
+    (tmp_path / "link").mkdir()
+    for image in sorted(images.iterdir())[:3]:
+        (tmp_path / "link" / image.name).symlink_to(image)
+    config.DATASETS.UNLABELLED = (str(tmp_path / "link"),)
+    find_unlabelled(describe(config))
+    assert "UNLABELLED has 3 images of the test set 'tiny_val', as '" in caplog.text
 
 
 def test_a_resume_says_that_others_are_there_now(config, folder):

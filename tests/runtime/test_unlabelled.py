@@ -4,10 +4,13 @@ import logging
 import multiprocessing
 
 import pytest
+from detectron2.data import DatasetMapper
+from PIL import Image
 
 from skd.runtime.loader import DataError, build_train_loader
 from skd.runtime.reproducible import ReproducibleSteps
 from skd.runtime.unlabelled import JoinedLoader, is_unlabelled, share_of, unlabelled_loader
+from skd.runtime.user_errors import UserError
 from tests.helpers import take
 from tests.runtime.test_reproducible import RECORDS, At, noisy
 
@@ -109,3 +112,24 @@ def test_parts_of_a_batch_have_as_many_of_either_kind():
     assert share_of(batch, 0, 2) == [0, 1, {"unlabelled": [], "i": 0}]
     assert share_of(batch, 1, 2) == [2, 3, {"unlabelled": [], "i": 1}]
     assert share_of(batch, 0, 1) == batch
+
+
+def test_no_image_of_a_batch_is_lost():
+    """A loader of the user's own may make batches of any kind and size."""
+    for batch in ({"images": 1, "targets": 2}, ([1], [2])):
+        assert share_of(batch, 0, 1) is batch  # as Detectron2 hands it on
+    with pytest.raises(UserError, match="accumulate is 2, and a process's batch has 3 images"):
+        share_of([*range(3)], 0, 2)
+    with pytest.raises(UserError, match="accumulate is 2, and the loader's batch is a dict"):
+        share_of({"images": 1}, 0, 2)
+
+
+def test_a_wrong_size_in_the_file_leaves_no_image_out(tmp_path):
+    """Labels would be shifted by it; here nothing depends on it."""
+    Image.new("RGB", (8, 6)).save(tmp_path / "1.png")
+    record = {"file_name": str(tmp_path / "1.png"), "image_id": 1, "width": 6, "height": 8}
+    mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
+    labelled = build_train_loader([{**record, "width": 8, "height": 6}], mapper=mapper,
+                                  total_batch_size=1, seed=5)  # fmt: skip
+    (batch,) = take(unlabelled_loader(labelled, [record], 1, 0), 1)
+    assert (batch[0]["width"], batch[0]["height"]) == (8, 6) and not batch[0]["unlabelled"]

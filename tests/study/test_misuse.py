@@ -25,6 +25,8 @@ from skd.study.common.command import positive, run_command, whole
 from skd.study.common.runs import ChildRun, lazy_options
 from skd.study.compare import run as module
 from skd.study.compare.design import Study, load_study
+from skd.study.compare.results import write_study
+from skd.study.compare.same import changed_between
 from tests.helpers import ROOT
 
 SPEC = {
@@ -169,6 +171,42 @@ def test_a_study_with_more_datasets_may_go_on_in_the_folder_of_another(tmp_path)
     run.flags = [*one[:2], "changed.json", "images"]
     with pytest.raises(ValueError, match="holds another run than 'x' is now"):
         module._check_commands([run])
+
+
+def test_things_that_changed_from_one_call_to_the_next_are_told(tmp_path):
+    """Of runs that should have them in common; what the study sets, and a seed, is each one's."""
+    own = {"fgd": {"MODEL.DISTILLER.NAME": "FGD"}, "lr": {"SOLVER.BASE_LR": 3}}
+    tables = [{"name": "c", "detector": "d", "methods": ["baseline", "fgd", "lr"]}]
+    study = Study(spec(seeds=[1, 2], methods=own, compare=tables), str(tmp_path))
+    runs = {(run.method, run.seed): run for run in study.runs()}
+
+    def note(method, seed, teacher="aaaa", data="dddd", **changes):
+        config = {"SEED": seed, "SOLVER.BASE_LR": 3 if method == "lr" else 1, **changes}
+        if method != "baseline":
+            config["MODEL.DISTILLER.NAME"] = method
+        record = {"config": config, "datasets": {"a": {"annotations": data, "images": "i"}}}
+        files = {"teacher": {"path": "x", "sha256": teacher}}
+        files = files if method != "baseline" else {}
+        os.makedirs(runs[method, seed].folder, exist_ok=True)
+        with open(os.path.join(runs[method, seed].folder, "runs.jsonl"), "w") as f:
+            f.write(json.dumps({**record, "files": files}) + "\n")
+        return [words.partition(".")[2] for words in changed_between(study.runs())]
+
+    for method, seed in runs:
+        if method != "teacher":
+            assert not note(method, seed)
+    (words,) = note("fgd", 2, **{"SOLVER.BASE_LR": 2})
+    assert words.startswith(" SOLVER.BASE_LR: 1 (d, baseline, 1), 2 (d, fgd, 2). It changed")
+    assert not note("fgd", 2, **{"MODEL.DISTILLER.EVERY": 2})  # the others do not say it
+    note("fgd", 1, **{"MODEL.DISTILLER.EVERY": 1})
+    assert (
+        "EVERY: 1 (d, fgd, 1), 2 (d, fgd, 2)" in note("fgd", 2, **{"MODEL.DISTILLER.EVERY": 2})[0]
+    )
+    note("fgd", 1)
+    assert "SHA-256 of the teacher's file: 'aaaa' (d, fgd, 1), 'bbbb'" in note("fgd", 2, "bbbb")[0]
+    assert "annotations of dataset 'a': 'dddd' (d, base" in note("fgd", 2, data="eeee")[0]
+    write_study(study, str(tmp_path / "out"), "the command")
+    assert "of dataset 'a': 'dddd'" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_report_is_refused_for_a_changed_study(tmp_path):

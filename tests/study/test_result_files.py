@@ -6,7 +6,7 @@ import os
 import pytest
 
 from skd.study.common import result_files
-from skd.study.common.result_files import add_line, finished, read_lines, write_lines
+from skd.study.common.result_files import add_line, finished, make_output, read_lines, write_lines
 from skd.study.common.tables import NOT_RUN
 from skd.study.doctor.table import _done
 from skd.study.zoo import zoo_table
@@ -33,6 +33,15 @@ def test_the_model_zoo_is_made_around_a_line_cut_off(tmp_path):
 
 def test_no_file_is_no_row(tmp_path):
     assert read_lines(str(tmp_path / "results.jsonl")) == []
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    make_output(str(tmp_path / "a" / "b"))
+    assert os.listdir(tmp_path / "a" / "b") == []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match="--output is '.*file.*'; it must be a folder to write"):
+            make_output(str(path))
 
 
 def test_a_write_that_is_cut_off_leaves_the_earlier_file(tmp_path, monkeypatch):

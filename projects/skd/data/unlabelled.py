@@ -70,17 +70,47 @@ def _of_dataset(name: str) -> List[Record]:
 
 
 def _of_coco_file(name: str, key: str) -> List[Record]:
-    metadata = MetadataCatalog.get(name)
-    path = metadata.source_json_file
+    path = MetadataCatalog.get(name).source_json_file
     try:
-        with PathManager.open(path, "r") as f:
-            images = json.load(f)["images"]
-        return [_image(image, metadata.image_root) for image in images]
+        return _listed(name, path)
     except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
         raise ValueError(
             f"{key} names '{name}', whose file '{path}' has no list of images in COCO's format: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _listed(name: str, path: str) -> List[Record]:
+    """The images that the COCO file of a registered dataset lists."""
+    with PathManager.open(path, "r") as f:
+        images = json.load(f)["images"]
+    return [_image(image, MetadataCatalog.get(name).image_root) for image in images]
+
+
+def images_of_test_set(records: Sequence[Record], name: str) -> List[str]:
+    """
+    Args:
+        records: of :func:`find_images`.
+        name: of a registered dataset.
+
+    Returns:
+        The files of these records that are the dataset's too, by whatever path; none where it has
+        no COCO file, or one that cannot be read: who evaluates on it says why.
+    """
+    metadata = MetadataCatalog.get(name).as_dict()
+    path = metadata.get("source_json_file") or metadata.get("json_file")
+    if not path or "image_root" not in metadata:
+        return []
+    try:
+        tested = [image["file_name"] for image in _listed(name, path)]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return []
+    # links are followed for files of the same name only: to follow one takes long
+    names = {os.path.basename(file) for file in tested}
+    own = [r["file_name"] for r in records if os.path.basename(r["file_name"]) in names]
+    names = {os.path.basename(file) for file in own}
+    real = {os.path.realpath(file) for file in tested if os.path.basename(file) in names}
+    return [file for file in own if os.path.realpath(file) in real]
 
 
 def _image(image: Record, root: str) -> Record:

@@ -35,6 +35,7 @@ from ..runtime.step import build_trainer
 from .average import WeightAverage
 from .best import BestCheckpointer, EarlyStopping, Finished
 from .lazy_run import lazy_run
+from .missed import Evaluation, MissedEvaluation
 from .pictures import AttentionPictures
 from .readout import DistillationLog
 from .run import Run, check, memory_advice
@@ -100,6 +101,7 @@ class SKDTrainer(DefaultTrainer):
         self.register_hooks([self.folder, steps, numbers, *own, preemption])
         if run.patience:
             self.register_hooks([self._early_stopping()])
+        self.register_hooks([MissedEvaluation()])
 
     def _check_evaluators(self) -> None:
         """Whether there is one for each test set; a project's own says so itself."""
@@ -123,7 +125,7 @@ class SKDTrainer(DefaultTrainer):
             run.precise_bn(self.model),
             self._weight_average() if run.ema_decay else None,
             saving,
-            hooks.EvalHook(run.eval_period, self._evaluate),
+            Evaluation(run.eval_period, self._evaluate),
             augmented,
             self._best_checkpointer() if main else None,
             None if run.teacher is None else TeacherQuality(run.teacher, run.eval_period),

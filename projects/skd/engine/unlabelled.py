@@ -7,7 +7,7 @@ from typing import Any, Optional
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.unlabelled import find_images
+from ..data.unlabelled import find_images, images_of_test_set
 from ..modeling.state import distilled_iterations
 from ..modeling.unlabelled import check_needs_no_boxes
 from ..runtime.loader import TrainLoader
@@ -44,11 +44,26 @@ class UnlabelledImages:
                 f"{world}."
             )
         logger.info(f"{len(self.records)} images without labels: {', '.join(run.unlabelled)}.")
-        for name in {*run.unlabelled} & {*(run.test_sets or ())}:
-            logger.warning(
-                f"{self.key} names the test set '{name}': the student sees its images in training, "
-                "so its AP does not tell how well it understands others."
-            )
+        if comm.is_main_process():
+            self._warn_of_test_images()
+
+    def _warn_of_test_images(self) -> None:
+        for name in dict.fromkeys(self.run.test_sets or ()):
+            words = self._shared_with(name)
+            if words:
+                logger.warning(
+                    f"{self.key} {words}: the student sees them in training, so its AP does not "
+                    "tell how well it understands others."
+                )
+
+    def _shared_with(self, name: str) -> str:
+        """That a test set's images are among these, in words; "" if none is."""
+        if name in self.run.unlabelled:
+            return f"names the test set '{name}'"
+        shared = images_of_test_set(self.records, name)
+        return (
+            f"has {len(shared)} images of the test set '{name}', as '{shared[0]}'" if shared else ""
+        )
 
     def check_model(self, model: nn.Module) -> None:
         """

@@ -132,7 +132,8 @@ class PreemptionHook(HookBase):
             _exit(EXIT_REQUEUE)
 
     def _save(self, iteration: int) -> None:
-        if iteration + 1 < self.trainer.max_iter:  # else it has been saved, as model_final
+        # it has been saved: the last as model_final, and one before the first that is trained now
+        if self.trainer.start_iter <= iteration < self.trainer.max_iter - 1:
             self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
     def after_step(self) -> None:

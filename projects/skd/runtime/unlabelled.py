@@ -24,6 +24,8 @@ from .loader import (
     aspect_groups,
     seeded,
 )
+from .user_errors import UserError
+from .words import called
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +39,36 @@ def is_unlabelled(x: Any) -> bool:
     return isinstance(x, dict) and MARK in x
 
 
-def share_of(batch: Sequence[Any], i: int, parts: int) -> List[Any]:
-    """The i-th of equal parts of a batch, with as many images of either kind in each."""
+def share_of(batch: Any, i: int, parts: int) -> Any:
+    """
+    The i-th of equal parts of a batch, with as many images of either kind in each. A batch in one
+    part stays as the loader has made it, whatever it is.
+
+    Raises:
+        UserError: it is no list, or does not divide: images would be left out of the training.
+    """
+    if parts == 1:
+        return batch
+    if not isinstance(batch, (list, tuple)):
+        raise UserError(
+            f"{called('accumulate')} is {parts}, and the loader's batch is a "
+            f"{type(batch).__name__}; it must be a list of images, to be divided."
+        )
     kinds = [[x for x in batch if is_unlabelled(x) == which] for which in (False, True)]
+    if any(len(kind) % parts for kind in kinds):
+        raise UserError(
+            f"{called('accumulate')} is {parts}, and a process's batch has {len(kinds[0])} images: "
+            "it must divide them into equal micro-batches."
+        )
     sizes = [len(kind) // parts for kind in kinds]
     return [x for kind, n in zip(kinds, sizes) for x in kind[i * n : (i + 1) * n]]
 
 
 class _Unlabelled(MappedDataset):
-    """An image that cannot be read is replaced by another at random, which says so."""
+    """
+    An image that cannot be read is replaced by another at random, which says so. What a file says
+    of an image's size is not held against it: no label depends on it.
+    """
 
     def __init__(self, records: Any, mapper: Callable, seed: int, most: int):
         super().__init__(records, mapper, seed)
@@ -67,6 +90,7 @@ class _Unlabelled(MappedDataset):
                 index = random.randrange(len(self.records))
 
     def _try(self, record: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
+        record = {k: v for k, v in record.items() if k not in ("width", "height")}
         try:
             return self.mapper(record), "the mapper gave nothing for it"
         except DataError as error:

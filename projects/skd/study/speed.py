@@ -15,7 +15,7 @@ from ..engine.run import check_registered
 from .benchmark.measure import alternate, machine
 from .common.bench_table import machine_line
 from .common.models import Model, load_models
-from .common.result_files import write_text
+from .common.result_files import make_output, write_text
 from .common.tables import markdown_table, print_table
 
 HEADER = ["model", "parameters, M", "images/s", "ms an image", "times the last one's"]
@@ -31,6 +31,7 @@ def speed(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     models = load_models(args)
     check_registered("--dataset", [args.dataset])
+    make_output(args.output)  # not after the measurement
     records = list(itertools.islice(DatasetCatalog.get(args.dataset), args.images))
     sides = [functools.partial(run, model, _inputs(model, records)) for model in models]
     device = models[0].cfg.MODEL.DEVICE.split(":")[0]
@@ -38,7 +39,6 @@ def speed(args: argparse.Namespace) -> None:
     times = alternate(sides, args.repeats, device)
     rows = [_row(model, times, i, len(records)) for i, model in enumerate(models)]
     last = {"name": "machine", "threads": torch.get_num_threads(), **machine(device)}
-    os.makedirs(args.output, exist_ok=True)
     write_text(os.path.join(args.output, "results.json"), json.dumps([*rows, last], indent=1))
     write_text(os.path.join(args.output, "README.md"), "# Speed\n\n" + speed_page([*rows, last]))
     print_table("speed", HEADER, _cells(rows))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from typing import Any, Dict, Iterable, List, Optional
 
 from ...runtime.whole_files import write_whole
@@ -64,6 +65,23 @@ def _parse(line: str) -> Any:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def make_output(folder: str) -> None:
+    """
+    Make the folder of ``--output``, before the work for what goes there.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--output is '{folder}'; it must be a folder to write to: {error}"
+        ) from error
 
 
 def write_lines(path: str, rows: Iterable[Row]) -> None:

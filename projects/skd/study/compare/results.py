@@ -17,6 +17,7 @@ from ..common.statistics import interval
 from ..common.tables import markdown_table
 from .design import Comparison, Study, StudyRun
 from .earlier import commits_of, two_teachers
+from .same import changed_between
 
 
 def groups(comparison: Comparison) -> Dict[str, List[StudyRun]]:
@@ -155,6 +156,7 @@ def write_study(study: Study, output: str, command: str) -> None:
         "seeds, and the same of the differences to the baseline of the same seed. A run that "
         "diverged counts as 0.\n",
         *(f"{words}\n" for words in two_teachers(list(study.teachers.values()))),
+        *(f"{words}\n" for words in changed_between(study.runs())),
     ]
     teachers = [row for row in done if row["method"] == "teacher"]
     if teachers:

@@ -13,12 +13,13 @@ from ..common.command import set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads
 from ..common.methods import methods_named
 from ..common.paths import find_file
-from ..common.result_files import BASELINE, write_text
+from ..common.result_files import BASELINE, make_output, write_text
 from ..common.runs import option_pairs, run_all
 from ..common.tables import print_table
 from .design import Study, StudyRun, load_study
 from .earlier import are_same, check_none_lost, commits_of, take_earlier
 from .results import header, table, write_study
+from .same import changed_between
 
 COMMAND = "command.json"  # in a run's folder: what was run there
 
@@ -40,6 +41,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
     study = Study(spec, args.work, flags, trusted=not args.study)
     study.check()
     output, runs = args.output or args.work, study.runs()
+    make_output(output)  # not after the first run
     if not args.report_only:
         study.check_files()
         os.makedirs(args.work, exist_ok=True)
@@ -55,6 +57,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
         at = ", ".join(commits_of([run.earlier for run in runs if run.earlier]))
         print(f"They are of {at}: where a default has changed since, with the former.", flush=True)
     if not args.report_only and waiting:
+        _say(changed_between(runs))
         _note_commands(runs)
         print(f"{len(wanted) - len(waiting)} of {len(wanted)} runs are done already.", flush=True)
         jobs = args.jobs or default_jobs()
@@ -70,6 +73,7 @@ def compare(args: argparse.Namespace, command: str) -> int:
 
     write_report(study, output, command, args.images)
     print(f"{output}/report.html holds all of it.")
+    _say(changed_between(runs))
     failed = [run for run in waiting if run.failure()]
     for run in failed:
         print(f"'{run.name}' {run.failure()}", file=sys.stderr)
@@ -81,6 +85,11 @@ def _waiting(wanted: List[StudyRun]) -> List[StudyRun]:
     missing = [run for run in wanted if not run.known()]
     needed = {run.after.folder for run in missing if run.after}
     return [r for r in wanted if not r.known() or (r.folder in needed and not r.finished())]
+
+
+def _say(warnings: List[str]) -> None:
+    for words in warnings:
+        print(f"warning: {words}", file=sys.stderr, flush=True)
 
 
 def _note_end(run: StudyRun, study: Study, output: str, command: str) -> None:

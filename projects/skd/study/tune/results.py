@@ -18,6 +18,7 @@ from ..common.result_files import Row, write_lines, write_text
 from ..common.runs import options_for
 from ..common.tables import markdown_table, print_table
 from ..compare.design import StudyRun
+from ..compare.same import changed_between
 
 CONFIRM = "confirm.yaml"
 
@@ -58,6 +59,7 @@ def _page(
         f"Trials of up to {tuning.iterations} iterations, seed {tuning.seed}, trained and "
         f"evaluated on {_datasets(tuning)}. One in {rungs.factor} goes on at iteration "
         f"{', '.join(map(str, rungs.steps())) or 'none'}. {tuning.clock():.0f} minutes so far.\n",
+        *(f"{words}\n" for words in changed_between(tuning.runs())),
         "## Best of each method\n",
         markdown_table(_header(keys), _rows(tuning, results, keys)),
     ]

@@ -19,7 +19,7 @@ from ..common.command import RunError, set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
 from ..common.metrics import evaluations, main_metrics, scores
 from ..common.paths import find_file
-from ..common.result_files import BASELINE, write_text
+from ..common.result_files import BASELINE, make_output, write_text
 from ..common.runs import least_used, option_pairs, options_for, stop, stop_on_sigterm
 from ..compare.design import StudyRun, options_of_part
 from .held_out import hold_out
@@ -269,6 +269,7 @@ def tune(args: argparse.Namespace, command: str) -> int:
     """
     tuning = Tuning(args)
     output = args.output or args.work
+    make_output(output)  # not after the first run
     jobs = args.jobs or default_jobs()
     threads = same_threads(args.work, args.threads, default_threads(jobs, jobs))
     failed: List[TrialRun] = []
