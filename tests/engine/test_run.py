@@ -24,8 +24,9 @@ from skd.config.naming import LAZY as LAZY_FORM
 from skd.config.run_settings import keys_of
 from skd.engine import DistillationLog, SKDTrainer, describe, evaluate, prepare_evaluation
 from skd.engine.lazy_run import _build_test_loader
+from skd.engine.missed import Evaluation
+from skd.engine.precise_bn import PreciseBN
 from skd.engine.run import check, check_device
-from skd.engine.yaml_run import PreciseBN
 from skd.runtime.checkpoint import SafeCheckpointer
 from skd.runtime.loader import DataError, build_train_loader
 from skd.runtime.user_errors import UserError
@@ -148,7 +149,7 @@ def test_the_keys_of_the_default_trainer_have_their_effect(shapes, tmp_path):
     multiplier = trainer.scheduler._multiplier
     assert [multiplier(where) for where in (0, 9.9 / 20, 10.1 / 20)] == [0.25, 1, 0.1]
     assert hook(trainer, hooks.PeriodicCheckpointer).period == 6
-    assert hook(trainer, hooks.EvalHook)._period == 8
+    assert hook(trainer, Evaluation)._period == 8
     assert hook(trainer, PreciseBN)._num_iter == 11
     assert trainer.checkpointer.save_dir == str(tmp_path)
 
@@ -210,7 +211,7 @@ def test_both_forms_have_the_same_hooks_and_return_the_results(shapes, tmp_path)
         assert {"bbox", "segm"} == set(trainer.train())
     assert names[0] == names[1]
     shown = ["AttentionPictures", "DistillationLog"]
-    assert names[0][-4:] == ["PeriodicWriter", *shown, "PreemptionHook"]
+    assert names[0][-5:] == ["PeriodicWriter", *shown, "PreemptionHook", "MissedEvaluation"]
 
 
 @pytest.mark.parametrize("key", ["VIS_PERIOD", "train.vis_period"])

@@ -17,6 +17,7 @@ A run from either form of config: described once, then trained or evaluated.
     average.py          exponential moving average of the weights
     best.py             the best checkpoint, and an early end
     missed.py           the evaluation that an interruption came before
+    precise_bn.py       precise statistics of batch norms
     pictures.py         attention in TensorBoard
     readout.py          what distillation does, in the log
     teacher_quality.py  whether the teacher is better than the student

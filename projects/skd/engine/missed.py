@@ -7,6 +7,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from .best import BestCheckpointer, EarlyStopping
+from .precise_bn import PreciseBN
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,9 @@ class MissedEvaluation(HookBase):
     def before_train(self) -> None:
         trainer = self.trainer
         last = trainer.start_iter - 1
-        looking = [
-            hook
-            for hook in trainer._hooks
-            if isinstance(hook, (Evaluation, BestCheckpointer, EarlyStopping))
-        ]
-        missing = [h for h in looking if isinstance(h, Evaluation) and h.is_missing(last)]
+        kinds = (PreciseBN, Evaluation, BestCheckpointer, EarlyStopping)
+        hooks_to_run = [h for h in trainer._hooks if isinstance(h, kinds)]
+        missing = [h for h in hooks_to_run if hasattr(h, "is_missing") and h.is_missing(last)]
         if not missing or not 0 < trainer.start_iter < trainer.max_iter:
             return
         if comm.is_main_process():
@@ -57,6 +55,7 @@ class MissedEvaluation(HookBase):
         trainer.iter = trainer.storage.iter = last
         for hook in trainer._hooks:
             getattr(hook, "before_checkpoint", lambda: None)()
-        for hook in looking:
-            hook.after_step()
+        for hook in hooks_to_run:
+            if hook in missing or not isinstance(hook, PreciseBN):
+                hook.after_step()
         trainer.iter = trainer.storage.iter = trainer.start_iter

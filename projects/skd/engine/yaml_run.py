@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Optional
 
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import DefaultTrainer
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
@@ -16,7 +16,7 @@ from ..config.keys import DISTILS
 from ..config.naming import YAML
 from ..config.yaml_config import check_teacher
 from ..modeling.build_detector import DetectorSource, build_detector
-from ..runtime.loader import TrainLoader
+from .precise_bn import PreciseBN
 from .run import Run
 from .teacher_quality import TeacherEvaluation, teacher_evaluation
 
@@ -69,7 +69,7 @@ def _teacher_evaluation(cfg: CfgNode, trainer: Any) -> Optional[TeacherEvaluatio
     )
 
 
-def _precise_bn(cfg: CfgNode, trainer: Any, model: nn.Module) -> Optional[hooks.PreciseBN]:
+def _precise_bn(cfg: CfgNode, trainer: Any, model: nn.Module) -> Optional[PreciseBN]:
     if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model)):
         return None
     cfg = cfg.clone()
@@ -77,21 +77,6 @@ def _precise_bn(cfg: CfgNode, trainer: Any, model: nn.Module) -> Optional[hooks.
     cfg.DATALOADER.NUM_WORKERS = 0  # as DefaultTrainer: a second loader, which saves its memory
     loader = trainer.build_train_loader(cfg)
     return PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
-
-
-class PreciseBN(hooks.PreciseBN):
-    """
-    Detectron2's, of the first images of the training's order each time: where it goes on in that
-    order, a run that resumes has statistics of other images than an uninterrupted one.
-    """
-
-    def update_stats(self) -> None:
-        if not self._disabled:
-            loaders = self._data_loader, self.trainer.data_loader
-            if all(isinstance(loader, TrainLoader) for loader in loaders):
-                loaders[0].resume(loaders[1].seed, 0)  # which a checkpoint may have brought
-            self._data_iter = None
-        super().update_stats()
 
 
 def _check_test_sizes(cfg: CfgNode) -> None:

@@ -69,6 +69,11 @@ class PreemptionHook(HookBase):
         self._before: dict = {}
         self._thread: Optional[threading.Thread] = None
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this process has a signal that ends the training."""
+        return self._received is not None
+
     def before_train(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
