@@ -115,15 +115,28 @@ def test_an_evaluation_is_not_waited_for(processes, decay, teacher_files, shapes
     )  # fmt: skip
     config = process_config(cfg, tmp_path, test=("skd_shapes_val",))
     log = tmp_path / "stdout.txt"
-    process = begin(
-        patched(tmp_path, SLOW_EVALUATION), config, shapes, log,
-        "--num-gpus", str(processes), "--dist-url", "auto", EVALUATING=str(tmp_path / "evaluating"),
-    )  # fmt: skip
-    wait_until(lambda: len(list(tmp_path.glob("evaluating*"))) == processes, process, log)
-    code = stop(process, lambda pid: os.killpg(pid, signal.SIGTERM), log)
-    assert code == EXIT_REQUEUE, log.read_text()[-3000:]
-    assert "Stopped during an evaluation" in log.read_text()
-    assert last_state(tmp_path / "out")["iteration"] == 1
+
+    def stop_in_evaluation(*flags):
+        process = begin(
+            patched(tmp_path, SLOW_EVALUATION), config, shapes, log, *flags,
+            "--num-gpus", str(processes), "--dist-url", "auto",
+            EVALUATING=str(tmp_path / "evaluating"),
+        )  # fmt: skip
+        wait_until(lambda: len(list(tmp_path.glob("evaluating*"))) == processes, process, log)
+        code = stop(process, lambda pid: os.killpg(pid, signal.SIGTERM), log)
+        assert code == EXIT_REQUEUE, log.read_text()[-3000:]
+        assert "Stopped during an evaluation" in log.read_text()
+        assert last_state(tmp_path / "out")["iteration"] == 1
+        return os.stat(tmp_path / "out" / "model_0000001.pth").st_mtime_ns
+
+    written = stop_in_evaluation()
+    if decay:
+        return
+    for path in tmp_path.glob("evaluating*"):
+        path.unlink()
+    # a resume makes that evaluation first, and nothing is there that has not been saved
+    assert stop_in_evaluation("--resume") == written
+    assert "The evaluation after iteration 1 is not in the checkpoint" in log.read_text()
 
 
 def test_outside_the_main_thread_training_takes_no_signals(shapes, tmp_path):
