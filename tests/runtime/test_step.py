@@ -19,7 +19,7 @@ from skd import DISTILLER_REGISTRY, student_config
 from skd.engine import SKDTrainer
 from skd.engine.average import WeightAverage
 from skd.runtime.checkpoint import CheckpointError
-from skd.runtime.step import build_trainer
+from skd.runtime.step import _memory_words, build_trainer
 from skd.runtime.unlabelled import MARK
 from tests.helpers import DEVICES, batch, distilling, tiny_config
 from tests.processes import patched, process_config, run_script
@@ -336,6 +336,16 @@ def test_what_is_not_finite_is_named_and_the_optimizer_has_not_stepped(where):
     assert "at iteration 0, images 0: " in said and "distill/structured_am_p4 is inf" in said
     assert ("loss_b is nan" in said) == (where == "loss") and "loss_a" not in said
     assert model.weight == 1
+
+
+@pytest.mark.parametrize("batch", [{"images": [1]}, "abc", ([1], [2])])
+def test_batches_of_another_kind_hide_no_error(batch):
+    """Of a loader of the user's own: Detectron2's trainer hands them on as they are."""
+    model = Losses(loss_a=math.nan)
+    trainer = build_trainer(model, iter([batch]), torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(FloatingPointError, match="images without names: loss_a is nan"):
+        steps(trainer, 1)
+    assert _memory_words(batch, 1, "").startswith("Memory ran out on a batch, with 1 gradient")
 
 
 def test_a_batch_left_out_leaves_nothing_behind():

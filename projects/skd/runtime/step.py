@@ -271,7 +271,8 @@ def _not_finite(
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if not bad:
         return None
-    names = ", ".join(str(x.get("image_id", x.get("file_name", "?"))) for x in data)
+    named = (str(x.get("image_id", x.get("file_name", "?"))) for x in _images(data))
+    names = ", ".join(named) or "without names"
     what = "The gradient" if bad[0].startswith(GRADIENT) else "Loss"
     return FloatingPointError(
         f"{what} is not finite at iteration {iteration}, {images} {names}: {'; '.join(bad)}. "
@@ -321,10 +322,17 @@ def _anywhere(here: bool) -> bool:
     return bool(flag)
 
 
+def _images(data: Any) -> Batch:
+    """Of Detectron2's batches; a loader of the user's own may make others, which say nothing."""
+    return [x for x in data if isinstance(x, dict)] if isinstance(data, (list, tuple)) else []
+
+
 def _memory_words(data: Batch, accumulate: int, advice: str) -> str:
-    sizes = ", ".join("x".join(map(str, x["image"].shape[-2:])) for x in data)
+    shapes = [x["image"].shape[-2:] for x in _images(data) if hasattr(x.get("image"), "shape")]
+    sizes = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    batch = f"batch of {len(shapes)} images of {sizes} pixels" if shapes else "batch"
     return (
-        f"Memory ran out on a batch of {len(data)} images of {sizes} pixels, with {accumulate} "
+        f"Memory ran out on a {batch}, with {accumulate} "
         f"gradient accumulation step{'s' if accumulate > 1 else ''}. To need less: "
         f"{called('accumulate')} takes more of these, with the same gradients; "
         f"{called('images_per_batch')} is the size of the "
