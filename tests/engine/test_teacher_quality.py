@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +52,15 @@ def test_only_a_teacher_that_is_no_better_is_a_warning(teacher, student, iterati
         hook.trainer = SimpleNamespace(storage=storage, model=model, iter=iteration)
         hook._compare(), hook._compare()
     assert sum(r.levelno == logging.WARNING for r in caplog.records) == warns
+
+
+def test_images_without_objects_are_one_warning(caplog):
+    """Of a test set whose annotations are kept back: both would find 0 of nothing."""
+    hook = TeacherQuality(SimpleNamespace(images=5, dataset="x"), period=0)
+    hook._teacher = Quality(math.nan, math.nan, 1)
+    hook._compare(), hook._compare()  # which ask for no student
+    said = [r.getMessage() for r in caplog.records]
+    assert len(said) == 1 and "The 5 images of x have no object that counts" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Faults that are planted, in tiny models; docs/results/doctor has real ones."""
 
 import itertools
+from math import isnan
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 
@@ -13,7 +15,14 @@ from skd import GradientBalance, build_teacher, distill
 from skd.evaluation import Quality, class_agnostic_quality, detect
 from skd.study.doctor import examine, run_doctor
 from skd.study.doctor.pooled import pooled_notes
-from skd.study.doctor.teacher import NORMALIZATIONS, _misread, is_untrained, normalized
+from skd.study.doctor.teacher import (
+    NORMALIZATIONS,
+    _annotated,
+    _misread,
+    is_untrained,
+    normalized,
+)
+from skd.study.doctor.verdict import Verdict
 from tests.helpers import LAZY, batch, distilling, lazy_config, tiny_config
 from tests.processes import parser_of, run_script
 
@@ -185,6 +194,21 @@ def test_quality_is_ap_of_any_class():
     )
     assert class_agnostic_quality([{**right, "bbox": [20, 20, 5, 5]}], RECORDS)[:2] == (0, 0)
     assert class_agnostic_quality([], RECORDS) == Quality(0, 0, 0)
+    crowd = {**RECORDS[0]["annotations"][0], "iscrowd": 1}
+    for annotations in ([], [crowd]):  # nothing to find: no AP, not one of 0
+        seen = class_agnostic_quality([right], [{**RECORDS[0], "annotations": annotations}])
+        assert isnan(seen.ap) and isnan(seen.ap50) and seen.best_score == 0.7
+
+
+def test_a_test_set_without_objects_says_nothing_of_the_teacher(shapes, new_datasets):
+    DatasetCatalog.register("kept_back", lambda: [{**RECORDS[0], "annotations": []}])
+    verdict = Verdict()
+    cfg = tiny_config(DATASETS__TEST=("kept_back",))
+    assert _annotated(cfg, verdict)[0] == "tiny_train"
+    assert "no object of 'kept_back' counts" in str(verdict)
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="Neither DATASETS.TEST nor DATASETS.TRAIN names a data"):
+        _annotated(cfg, verdict)
 
 
 def test_normalization_is_put_back():

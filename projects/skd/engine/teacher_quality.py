@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
@@ -92,6 +93,14 @@ class TeacherQuality(HookBase):
         if due and comm.is_main_process():
             self._compare()
 
+    def _warn_of_no_objects(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                f"The {self._images} images of {self._what.dataset} have no object that counts: "
+                "teacher and student cannot be compared on them."
+            )
+
     def _look_at_teacher(self) -> Quality:
         what = self._what
         teacher = what.build()
@@ -122,6 +131,9 @@ class TeacherQuality(HookBase):
         return class_agnostic_quality(found, [r for r in records if r["image_id"] in looked_at])
 
     def _compare(self) -> None:
+        if math.isnan(self._teacher.ap50):
+            self._warn_of_no_objects()
+            return
         model = getattr(self.trainer.model, "module", self.trainer.model)
         teacher, student = self._teacher.ap50, self._evaluate(model).ap50
         self.trainer.storage.put_scalar("distill/teacher_AP50", teacher)

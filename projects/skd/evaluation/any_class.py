@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import math
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 import torch
@@ -56,13 +57,20 @@ def class_agnostic_quality(
     Args:
         detections: of :func:`detect`.
         records: Detectron2's dataset dicts of the same images.
+
+    Returns:
+        nan for both AP where the images have no object that counts, as in a test set whose
+        annotations are kept back.
     """
     best = max((d["score"] for d in detections), default=0.0)
+    content = _ground_truth(records)
+    if all(a["iscrowd"] for a in content["annotations"]):
+        return Quality(math.nan, math.nan, best)
     if not detections:
         return Quality(0.0, 0.0, best)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = _ground_truth(records)
+        truth.dataset = content
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "bbox")
         evaluation.evaluate()

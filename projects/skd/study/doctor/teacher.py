@@ -1,10 +1,10 @@
 """What a teacher finds on the student's own images, as it is configured and otherwise."""
 
 import contextlib
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from ...config import Config, form_of, student_config
@@ -46,8 +46,8 @@ def examine_teacher(cfg: Config, images: int, student_weights: str, verdict: Ver
             "skd.build_teacher, and only of that the whole detector is known."
         )
         return
-    dataset = _dataset(cfg)
-    records = [r for r in get_detection_dataset_dicts(dataset) if r.get("annotations")][:images]
+    dataset, records = _annotated(cfg, verdict)
+    records = records[:images]
     mapper, device = form_of(cfg).test_mapper(cfg), value_of(cfg, "device")
     inputs = [mapper(record) for record in records]
     teacher = build_detector(source)
@@ -88,15 +88,26 @@ def examine_teacher(cfg: Config, images: int, student_weights: str, verdict: Ver
     verdict.findings += found
 
 
-def _dataset(cfg: Config) -> str:
-    names = value_of(cfg, "test_sets") or value_of(cfg, "train_sets")
-    if not names:
-        keys = keys_of(form_name(cfg))
-        raise ValueError(
-            f"Neither {keys['test_sets']} nor {keys['train_sets']} names a dataset to try the "
-            "teacher on: name one, or give --images 0."
-        )
-    return names[0]
+def _annotated(cfg: Config, verdict: Verdict) -> Tuple[str, List[Dict[str, Any]]]:
+    """
+    The first test set, or the first training set where there is none or nothing in it counts: its
+    name, and its records with objects.
+    """
+    sets = [value_of(cfg, name) or [] for name in ("test_sets", "train_sets")]
+    for name in (names[0] for names in sets if names):
+        records = [r for r in DatasetCatalog.get(name) if _has_objects(r)]
+        if records:
+            return name, records
+        verdict.notes.append(f"no object of '{name}' counts, so the teacher was not tried on it.")
+    keys = keys_of(form_name(cfg))
+    raise ValueError(
+        f"Neither {keys['test_sets']} nor {keys['train_sets']} names a dataset with objects to try "
+        "the teacher on: name one, or give --images 0."
+    )
+
+
+def _has_objects(record: Dict[str, Any]) -> bool:
+    return any(not a.get("iscrowd") for a in record.get("annotations", ()))
 
 
 def _misread(
