@@ -166,6 +166,19 @@ def test_a_test_set_that_is_trained_on_is_told(eval_only, add, tmp_path, caplog)
     assert ("'a' is also trained on" in logged(caplog, logging.WARNING)) != eval_only
 
 
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_test_images_that_are_trained_on_are_told(eval_only, add, tmp_path, caplog):
+    """In another file, as after a careless split; by whatever form of the path."""
+    first, second = content_of(tmp_path), content_of(tmp_path)
+    second["info"] = "another file"
+    second["images"][0]["file_name"] = "./" + second["images"][0]["file_name"]
+    add("a", first), add("b", second)
+    check_fit(["a"], ["b"], MASKS, eval_only)
+    images = len(second["images"])
+    words = f"{images} of the {images} images of the test set 'b' are also trained on, as '"
+    assert (words in logged(caplog, logging.WARNING)) != eval_only
+
+
 # ------------------------------------------------------------------------------------- classes
 
 

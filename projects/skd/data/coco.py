@@ -196,7 +196,13 @@ def _check_one(
     if problems:
         _warn_once(json_file, f"Dataset '{name}':\n{summary(problems, 8)}")
     copy = _write_copy(name, report.content) if report.notes else json_file
-    checked = facts_of(report.content, json_file)._replace(json_file=copy, options=options)
+    files = frozenset(
+        os.path.normpath(os.path.join(image_root, image["file_name"]))
+        for image in report.content["images"]
+    )
+    checked = facts_of(report.content, json_file)._replace(
+        json_file=copy, options=options, files=files
+    )
     if keep:
         records.keep(name, report.content, image_root)
     return checked

@@ -5,7 +5,7 @@ The counterpart of ``model_facts.py``.
 """
 
 from itertools import chain
-from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
+from typing import Any, Dict, FrozenSet, Iterable, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class DatasetFacts(NamedTuple):
         keypoints: numbers of keypoints of the annotations.
         options: of :func:`skd.data.coco.check_one`, to do the same on a machine that does not see
             the copy.
+        files: of its images, to be compared with another's; not told to other processes.
     """
 
     source: str
@@ -47,6 +48,7 @@ class DatasetFacts(NamedTuple):
     keypoint_names: Tuple[str, ...]
     keypoints: Tuple[int, ...]
     options: Dict[str, Any]
+    files: FrozenSet[str] = frozenset()
 
 
 def names_of(content: Dict[str, Any]) -> List[str]:

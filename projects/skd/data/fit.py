@@ -148,7 +148,8 @@ def _check(
         compare_keypoints(points, strict=not eval_only)
     if not eval_only:
         _warn_of_shared_files(train, test)
-    return found
+        _warn_of_shared_images(train, test, dict(found))
+    return [(name, checked._replace(files=frozenset())) for name, checked in found]
 
 
 def _warn_of_shared_files(train: Sequence[str], test: Sequence[str]) -> None:
@@ -159,6 +160,22 @@ def _warn_of_shared_files(train: Sequence[str], test: Sequence[str]) -> None:
             f"The test set '{name}' is also trained on, from the file {sources[name]}: its AP "
             "tells how well these images are remembered, not how well others are understood."
         )
+
+
+def _warn_of_shared_images(
+    train: Sequence[str], test: Sequence[str], found: Dict[str, DatasetFacts]
+) -> None:
+    """Of other files than those of :func:`_warn_of_shared_files`, as after a careless split."""
+    sources = {found[n].source for n in train if n in found}
+    trained = {file for n in train if n in found for file in found[n].files}
+    for name in dict.fromkeys(n for n in test if n in found and found[n].source not in sources):
+        shared = sorted(found[name].files & trained)
+        if shared:
+            logger.warning(
+                f"{len(shared)} of the {len(found[name].files)} images of the test set '{name}' "
+                f"are also trained on, as '{shared[0]}': its AP tells in part how well these are "
+                "remembered."
+            )
 
 
 def _keypoint_names(name: str, found: Dict[str, DatasetFacts]) -> Sequence[str]:
