@@ -4,7 +4,7 @@ but what a command names may change from one call to the next: a config that som
 teacher that is trained again, a dataset with other images under its name.
 """
 
-from typing import Any, Callable, Dict, Hashable, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Hashable, Iterator, List, Sequence, Tuple
 
 from ...config import is_lazy_file
 from ...config.run_settings import LAZY, YAML, is_learned, keys_of
