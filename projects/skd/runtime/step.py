@@ -62,9 +62,9 @@ def build_trainer(
 
 class _Step:
     """
-    Takes the loader's batch in ``accumulate`` equal micro-batches. The gradient is the mean over
-    them, as it is the mean over processes in data-parallel training; these reduce it once, after
-    the last micro-batch.
+    Takes the loader's batch in ``accumulate`` micro-batches, equal where it divides. The gradient
+    is the mean over them, as it is the mean over processes in data-parallel training; these reduce
+    it once, after the last micro-batch.
 
     All losses are copied from the device at once, after the backward, and the optimizer steps only
     if they and the gradient are finite: one step with a gradient that is not ruins all weights,

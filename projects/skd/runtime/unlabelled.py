@@ -41,11 +41,12 @@ def is_unlabelled(x: Any) -> bool:
 
 def share_of(batch: Any, i: int, parts: int) -> Any:
     """
-    The i-th of equal parts of a batch, with as many images of either kind in each. A batch in one
-    part stays as the loader has made it, whatever it is.
+    The i-th of ``parts`` parts of a batch, with as many images of either kind in each; where a
+    loader's last batch does not divide, to within one, and of fewer images than parts some are in
+    two. A batch in one part stays as the loader has made it, whatever it is.
 
     Raises:
-        UserError: it is no list, or does not divide: images would be left out of the training.
+        UserError: it is no list.
     """
     if parts == 1:
         return batch
@@ -55,13 +56,12 @@ def share_of(batch: Any, i: int, parts: int) -> Any:
             f"{type(batch).__name__}; it must be a list of images, to be divided."
         )
     kinds = [[x for x in batch if is_unlabelled(x) == which] for which in (False, True)]
-    if any(len(kind) % parts for kind in kinds):
-        raise UserError(
-            f"{called('accumulate')} is {parts}, and a process's batch has {len(kinds[0])} images: "
-            "it must divide them into equal micro-batches."
-        )
-    sizes = [len(kind) // parts for kind in kinds]
-    return [x for kind, n in zip(kinds, sizes) for x in kind[i * n : (i + 1) * n]]
+    return [x for kind in kinds for x in _part(kind, i, parts)]
+
+
+def _part(images: List[Any], i: int, parts: int) -> List[Any]:
+    start, end = (k * len(images) // parts for k in (i, i + 1))
+    return images[start : max(end, start + 1)]  # a step has each micro-batch, in every process
 
 
 class _Unlabelled(MappedDataset):
