@@ -1,15 +1,18 @@
 """The losses that keep no map for backward, against plain autograd."""
 
+import math
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
 from skd.distillers import StructuredDistiller
-from skd.distillers.attention import difference_norm
 from skd.distillers.structured import fused_residual
 from skd.distillers.structured import level as losses
 from skd.distillers.structured.fused_attention import Attention
 from skd.study.benchmark.cases import Loss
+
+from .test_structured import difference_norm
 
 
 def level(c_s=6, c_t=6, stride=4, **changes):
@@ -36,12 +39,19 @@ def of_one(term, net):
     return lambda student, teacher: getattr(losses, term)([net], [student], [teacher])[0].in_graph()
 
 
+def plain_norm(difference, level):
+    """Of a difference (N, C, H, W), by the definition: as docs/method.md has it."""
+    norms = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+    if level.settings.reduction == "sum":
+        return torch.linalg.vector_norm(norms)
+    positions = difference.shape[-2] * difference.shape[-1]
+    return norms.mean() * math.sqrt(2 * 800 * 1344 / (level.stride**2 * positions))
+
+
 def plain_non_local(level, student, teacher):
     relation = level.non_local_adapter(level.student_non_local(student))
     difference = relation - level.teacher_non_local(teacher)
-    return level.settings.weight_nl * difference_norm(
-        difference, level.settings.reduction, level.stride
-    )
+    return level.settings.weight_nl * plain_norm(difference, level)
 
 
 def plain_masked_feature(level, student, teacher):
@@ -53,9 +63,7 @@ def plain_masked_feature(level, student, teacher):
     )  # fmt: skip
     difference = level.feature_adapter(student) - teacher
     root = mask.sqrt().view(len(teacher), 1, *teacher.shape[-2:])
-    return level.settings.weight_am * difference_norm(
-        difference * root, level.settings.reduction, level.stride
-    )
+    return level.settings.weight_am * plain_norm(difference * root, level)
 
 
 def results(level, term, *inputs):
