@@ -79,9 +79,9 @@ def test_searched_settings_and_the_longer_baseline_stand_beside(folder):
     found = {row[0]: row[1:] for row in lines(methods_table(str(folder))) if row and row[0]}
     assert found["SKD, searched"][4:] == ["**+7.0**", "one seed"]
     assert found["PKD, searched"][4:] == ["**+4.5**", "one seed"]
-    assert found["baseline, trained twice as long"][0] == "3 of 3"
+    assert found["baseline, trained twice as long"][0] == "5 of 5"
     assert found["baseline, trained twice as long"][4:] == ["**+2.0 ± 0.0**", "win"]
-    assert found["SKD, both trained twice as long"][0] == "3 of 3"
+    assert found["SKD, both trained twice as long"][0] == "5 of 5"
     assert found["SKD, both trained twice as long"][4:] == ["**+1.5 ± 0.0**", "win"]
 
 
