@@ -10,7 +10,7 @@ from ...config import is_lazy_file
 from ...config.run_settings import LAZY, YAML, is_learned, keys_of
 from ...runtime.record import read_records
 from ..common.runs import options_for
-from .design import StudyRun
+from .design import UNLABELLED, StudyRun
 
 Record = Dict[str, Any]  # a line of a run's runs.jsonl
 MOST = 5  # differences that are told
@@ -24,7 +24,7 @@ def _keys(*names: str) -> Tuple[str, ...]:
 # of the config of a run that distils, besides the baseline's, or in other places
 DISTILLING = (
     "MODEL.TEACHER.", "MODEL.DISTILLER.", "MODEL.STUDENT.", "MODEL.META_ARCHITECTURE", "model.",
-    *_keys("unlabelled"),
+    *UNLABELLED,
 )  # fmt: skip
 # what is each run's own, or changes no result
 ANY = (
