@@ -20,6 +20,7 @@ from ..engine.run import Run, check
 from ..modeling.load import load_in_full
 from .common.command import RunError, set_up
 from .common.paths import find_file
+from .common.result_files import make_output
 
 OPSET = 16  # the first that has the ROIAlign of today's detectors (aligned)
 TOLERANCE = 0.01  # of a detection, for boxes in pixels
@@ -46,11 +47,11 @@ def export(args: argparse.Namespace) -> None:
     weights = find_file(args.weights or run.weights)
     if not weights:
         raise ValueError(f"--weights is missing, and {run.keys['weights']} is empty.")
+    make_output(args.output)  # not after the model is built
     image = _sample(cfg, run, args.sample_image)
     model = run.build_model().eval()
     load_in_full(model, weights, "--weights", args.config_file)
     adapter = traceable(model, image)
-    os.makedirs(args.output, exist_ok=True)
     name, write, load = FORMATS[args.format]
     path = os.path.join(args.output, name)
     write(adapter, image, path)

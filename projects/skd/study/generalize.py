@@ -17,7 +17,7 @@ from ..evaluation import match_classes, register_as
 from ..runtime.loader import NamedErrors
 from .common.metrics import TASKS, scores
 from .common.models import Model, load_models
-from .common.result_files import write_text
+from .common.result_files import make_output, write_text
 from .common.tables import markdown_table, print_table
 
 
@@ -41,7 +41,7 @@ def generalize(args: argparse.Namespace) -> None:
     for dataset in args.dataset:
         for model in models:
             matched_classes(model, dataset, mapping)
-    os.makedirs(args.output, exist_ok=True)
+    make_output(args.output)
     rows = []
     for dataset in args.dataset:
         for model in models:

@@ -11,7 +11,7 @@ import time
 from typing import Any, Dict, List, NamedTuple, Tuple
 from xml.etree import ElementTree
 
-from .common.result_files import write_text
+from .common.result_files import make_output, write_text
 from .common.runs import stop_on_sigterm
 
 # Parts of tools/benchmark.py, and seconds for each. What matters most comes first: the last ones
@@ -51,7 +51,7 @@ def gpu_day(args: argparse.Namespace, root: str) -> int:
     if not args.dry_run:
         _check_gpu()
     stop_on_sigterm()
-    os.makedirs(args.output, exist_ok=True)
+    make_output(args.output)
     names = args.only or [*list(BENCH)[:2], TESTS, *list(BENCH)[2:]]
     parts = [_part(name, args, root) for name in names]
     # a file of its own for a CPU's rows: a later day would keep some of them, as a GPU's

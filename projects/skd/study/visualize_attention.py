@@ -26,6 +26,7 @@ from ..visualization.attention import (
 )
 from .common.models import Model, load_models
 from .common.pictures import as_label
+from .common.result_files import make_output
 
 
 def visualize(args: argparse.Namespace) -> None:
@@ -38,7 +39,7 @@ def visualize(args: argparse.Namespace) -> None:
     paths = find_images(args.input)
     models = load_models(args)
     blocks = find_blocks(args)
-    os.makedirs(args.output, exist_ok=True)
+    make_output(args.output)
     if not args.click:
         matplotlib.use("Agg")
     with SummaryWriter(args.output) as writer:

@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 import torch
 
 from ..common.bench_table import bench_table
-from ..common.result_files import write_text
+from ..common.result_files import make_output, write_text
 from .loader import loader_rows, startup_rows
 from .loss import growth_rows, loss_rows, memory_rows, peer_rows
 from .measure import machine, use_all_cores
@@ -63,7 +63,7 @@ def benchmark(args: argparse.Namespace) -> None:
     use_all_cores()
     last = {"name": "machine", **machine(args.device)}
     rows: List[Dict[str, Any]] = []
-    os.makedirs(args.output, exist_ok=True)
+    make_output(args.output)
     for name in args.only:
         print(f"measuring {name} ...", flush=True)
         rows += PARTS[name](args)

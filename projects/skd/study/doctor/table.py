@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ...data import register_coco, register_shapes
 from ...runtime.lock import acquire
 from ..common.paths import find_file
-from ..common.result_files import add_line, read_lines, write_text
+from ..common.result_files import add_line, make_output, read_lines, write_text
 from ..common.runs import ChildRun, run_all
 from ..common.tables import markdown_table, print_table
 from .cases import OTHERS, SHAPES, TRAINED, Case, Other, faults, sound
@@ -36,7 +36,7 @@ def doctor_table(args: argparse.Namespace, command: str) -> int:
     register_shapes()
     os.makedirs(args.work, exist_ok=True)
     acquire(args.work, "--work")
-    os.makedirs(args.output, exist_ok=True)
+    make_output(args.output)
     other = _register(args.other, args.other_teacher)
     trained = _train(args)
     torch.set_num_threads(args.threads)
