@@ -47,8 +47,8 @@ def export(args: argparse.Namespace) -> None:
     weights = find_file(args.weights or run.weights)
     if not weights:
         raise ValueError(f"--weights is missing, and {run.keys['weights']} is empty.")
-    make_output(args.output)  # not after the model is built
     image = _sample(cfg, run, args.sample_image)
+    make_output(args.output)  # not after the model is built
     model = run.build_model().eval()
     load_in_full(model, weights, "--weights", args.config_file)
     adapter = traceable(model, image)
