@@ -35,6 +35,7 @@ STUDIES = {
     "real/voc": "VOC photographs",
     "real/nuclei": "nuclei",
     "flag": "shapes, from scratch",
+    "flag_longer": "shapes, from scratch, a quarter longer",
     "flag_pretrained": "shapes, pre-trained",
     "flag_pretrained_short": "shapes, pre-trained, half as long",
 }
