@@ -118,6 +118,26 @@ def test_markup_in_names_is_harmless(name, capsys, tmp_path):
         display.update(run, True)
 
 
+def test_the_time_left_is_of_what_was_made_since(tmp_path, capsys):
+    """Of an evaluation nothing follows for trainings, and what was resumed took no time."""
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    made = {"teacher": 0, "resumed": 1000, "waiting": 1000}
+    shown = [
+        StudyRun(name, str(tmp_path / "c.yaml"), str(tmp_path / name), n, method="SKD")
+        for name, n in made.items()
+    ]
+    teacher, resumed, _ = shown
+    write_rows(tmp_path / "resumed", {"iteration": 499, "total_loss": 1.0})
+    with runs.Display(shown) as display:
+        display.update(teacher, True)
+        display.update(resumed, False)
+        display.begin -= 600
+        display.update(resumed, True)
+    first, last = [line for line in capsys.readouterr().out.splitlines() if " of all" in line]
+    assert first.endswith("teacher: done; 0% of all")
+    assert last.endswith("resumed: done; 50% of all, 20 minutes left")
+
+
 def test_a_later_report_knows_what_failed(tmp_path):
     """--report-only is another process, which has run nothing."""
     (tmp_path / "c.yaml").write_text("VERSION: 2\n")

@@ -16,6 +16,7 @@ from rich.progress import (
 from .metrics import read_metrics
 
 MANY = 8  # runs, from which on only those at work are shown
+ENOUGH = 0.01  # of all iterations, from which on the time left is told
 
 
 class Shown(Protocol):
@@ -49,6 +50,7 @@ class Display:
             for run in runs
         }
         self.done: Dict[str, int] = {}
+        self.before: Dict[str, int] = {}  # iterations that an interrupted command has made
         self.shown: Dict[str, int] = {}
         self.begin = time.time()
 
@@ -63,6 +65,7 @@ class Display:
     def update(self, run: Shown, ended: bool) -> None:
         steps = [row for row in read_metrics(run.folder) if "total_loss" in row]
         done = steps[-1]["iteration"] + 1 if steps else 0
+        self.before.setdefault(run.name, done)
         done = self.done[run.name] = max(run.iterations, 1) if ended else done
         loss = f"loss {steps[-1]['total_loss']:.3f}" if steps else ""
         if self.console.is_terminal:
@@ -86,7 +89,10 @@ class Display:
         state = state if run.iterations else "evaluating"
         if ended:
             overall = sum(self.done.values())
-            left = (time.time() - self.begin) / max(overall, 1) * (self.total - overall)
             state = f"failed; see {run.folder}/stdout.txt" if run.error else "done"
-            state += f"; {overall / self.total:.0%} of all, {left / 60:.0f} minutes left"
+            state += f"; {overall / self.total:.0%} of all"
+            made = overall - sum(self.before.values())
+            if made >= ENOUGH * self.total:
+                left = (time.time() - self.begin) / made * (self.total - overall)
+                state += f", {left / 60:.0f} minutes left"
         print(f"[{time.strftime('%H:%M:%S')}] {run.name}: {state}", flush=True)
