@@ -46,6 +46,25 @@ def test_the_last_shares_are_not_said_again_after_the_teacher_has_stopped(caplog
     assert len(said(caplog, HEALTHY, (299,), end=300)) == 1
 
 
+@pytest.mark.parametrize(
+    "max_iter,until,said", [(240, None, [79]), (40, 1.0, [39]), (330, None, [99]), (1, None, [0])]
+)
+def test_a_short_training_says_what_its_terms_did_before_the_teacher_stops(
+    max_iter, until, said, caplog
+):
+    """At iteration 99, the first, there is no teacher any more, or no training."""
+    trainer = TrainerBase()
+    trainer.model = nn.Sequential(Balanced(GradientBalance(max_iter=max_iter, until=until)))
+    trainer.run_step = lambda: trainer.storage.put_scalars(**HEALTHY)
+    trainer.register_hooks([DistillationLog()])
+    with caplog.at_level(logging.INFO, logger="skd"):
+        trainer.train(0, max_iter)
+    words = [r.getMessage() for r in caplog.records if r.name.startswith("skd")]
+    found = [re.match(r"Distillation at iteration (\d+):", w) for w in words]
+    assert [int(f.group(1)) for f in found if f] == said
+    assert any("stops" in w for w in words) == (until is None and max_iter > 1)
+
+
 def test_levels_are_said_with_the_terms_and_without(caplog):
     """There are no shares where nothing is balanced."""
     levels = {"distill/cka_p2": 0.123, "distill/cka_p3": 0.456}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.structures import BoxMode
 
 from skd import GradientBalance, build_teacher, distill
@@ -37,7 +37,8 @@ def config(teacher_files, **changes):
 
 def test_a_sound_distillation_has_no_findings(teacher_files, shapes):
     verdict = examine(config(teacher_files), iterations=3, images=0)
-    assert names(verdict) == [] and "Nothing is wrong" in str(verdict)
+    assert names(verdict) == [] and "Nothing is wrong that could be found" in str(verdict)
+    assert verdict.notes == ["the teacher was not tried on your images."]
     assert set(verdict.terms) == {f"loss_distill_structured_{t}" for t in ("am", "at", "nl")}
     assert all(0.1 < share < 1 and abs(cosine) < 1 for share, cosine in verdict.terms.values())
     assert list(verdict.levels) == ["p2", "p3", "p4", "p5"]
@@ -57,6 +58,31 @@ def test_maps_of_a_module_that_says_nothing_of_them(teacher_files, shapes):
     cfg = config(teacher_files, MODEL__STUDENT__FEATURES="backbone.fpn_output3")
     cfg.SOLVER.MAX_ITER = 1  # a schedule has no learning rate beyond
     assert list(examine(cfg, iterations=9, images=0).levels) == ["0"]
+
+
+@META_ARCH_REGISTRY.register()
+class HeadsByThemselves(GeneralizedRCNN):
+    """Its heads get features that lead no gradient back to the backbone."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for heads in (self.proposal_generator, self.roi_heads):
+            heads.register_forward_pre_hook(
+                lambda _, args: (args[0], {k: x.detach() for k, x in args[1].items()}, *args[2:])
+            )
+
+
+@pytest.mark.parametrize(
+    "balanced,so", [(True, "maps, so every term has weight 0:"), (False, "maps:")]
+)
+def test_maps_that_the_detector_s_losses_do_not_reach(balanced, so, teacher_files, shapes):
+    cfg = config(
+        teacher_files,
+        MODEL__STUDENT__META_ARCHITECTURE="HeadsByThemselves",
+        MODEL__DISTILLER__BALANCE__ENABLED=balanced,
+    )
+    (finding,) = examine(cfg, iterations=1, images=0).findings
+    assert finding.name == "unused maps" and so in finding.text
 
 
 @pytest.mark.parametrize("weight", [4e3, 1e-9])

@@ -20,6 +20,7 @@ from skd.study.common.command import RunError
 from skd.study.compare.design import Study
 from skd.study.tune import run as tune
 from skd.study.tune.held_out import hold_out
+from skd.study.tune.results import no_better
 from skd.study.tune.run import Clock, TrialRun, Tuning, work_off
 from skd.study.tune.search import PROPORTION, SHARE, UNTIL, WARMUP, Rungs, Search, Space, options
 from tests.helpers import LAZY, tiny_config
@@ -216,6 +217,8 @@ def stop(number, frame):
 signal.signal(signal.SIGTERM, stop)
 if value == 13:
     sys.exit("no luck")
+if value == 14:
+    sys.exit("FloatingPointError: Loss is not finite")
 for iteration in (10, 20, 30, 40):
     with open(folder + "/metrics.json", "a") as f:
         f.write(json.dumps({"iteration": iteration - 1, "bbox/AP": abs(value)}) + "\\n")
@@ -283,6 +286,32 @@ def test_a_failed_trial_is_tried_again_and_a_failed_baseline_ends_it(trainings, 
     os.remove(tmp_path / "baseline" / "model_final.pth")
     with pytest.raises(RunError, match="the baseline ended with 1"):
         work_off(search, *trainings(baseline=13), 1, 1)
+
+
+@pytest.mark.parametrize("value,told", [(9.0, ["A"]), (10.0, ["A"]), (11.0, [])])
+def test_a_search_that_found_nothing_better_than_the_baseline_says_so(
+    value, told, trainings, tmp_path
+):
+    search = search_in(tmp_path, ("A",), trials=1)
+    run_of, baseline = trainings(value, baseline=10.0)
+    assert no_better({}, baseline) == []  # it has not run
+    work_off(search, run_of, baseline, 1, 1)
+    found = no_better({"A": run_of(search.best("A"))}, baseline)
+    assert [re.search(r"No trial of (\S+) is better", words).group(1) for words in found] == told
+
+
+def test_a_trial_that_diverged_is_decided(trainings, tmp_path):
+    """It would diverge again in every call, and the search would never learn of it."""
+    run_of, baseline = trainings(14, 10.0)
+    work_off(search_in(tmp_path, ("A",), trials=2), run_of, baseline, 1, 1)
+    search = search_in(tmp_path, ("A",), trials=2)
+    assert [a.state.name for a in search.attempts()] == ["PRUNED", "COMPLETE"]
+    run_of, baseline = trainings(11.0, 10.0)  # of another call
+    work_off(search, run_of, baseline, 1, 1)
+    first = run_of(search.attempts()[0])
+    assert first.process is None and search.best("A").number == 1
+    row = first.result()
+    assert row["status"] == "failed" and "Loss is not finite" in row["error"]
 
 
 def test_an_interruption_stops_the_runs(trainings, tmp_path):

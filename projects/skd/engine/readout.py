@@ -21,23 +21,28 @@ FOLLOWED, ALIKE = 0.4, 0.9  # above the latter there is no way left to speak of
 
 class DistillationLog(HookBase):
     """
-    Says every ``period`` iterations what share each term has of the detector's gradient, whether
-    it pulls the same way, and how alike the maps are; warns, once, of what cannot help; and says
-    where the teacher stops. Reads the event storage: in a training that does not distil it says
-    nothing.
+    Says every ``period`` iterations, and in the last one with a teacher if it is the first to be
+    said, what share each term has of the detector's gradient, whether it pulls the same way, and
+    how alike the maps are; warns, once, of what cannot help; and says where the teacher stops.
+    Reads the event storage: in a training that does not distil it says nothing.
     """
 
     def __init__(self, period: int = 100):
         self.period = period
         self.warned = set()
         self.end = math.inf  # the iteration from which on there is no teacher
+        self.last = math.inf  # the last one with a teacher, in a training that is short of a period
         self.first: Dict[str, float] = {}  # how alike the maps were at the start, by level
 
     def before_train(self) -> None:
         balance, max_iter = balance_of(self.trainer.model), self.trainer.max_iter
-        if balance is None or balance.end() >= max_iter:
+        end = math.inf if balance is None else balance.end()
+        end = end if end == math.inf else math.ceil(end)
+        if min(end, max_iter) < self.period:
+            self.last = min(end, max_iter) - 1
+        if end >= max_iter:
             return
-        self.end = math.ceil(balance.end())
+        self.end = end
         stops = "has stopped" if self.trainer.start_iter > self.end else "stops"
         logger.info(
             f"The teacher {stops} at iteration {self.end} of {max_iter} "
@@ -84,7 +89,8 @@ class DistillationLog(HookBase):
         wanted = self.end < math.inf and self.trainer.start_iter == 0
         if wanted and not self.first and self.trainer.iter < self.end:
             self.first = dict(_starting_with(self._latest(), "distill/cka_"))
-        if (self.trainer.iter + 1) % self.period or self.trainer.iter >= self.end:
+        due = (self.trainer.iter + 1) % self.period == 0 or self.trainer.iter == self.last
+        if not due or self.trainer.iter >= self.end:
             return
         latest = self._latest()
         shares = _starting_with(latest, "distill/share_")

@@ -34,4 +34,6 @@ def examine(
             examine_training(cfg, iterations, verdict)
         if images and not MAPS & {finding.name for finding in verdict.findings}:
             examine_teacher(cfg, images, student_weights, verdict)
+    if not images:
+        verdict.notes.append("the teacher was not tried on your images.")
     return verdict

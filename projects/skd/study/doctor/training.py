@@ -14,12 +14,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...config import Config
-from ...config.naming import setting_to
+from ...config.naming import called, setting_to
 from ...distillers import GradientBalance
 from ...distillers.balance import split_losses
 from ...distillers.gradient_norms import DETECTOR
 from ...distillers.similarity import LEAST_SIDE, linear_cka, on_grid
-from ...distillers.words import called
+from ...distillers.words import called as called_of
 from ...engine import describe
 from ...engine.run import Run
 from ...modeling.features import FeatureTap, Maps, MapsError
@@ -86,6 +86,7 @@ class _Watch:
         self.alike: Dict[str, List[float]] = {}
         self.position = Position()  # of the teacher's finest map, which has the most positions
         self.frozen = False
+        self.used = False  # whether the detector's losses have had a gradient at the maps
         self.diverged = ""  # where, and what was not finite
 
     def step(self, inputs: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
@@ -109,6 +110,7 @@ class _Watch:
         self.observer.begin({})
         self.observer.measure(own, maps, terms, maps)
         norms = self.observer.norms()
+        self.used |= bool(norms[DETECTOR] > 0)
         for name, cosine in self.observer.cosines.items():
             self.cosines.setdefault(name, []).append(cosine.item())
             share = norms[name] / norms[DETECTOR] if norms[DETECTOR] > 0 else norms[name] * 0
@@ -130,7 +132,13 @@ class _Watch:
         verdict.levels = {name: statistics.mean(seen) for name, seen in self.alike.items()}
         verdict.distilled = [pair.teacher_name for pair in pairs_of(self.model).values()]
         # the first alone: a training with one of them tells nothing of those behind it
-        found = self._frozen() or self._weight(verdict.terms) or self._divergence() or self._shift()
+        found = (
+            self._frozen()
+            or self._unused()
+            or self._weight(verdict.terms)
+            or self._divergence()
+            or self._shift()
+        )
         verdict.findings += [found] if found else []
 
     def _frozen(self) -> Optional[Finding]:
@@ -143,6 +151,17 @@ class _Watch:
             "backbone.",
         )
 
+    def _unused(self) -> Optional[Finding]:
+        if self.used or not self.shares:
+            return None
+        weight = "" if self.model.distiller.balance is None else ", so every term has weight 0"
+        return Finding(
+            "unused maps",
+            f"the detector's losses have no gradient at the student's feature maps{weight}: "
+            f"{called('MODEL.STUDENT.FEATURES')} names a module whose output the detector does not "
+            "use, or the detector cuts the gradient off (detach()).",
+        )
+
     def _weight(self, terms: Dict[str, Tuple[float, float]]) -> Optional[Finding]:
         """``terms``: see :class:`Verdict`."""
         total = sum(share for share, _ in terms.values())
@@ -151,9 +170,9 @@ class _Watch:
         if not terms or WEAKEST <= total <= STRONGEST * factor:
             return None
         what = "drowns the detector's" if total > 1 else "is nothing beside the detector's"
-        remedy = f"{setting_to(called(GradientBalance, 'enabled'), True)}, or other weights"
+        remedy = f"{setting_to(called_of(GradientBalance, 'enabled'), True)}, or other weights"
         if balance is not None:
-            share = setting_to(called(GradientBalance, "share"), balance.default_share)
+            share = setting_to(called_of(GradientBalance, "share"), balance.default_share)
             remedy = f"{share}, the default"
         text = f"the terms' gradient {what}: {total:.2g} times its norm. Set {remedy}."
         return Finding("weight", text)

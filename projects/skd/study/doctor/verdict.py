@@ -5,6 +5,11 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 from tabulate import tabulate
 
+NOTHING_FOUND = (
+    "Nothing is wrong that could be found. "
+    "Whether it helps, only a training without a teacher tells."
+)
+
 
 class Finding(NamedTuple):
     """name: the cause, in a few words. text: what was seen, and what to do."""
@@ -52,6 +57,6 @@ class Verdict:
         if self.levels:
             rows = [(name, f"{value:.3f}") for name, value in self.levels.items()]
             parts.append(tabulate(rows, ["level", "student and teacher alike (CKA)"]))
-        words = [f"- {f.name}: {f.text}" for f in self.findings] or ["Nothing is wrong with it."]
+        words = [f"- {f.name}: {f.text}" for f in self.findings] or [NOTHING_FOUND]
         words += [f"- note: {note}" for note in self.notes]
         return "\n\n".join([*parts, "\n".join(words)])

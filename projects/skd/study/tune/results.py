@@ -44,6 +44,29 @@ def print_results(tuning: Any) -> None:
     results = [run.result() for run in tuning.runs()]
     keys = _metrics(results)
     print_table("Best of each method", _header(keys), _rows(tuning, results, keys))
+    print(*no_better(_best(tuning), tuning.baseline, tuning.args.metric), sep="\n", end="")
+
+
+def no_better(best: Dict[str, Any], baseline: Any, metric: str = "") -> List[str]:
+    """
+    Args:
+        best: each method's best trial, a :class:`skd.study.tune.run.TrialRun`; baseline: likewise.
+        metric: as for :meth:`TrialRun.values`.
+
+    Returns:
+        One sentence on the methods whose best trial is no better than the baseline; or none, as
+        before that has ended.
+    """
+    if not baseline.finished():
+        return []
+    own = baseline.values(metric)[-1][1]
+    names = [name for name, run in best.items() if run.values(metric)[-1][1] <= own]
+    if not names:
+        return []
+    return [
+        f"No trial of {', '.join(names)} is better than the baseline: these settings are not worth "
+        "taking. tools/doctor.py looks for what may be wrong with the teacher.\n"
+    ]
 
 
 def _page(
@@ -62,6 +85,7 @@ def _page(
         *(f"{words}\n" for words in changed_between(tuning.runs())),
         "## Best of each method\n",
         markdown_table(_header(keys), _rows(tuning, results, keys)),
+        *no_better(best, tuning.baseline, tuning.args.metric),
     ]
     if best:
         lines += [

@@ -19,7 +19,7 @@ from ..common.command import RunError, set_up, setup_flags
 from ..common.devices import default_jobs, default_threads, same_threads, visible_gpus
 from ..common.metrics import evaluations, main_metrics, scores
 from ..common.paths import find_file
-from ..common.result_files import BASELINE, make_output, write_text
+from ..common.result_files import BASELINE, DIVERGED, make_output, write_text
 from ..common.runs import least_used, option_pairs, options_for, stop, stop_on_sigterm
 from ..compare.design import StudyRun, options_of_part
 from .held_out import hold_out
@@ -61,7 +61,7 @@ class TrialRun(StudyRun):
         if self.attempt is None:
             return row
         row.update(trial=self.attempt.number, settings=self.settings)
-        if self.attempt.pruned:
+        if self.attempt.pruned and not self.failure():
             row.pop("error", None)
             row.update(self.measured(), status="pruned")
         return row
@@ -302,7 +302,7 @@ def work_off(
 ) -> None:
     """
     Run the baseline, what was interrupted, and what the search proposes, ``jobs`` at a time. A
-    trial that fails stays undecided, to be tried again by the next call.
+    trial that fails stays undecided, to be tried again by the next call, unless it diverged.
 
     Raises:
         RunError: the baseline failed; the others are stopped.
@@ -377,6 +377,9 @@ def _close(search: Search, run: TrialRun, metric: str) -> None:
     values = [] if run.error else run.values(metric)
     if run.attempt and not run.error:
         search.finish(run.attempt, values[-1][1])
+    if run.attempt and DIVERGED in run.error:  # as it would again
+        run.note_failure()
+        search.give_up(run.attempt)
     _say(run, "failed" if run.error else "done", values)
 
 

@@ -222,9 +222,13 @@ class Search:
         if step not in self._noted(attempt):
             attempt.trial.report(value, step)
             if attempt.trial.should_prune():
-                self.studies[attempt.method].tell(attempt.number, state=TrialState.PRUNED)
-                attempt.state = TrialState.PRUNED
+                self.give_up(attempt)
         return attempt.pruned
+
+    def give_up(self, attempt: Attempt) -> None:
+        """Note that a trial will not go on: it is worse than those that came further."""
+        self.studies[attempt.method].tell(attempt.number, state=TrialState.PRUNED)
+        attempt.state = TrialState.PRUNED
 
     def finish(self, attempt: Attempt, value: float) -> None:
         """Note what a trial has at its end."""
