@@ -4,6 +4,7 @@ import json
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from skd import register_coco
@@ -65,6 +66,12 @@ def test_a_file_that_is_none_is_named(coco, content):
     coco.write_text(content)
     with pytest.raises(ValueError, match="KEY names 'nobody_labelled', whose file .*images.json"):
         find_images(["nobody_labelled"], "KEY")
+
+
+def test_a_dataset_whose_files_are_not_there_is_named(new_datasets, tmp_path):
+    register_coco_instances("not_there", {}, str(tmp_path / "nothing.json"), str(tmp_path))
+    with pytest.raises(ValueError, match="KEY names the dataset 'not_there', which cannot be read"):
+        find_images(["not_there"], "KEY")
 
 
 def test_what_cannot_be_is_named(coco, folder):

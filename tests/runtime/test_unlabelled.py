@@ -32,7 +32,7 @@ def joined(workers=0, seed=5, most=2, images=2, records=OTHERS, **use):
     labelled = build_train_loader(
         RECORDS, mapper=mapper, total_batch_size=4, num_workers=workers, seed=seed
     )
-    unlabelled = unlabelled_loader(labelled, records, images, most)
+    unlabelled = unlabelled_loader(labelled, records, images, most, "SKIP")
     return JoinedLoader(labelled, unlabelled, most, "SKIP", **use)
 
 
@@ -103,8 +103,23 @@ def test_broken_images_are_left_out_by_name_up_to_a_limit(caplog):
 
 
 def test_where_all_are_broken_it_ends():
-    with pytest.raises(DataError, match="No image without labels can be used.*OSError: truncated"):
+    with pytest.raises(DataError, match="None of the images .* 2 in all.*OSError: truncated"):
         take(joined(records=OTHERS[3:5]), 1)
+
+
+def test_few_images_may_be_broken_up_to_the_limit(caplog):
+    """One that was tried for a place in a batch is not tried again for it, nor counted twice."""
+    for seed in range(4):
+        batches = take(joined(most=2, records=OTHERS[2:5], seed=seed), 20)
+        assert {x["image_id"] for b in batches for x in b if is_unlabelled(x)} == {102}
+    twice = [OTHERS[3], OTHERS[3], OTHERS[5]]  # a folder that is named twice
+    assert joined(most=1, records=twice).broken == {} and take(joined(most=1, records=twice), 20)
+
+
+def test_without_a_limit_the_first_that_is_broken_ends_it():
+    """Not all are."""
+    with pytest.raises(DataError, match="^1 image without labels cannot .* SKIP is 0: '[34].png'"):
+        take(joined(most=0), 20)
 
 
 def test_parts_of_a_batch_have_as_many_of_either_kind():
@@ -131,5 +146,5 @@ def test_a_wrong_size_in_the_file_leaves_no_image_out(tmp_path):
     mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
     labelled = build_train_loader([{**record, "width": 8, "height": 6}], mapper=mapper,
                                   total_batch_size=1, seed=5)  # fmt: skip
-    (batch,) = take(unlabelled_loader(labelled, [record], 1, 0), 1)
+    (batch,) = take(unlabelled_loader(labelled, [record], 1, 0, "SKIP"), 1)
     assert (batch[0]["width"], batch[0]["height"]) == (8, 6) and not batch[0]["unlabelled"]

@@ -39,7 +39,7 @@ def find_images(sources: Sequence[str], key: str) -> List[Record]:
 
 def _records(source: str, key: str) -> List[Record]:
     if source in DatasetCatalog:
-        records = _of_coco_file(source, key) if is_own(source) else _of_dataset(source)
+        records = _of_coco_file(source, key) if is_own(source) else _of_dataset(source, key)
         _check_there(records, source, key)
         return records
     if not os.path.isdir(source):
@@ -64,9 +64,16 @@ def _walk(folder: str) -> Iterator[str]:
                 yield os.path.join(path, name)
 
 
-def _of_dataset(name: str) -> List[Record]:
+def _of_dataset(name: str, key: str) -> List[Record]:
     wanted = ("file_name", "image_id", "width", "height")
-    return [{k: r[k] for k in wanted if k in r} for r in DatasetCatalog.get(name)]
+    try:
+        records = DatasetCatalog.get(name)
+    except Exception as error:  # of a function that may be anybody's
+        raise ValueError(
+            f"{key} names the dataset '{name}', which cannot be read: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    return [{k: r[k] for k in wanted if k in r} for r in records]
 
 
 def _of_coco_file(name: str, key: str) -> List[Record]:

@@ -92,13 +92,14 @@ class UnlabelledImages:
                 "itself, each as a dict with 'image' and 'unlabelled': see docs/unlabelled.md."
             )
         skip, images = self.run.unlabelled_skip, self.run.unlabelled_per_batch
+        key = self.run.keys["unlabelled_skip"]
         unlabelled = unlabelled_loader(
-            loader, self.records, images or loader.images_per_batch, skip
+            loader, self.records, images or loader.images_per_batch, skip, key
         )
         every, end = distilled_iterations(model)
         if end < self.run.max_iter:
             logger.info(f"Images without labels: none from iteration {math.ceil(end)} on.")
-        return JoinedLoader(loader, unlabelled, skip, self.run.keys["unlabelled_skip"], every, end)
+        return JoinedLoader(loader, unlabelled, skip, key, every, end)
 
 
 def find_unlabelled(run: Run) -> Optional[UnlabelledImages]:

@@ -70,24 +70,33 @@ class _Unlabelled(MappedDataset):
     of an image's size is not held against it: no label depends on it.
     """
 
-    def __init__(self, records: Any, mapper: Callable, seed: int, most: int):
+    def __init__(self, records: Any, mapper: Callable, seed: int, most: int, key: str):
         super().__init__(records, mapper, seed)
-        self.most = most
+        self.most, self.key = most, key
 
     def __getitem__(self, place: Place) -> Dict[str, Any]:
         position, index = place
-        broken: List[Any] = []
+        broken: Dict[int, Tuple[str, str]] = {}
         with seeded(self.seed, position):
             while True:
                 sample, why = self._try(self.records[index])
                 if sample is not None:
-                    return {**{k: sample[k] for k in KEPT if k in sample}, MARK: broken}
-                broken.append((self.records[index]["file_name"], why))
-                if len(broken) > self.most:  # all are, perhaps
-                    raise DataError(
-                        f"No image without labels can be used. The last, '{broken[-1][0]}': {why}"
-                    )
-                index = random.randrange(len(self.records))
+                    found = {k: sample[k] for k in KEPT if k in sample}
+                    return {**found, MARK: [*broken.values()]}
+                broken[index] = self.records[index]["file_name"], why
+                self._check(broken, why)
+                while index in broken:  # one that was tried here would fail again
+                    index = random.randrange(len(self.records))
+
+    def _check(self, broken: Dict[int, Tuple[str, str]], why: str) -> None:
+        names = dict(broken.values())
+        if len(broken) == len(self.records):
+            raise DataError(
+                f"None of the images without labels can be read, {len(names)} in all. The last, "
+                f"'{[*names][-1]}': {why}"
+            )
+        if len(names) > self.most:
+            raise _too_many(names, why, self.most, self.key)
 
     def _try(self, record: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
         record = {k: v for k, v in record.items() if k not in ("width", "height")}
@@ -158,18 +167,23 @@ class JoinedLoader(TrainLoader):
                 continue
             self.broken[name] = why
             if len(self.broken) > self.most:
-                raise DataError(
-                    f"{len(self.broken)} images without labels cannot be read, and {self.key} is "
-                    f"{self.most}: {', '.join(map(repr, self.broken))}. The last: {why}"
-                )
+                raise _too_many(self.broken, why, self.most, self.key)
             logger.warning(
                 f"Image '{name}' cannot be read and is left out, {len(self.broken)} of at most "
                 f"{self.most} ({self.key}): {why}"
             )
 
 
+def _too_many(broken: Dict[str, str], why: str, most: int, key: str) -> DataError:
+    images = "1 image" if len(broken) == 1 else f"{len(broken)} images"
+    return DataError(
+        f"{images} without labels cannot be read, and {key} is {most}: "
+        f"{', '.join(map(repr, broken))}. The last: {why}"
+    )
+
+
 def unlabelled_loader(
-    labelled: TrainLoader, records: List[Dict[str, Any]], images: int, most: int
+    labelled: TrainLoader, records: List[Dict[str, Any]], images: int, most: int, key: str
 ) -> TrainLoader:
     """
     Args:
@@ -177,13 +191,13 @@ def unlabelled_loader(
         records: with ``file_name``; batches are grouped by aspect ratio if all have ``width`` and
             ``height``.
         images: a batch, over all processes.
-        most: see :class:`JoinedLoader`.
+        most, key: see :class:`JoinedLoader`.
     """
     seed = _other(labelled.seed)
     sized = all("width" in r and "height" in r for r in records)
     dataset = DatasetFromList(records, copy=False)
     return TrainLoader(
-        _Unlabelled(dataset, labelled.dataset.mapper.mapper, seed, most),
+        _Unlabelled(dataset, labelled.dataset.mapper.mapper, seed, most, key),
         GroupedBatches(
             TrainingSampler(len(records), seed=seed),
             images // comm.get_world_size(),
