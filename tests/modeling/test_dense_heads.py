@@ -177,6 +177,14 @@ def test_what_does_not_fit_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="'CrossHead'.* channels of the features that cross over"):
         pair(retinanet(0), retinanet(1, MODEL__FPN__OUT_CHANNELS=24), "CrossHead")
     pair(retinanet(0), retinanet(1, MODEL__FPN__OUT_CHANNELS=24), "DenseHead")
+    shorter, other = retinanet(1), retinanet(1)
+    shorter.head.bbox_subnet = shorter.head.bbox_subnet[:2]  # a convolution and its activation
+    losses, _ = step(pair(retinanet(0), shorter, "CrossHead"))
+    assert all(x.isfinite() and x > 0 for x in terms(losses, "cross"))
+    other.head.bbox_subnet[0] = torch.nn.Conv2d(16, 8, 3, padding=1)
+    other.head.bbox_subnet[2] = torch.nn.Conv2d(8, 16, 3, padding=1)
+    with pytest.raises(ValueError, match="cross over in 'bbox_subnet' is 16 .* and 8"):
+        pair(retinanet(0), other, "CrossHead")
     with pytest.raises(ValueError, match="'DenseHead'.* box transform is Box2BoxTransform in"):
         pair(retinanet(0), fcos(1), "DenseHead")
     with pytest.raises(ValueError, match="'DenseHead'.* has no 'head'"):

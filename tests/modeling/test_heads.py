@@ -165,6 +165,88 @@ def test_objects_that_the_teacher_does_not_know_are_no_background(teacher_files)
     torch.testing.assert_close(losses["loss_distill_box_cls"], expected, rtol=1e-4, atol=0)
 
 
+def watch(model):
+    """What a step gives to and gets from the student's heads, by the module's name."""
+    seen = {}
+    names = ("roi_heads.box_pooler", "roi_heads.box_predictor", "roi_heads.mask_head",
+             "roi_heads.mask_head.predictor", "proposal_generator.rpn_head")  # fmt: skip
+    for name in names:
+        model.get_submodule(name).register_forward_hook(
+            lambda m, x, y, name=name.rpartition(".")[2]: seen.update({name: (x, y)})
+        )
+    return seen
+
+
+@pytest.fixture
+def compared(teacher_files):
+    """
+    A student whose deltas have other weights than the teacher's (10, 10, 5, 5 for boxes, 1 for
+    anchors), the terms of a step, what its heads did in it, the teacher and its maps.
+    """
+    weights = {
+        "MODEL__RPN__BBOX_REG_WEIGHTS": (2.0, 3.0, 4.0, 5.0),
+        "MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS": (6.0, 7.0, 8.0, 9.0),
+    }
+    model = build(teacher_files, student=tiny_config(**weights))
+    teacher, seen = model.teacher.whole, watch(model)
+    for detector in (model, teacher):  # an untrained one says 0.5 of every pixel and class
+        torch.nn.init.normal_(detector.roi_heads.mask_head.predictor.weight)
+    losses, _ = step(model)
+    with torch.no_grad():
+        yield losses, seen, teacher, model.teacher(batch(), "BGR")
+
+
+def test_the_terms_of_anchors_are_those_of_the_equations(compared):
+    losses, seen, teacher, maps = compared
+    rpn = teacher.proposal_generator
+    wanted = rpn.rpn_head([maps[n] for n in rpn.in_features])
+    factors = torch.tensor([2, 3, 4, 5]).double()
+    classes = boxes = 0
+    for s, d_s, t, d_t in zip(*seen["rpn_head"][1], *wanted):
+        s, t = (x.double().permute(0, 2, 3, 1).flatten() for x in (s, t))
+        p, q = s.sigmoid(), t.sigmoid()
+        classes -= (q * p.log() + 1.5 * (1 - q) * (1 - p).log()).mean()
+        d_s, d_t = (  # as Detectron2's RPN.forward orders them
+            x.double().unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).reshape(-1, 4)
+            for x in (d_s, d_t)
+        )
+        distance = (d_s / factors - d_t).abs().sum(1)
+        boxes += (q * distance).sum() / q.sum()
+    assert losses["loss_distill_rpn_cls"].item() == pytest.approx(classes.item(), rel=1e-4)
+    assert losses["loss_distill_rpn_reg"].item() == pytest.approx(boxes.item(), rel=1e-3)
+
+
+def test_the_terms_of_boxes_and_masks_are_those_of_the_equations(compared):
+    losses, seen, teacher, maps = compared
+    heads = teacher.roi_heads
+    pooled = heads.box_pooler([maps[n] for n in heads.box_in_features], seen["box_pooler"][0][1])
+    t, d_t = (x.double() for x in heads.box_predictor(heads.box_head(pooled)))
+    s, d_s = (x.double() for x in seen["box_predictor"][1])
+    p, q = s.softmax(1), t.softmax(1)
+    weights = torch.tensor([1, 1, 1, 1, 1, 1, 1.5]).double()
+    classes = -(weights * q * p.log()).sum() / len(q)
+    ours, theirs = torch.tensor([6, 7, 8, 9]).double(), torch.tensor([10, 10, 5, 5]).double()
+    boxes = total = 0
+    for m in range(len(q)):
+        for c in range(6):
+            one, other = d_s[m, 4 * c : 4 * c + 4] / ours, d_t[m, 4 * c : 4 * c + 4] / theirs
+            boxes, total = boxes + q[m, c] * (one - other).abs().sum(), total + q[m, c]
+    assert losses["loss_distill_box_cls"].item() == pytest.approx(classes.item(), rel=1e-4)
+    assert losses["loss_distill_box_reg"].item() == pytest.approx((boxes / total).item(), rel=1e-3)
+
+    instances = seen["mask_head"][0][1]
+    at = [x.proposal_boxes for x in instances]
+    masks = heads.mask_head.layers(heads.mask_pooler([maps[n] for n in heads.mask_in_features], at))
+    kinds = [k for x in instances for k in x.gt_classes.tolist()]
+    found = []
+    for ours, theirs, k in zip(seen["predictor"][1], masks, kinds):
+        p, q = ours[k].double().sigmoid(), theirs[k].double().sigmoid()
+        found.append(-(q * p.log() + (1 - q) * (1 - p).log()).mean())
+    assert len(set(kinds)) > 1
+    expected = sum(found).item() / len(found)
+    assert losses["loss_distill_mask"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_names_are_read_where_a_dataset_has_not_been_loaded_yet(new_datasets, tmp_path):
     path = tmp_path / "coco.json"
     kinds = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
@@ -255,6 +337,7 @@ def test_an_image_without_objects(teacher_files):
             "CLS_AGNOSTIC.* is True in the stud",
         ),
         ({"MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION": 7}, "masks' side in pixels is 14 .* and 28"),
+        ({"MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS": [1.0] * 5}, "'BoxHead'.* student's boxes are r"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused_with_the_reason(teacher_files, changes, message):

@@ -40,7 +40,10 @@ class BoxHead(HeadPair):
         for heads, whose in zip(found, ("student", "teacher")):
             if isinstance(heads.box_predictor, nn.ModuleList):
                 raise Unfit(f"{type(heads).__name__} has several stages, each with its own boxes")
-            submodule(heads, "box_predictor", f"{whose}'s roi_heads", "cls_score", "bbox_pred")
+            parts = "cls_score", "bbox_pred", "box2box_transform"
+            predictor = submodule(heads, "box_predictor", f"{whose}'s roi_heads", *parts)
+            if len(predictor.box2box_transform.weights) != 4:
+                raise Unfit(f"the {whose}'s boxes are rotated")
         if any(getattr(h.box_predictor, "use_sigmoid_ce", False) for h in found):
             raise Unfit(
                 f"a box predictor has no softmax over its classes ({_key('USE_SIGMOID_CE')})"

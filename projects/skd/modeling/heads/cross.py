@@ -1,6 +1,6 @@
 """CrossKD: the student's features within a dense head go through the rest of the teacher's."""
 
-from typing import List, Tuple
+from typing import List, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -35,10 +35,7 @@ class CrossHead(DenseHead):
         most = max(len(d.head_in_features) for d in detectors)
         if places != [(i, i) for i in range(most)]:
             raise Unfit("CrossKD needs the same levels in both heads")
-        depth = min(len(_convolutions(d.head, "cls_subnet")) for d in detectors) - 1
-        channels = [_convolutions(d.head, "cls_subnet")[depth][1].in_channels for d in detectors]
-        equal(channels, "channels of the features that cross over")
-        cuts = {n: [_cut(d.head, n, depth) for d in detectors] for n in SUBNETS}
+        cuts = {n: _cuts([d.head for d in detectors], n) for n in SUBNETS}
         self.cuts = {n: there for n, (_, there) in cuts.items()}
         self.watched_often = {n: f"head.{n}.{here - 1}" for n, (here, _) in cuts.items() if here}
 
@@ -71,6 +68,20 @@ def align(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         for x in (student, teacher)
     )
     return (student - mean) / (std + EPSILON) * wanted_std + wanted_mean
+
+
+def _cuts(heads: Sequence[nn.Module], subnet: str) -> List[int]:
+    """
+    How many layers of a subnet are in front of the cut, of each head's.
+
+    Raises:
+        Unfit: features of other channels would cross over.
+    """
+    both = [_convolutions(head, subnet) for head in heads]
+    depth = min(map(len, both)) - 1
+    channels = [convolutions[depth][1].in_channels for convolutions in both]
+    equal(channels, f"channels of the features that cross over in '{subnet}'")
+    return [_cut(head, subnet, depth) for head in heads]
 
 
 def _cut(head: nn.Module, subnet: str, depth: int) -> int:
