@@ -153,7 +153,9 @@ class GradientNorms(nn.Module):
 
     def _smooth(self, norms: Dict[str, torch.Tensor]) -> None:
         """
-        Update the running means. One that overflowed in any process is left out in all.
+        Update the running means. One that overflowed in any process is left out in all, and so is
+        a term without a gradient, as where no object is in the images: its mean would shrink from
+        measurement to measurement, and its next gradient get the weight of a tiny one.
 
         Args:
             norms: as :meth:`norms_by_level` has them.
@@ -168,7 +170,10 @@ class GradientNorms(nn.Module):
                 continue
             # the first finite value replaces a zero
             smoothed = torch.where(norm > 0, norm.lerp(value, 1 - self.momentum), value)
-            norm.copy_(torch.where(finite, smoothed, norm))
+            # with a momentum of 0 there is no mean: what a term has now is what it has
+            held = self.momentum > 0 and name != DETECTOR
+            taken = finite & (value > 0) if held else finite
+            norm.copy_(torch.where(taken, smoothed, norm))
 
     def _adapt_scale(self, name: str, length: torch.Tensor, finite: torch.Tensor) -> None:
         """After a measurement at fp16 maps: for the next one. The host waits for nothing."""
