@@ -334,4 +334,4 @@ def split_losses(
 
 def short_name(term: str) -> str:
     """A term's name in scalars, without :data:`PREFIX`."""
-    return term[len(PREFIX) :] if term.startswith(PREFIX) else term
+    return term.removeprefix(PREFIX)

@@ -74,8 +74,7 @@ class Distiller(nn.Module):
     @classmethod
     def config_key(cls) -> str:
         """The node of its settings below ``MODEL.DISTILLER``."""
-        name = cls.__name__.upper()
-        return name[: -len("DISTILLER")] if name.endswith("DISTILLER") else name
+        return cls.__name__.upper().removesuffix("DISTILLER")
 
     def bind(self, shapes: Shapes) -> None:
         """

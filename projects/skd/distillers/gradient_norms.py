@@ -54,7 +54,8 @@ class GradientNorms(nn.Module):
 
     def norms_by_level(self) -> Dict[str, torch.Tensor]:
         """The norms of :meth:`norms` at each level, (L,); without ``per_level`` of all, (1,)."""
-        return {name[5:]: x for name, x in self._buffers.items() if name.startswith("norm_")}
+        norms = {key: x for key, x in self._buffers.items() if key.startswith("norm_")}
+        return {key.removeprefix("norm_"): x for key, x in norms.items()}
 
     def measure(
         self,
@@ -189,9 +190,9 @@ class GradientNorms(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # which terms there are is known from the first iteration on; a checkpoint knows it before
         for key in [k for k in state_dict if k.startswith(prefix + "scale_")]:
-            self.register_buffer(key[len(prefix) :], torch.full_like(self.scale, FP16_SCALE))
+            self.register_buffer(key.removeprefix(prefix), torch.full_like(self.scale, FP16_SCALE))
         for key in [k for k in state_dict if k.startswith(prefix + "norm_")]:
-            value, name = state_dict[key], key[len(prefix) :]
+            value, name = state_dict[key], key.removeprefix(prefix)
             if value.dim() == 0 and not self.per_level:  # as older checkpoints have it
                 value = state_dict[key] = value.reshape(1)
             if (value.dim() == 0) or (len(value) > 1 and not self.per_level):

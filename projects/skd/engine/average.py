@@ -83,7 +83,7 @@ class WeightAverage(HookBase):
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self._iterations = int(state["n_averaged"])
-        named = {k[len(_PREFIX) :]: v for k, v in state.items() if k.startswith(_PREFIX)}
+        named = {k.removeprefix(_PREFIX): v for k, v in state.items() if k.startswith(_PREFIX)}
         self._averaged.load_state_dict(named)
 
 

@@ -105,7 +105,7 @@ class DistillationLog(HookBase):
 
 
 def _starting_with(scalars: Dict[str, float], prefix: str) -> Dict[str, float]:
-    return {k[len(prefix) :]: v for k, v in scalars.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): v for k, v in scalars.items() if k.startswith(prefix)}
 
 
 def _words(latest: Dict[str, float], shares: Dict[str, float]) -> str:

@@ -321,7 +321,7 @@ def _take_up(path: str, key: str, part: Any, state: Any) -> None:
 def _check_catalog(path: str) -> None:
     if path.startswith(CATALOG):
         try:
-            ModelCatalog.get(path[len(CATALOG) :])
+            ModelCatalog.get(path.removeprefix(CATALOG))
         except RuntimeError as error:
             raise CheckpointError(f"{called('weights')} is '{path}': {error}.") from None
 

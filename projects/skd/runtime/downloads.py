@@ -56,8 +56,9 @@ def cached_path(url: str, cache_dir: Optional[str] = None) -> str:
         ValueError: the URL has no host.
     """
     cache, parts = get_cache_dir(cache_dir), urlparse(url)
-    if url.startswith(_ZOO_HOST) and _PLAIN.fullmatch(url[len(_ZOO_HOST) :]):
-        return os.path.join(cache, url[len(_ZOO_HOST) :])
+    name = url.removeprefix(_ZOO_HOST)
+    if name != url and _PLAIN.fullmatch(name):
+        return os.path.join(cache, name)
     if not parts.hostname:
         raise ValueError(f"The URL '{url}' has no host.")
     digest = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -158,7 +158,7 @@ def sizes_table(folder: str) -> str:
     rows = []
     for pairs in read_pairs(folder):
         for key in pairs.metrics():
-            kind = key[: -len("AP")]
+            kind = key.removesuffix("AP")
             seen = {k: v for seed in pairs.seeds() for k, v in pairs.baseline[seed]["ap"].items()}
             gained = [
                 interval(pairs.gains(kind + part), "+") if seen.get(kind + part) is not None else ""

@@ -80,7 +80,7 @@ def _series(rows: List[Row], key: str, factor: float = 1) -> Tuple[List[int], Li
 def _plot_terms(axes: Any, rows: List[Row], prefix: str, factor: float = 1) -> None:
     styles = iter(("-", "--", ":", "-."))  # equal shares lie on each other
     for key in dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)):
-        axes.plot(*_series(rows, key, factor), ls=next(styles, "-"), label=key[len(prefix) :])
+        axes.plot(*_series(rows, key, factor), ls=next(styles, "-"), label=key.removeprefix(prefix))
 
 
 def _figure(lines: int, columns: int) -> Tuple[Any, Any]:

@@ -60,7 +60,7 @@ def title_of(key: str) -> str:
         if key == metric:
             return title
         if key.endswith("/" + metric):
-            return f"{title}, {key[: -len(metric) - 1]}"
+            return f"{title}, {key.removesuffix(f'/{metric}')}"
     return ""
 
 
@@ -106,7 +106,7 @@ def distillation(rows: List[Dict]) -> Dict[str, Any]:
         return {"terms": {}, "levels": levels} if levels else {}
     last = rows[-1]
     terms = {}
-    for name in (key[len(_SHARE) :] for key in last if key.startswith(_SHARE)):
+    for name in (key.removeprefix(_SHARE) for key in last if key.startswith(_SHARE)):
         terms[name] = {
             "share": _mean(rows, f"{_SHARE}{name}"),
             "cosine": _mean(rows, f"distill/cosine_{name}"),
@@ -122,7 +122,7 @@ def _levels(rows: List[Dict]) -> Dict[str, Dict[str, float]]:
     found: Dict[str, List[float]] = {}
     for row in rows:
         for key in (key for key in row if key.startswith(_ALIKE)):
-            found.setdefault(key[len(_ALIKE) :], []).append(row[key])
+            found.setdefault(key.removeprefix(_ALIKE), []).append(row[key])
     return {name: {"first": seen[0], "last": seen[-1]} for name, seen in found.items()}
 
 

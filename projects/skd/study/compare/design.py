@@ -138,7 +138,7 @@ def options_of_part(part: str, opts: List[str], own: Container[str]) -> List[str
         if key in own or not path.startswith("model."):
             kept += [key, value]
         elif path.startswith("model.student.") and part == "student":
-            kept += [f"model.{path[len('model.student.'):]}", value]
+            kept += [f"model.{path.removeprefix('model.student.')}", value]
     return kept
 
 
