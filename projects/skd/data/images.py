@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from ..runtime.downloads import is_remote
 from .problems import Problem, image_name, short
 
 LONGEST = 20  # times as long as wide: little is left of such an image at a usual size
@@ -21,7 +22,7 @@ TURNS = {
 
 def check_files(content: Dict[str, Any], root: str, anywhere: bool = False) -> Iterator[Problem]:
     """``anywhere``: names may lead out of ``root``, as Detectron2 has it."""
-    remote = "://" in root
+    remote = is_remote(root)
     if not remote and not anywhere and not os.path.isdir(root):
         yield Problem("error", root, "there is no such folder of images")
         return

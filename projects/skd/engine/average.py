@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..modeling.student_class import student_of
+from ..runtime.downloads import is_remote
 from ..runtime.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class WeightAverage(HookBase):
     def _write(self, path: str) -> None:
         content = {"model": self.model.state_dict(), "iteration": self.trainer.max_iter - 1}
         logger.info(f"Saving the average of the weights to {path}")
-        if "://" in path:
+        if is_remote(path):
             with PathManager.open(path, "wb") as f:
                 torch.save(content, f)
         else:

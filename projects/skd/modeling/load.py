@@ -11,6 +11,7 @@ from torch import nn
 from ..config.naming import called
 from ..distillers.base import DISTILLER_MARK
 from ..runtime.checkpoint import SafeCheckpointer
+from ..runtime.downloads import is_remote
 from ..runtime.weights_file import without_query
 
 DISTILLER_PREFIX = "distiller."  # keys a distilled student's checkpoint may have on top
@@ -49,7 +50,7 @@ def spare_distiller() -> None:
 
 def check_exists(weights: str) -> None:
     """Raise FileNotFoundError for a file that is not there; URLs are for the loader to try."""
-    if "://" not in weights and not os.path.isfile(without_query(weights)):
+    if not is_remote(weights) and not os.path.isfile(without_query(weights)):
         raise FileNotFoundError(
             f"Teacher checkpoint '{weights}' ({called('MODEL.TEACHER.WEIGHTS')}) not found."
         )

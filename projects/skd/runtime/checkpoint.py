@@ -11,7 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils import comm
 
-from .downloads import CATALOG
+from .downloads import CATALOG, is_remote
 from .pickle_files import load_pickle
 from .record import read_records
 from .torch_files import check_kinds, load_tensors
@@ -60,7 +60,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self._check_finite(name)
         if self.run_id:
             kwargs["run"] = self.run_id
-        if _is_remote(self.save_dir):  # not a file system, and nothing to rename there
+        if is_remote(self.save_dir):  # not a file system, and nothing to rename there
             return super().save(name, **kwargs)
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
@@ -92,7 +92,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        if _is_remote(self.save_dir):
+        if is_remote(self.save_dir):
             return super().tag_last_checkpoint(last_filename_basename)
         name = last_filename_basename.encode()
         write_whole(os.path.join(self.save_dir, "last_checkpoint"), lambda f: f.write(name))
@@ -251,7 +251,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """The folder's checkpoints, whether its last_checkpoint names one, and if that is there."""
         tagged = bool(self.save_dir) and self.has_checkpoint()
         # a remote folder's handler may know no isdir: it is asked for files only
-        if not tagged and (_is_remote(self.save_dir) or not os.path.isdir(self.save_dir)):
+        if not tagged and (is_remote(self.save_dir) or not os.path.isdir(self.save_dir)):
             return [], False, False
         last = self.get_checkpoint_file() if tagged else ""
         names = fnmatch.filter(self.path_manager.ls(self.save_dir), "model_*.pth")
@@ -324,10 +324,6 @@ def _check_catalog(path: str) -> None:
             ModelCatalog.get(path.removeprefix(CATALOG))
         except RuntimeError as error:
             raise CheckpointError(f"{called('weights')} is '{path}': {error}.") from None
-
-
-def _is_remote(folder: str) -> bool:
-    return "://" in folder
 
 
 def _age(file: str) -> Tuple[float, str]:

@@ -30,6 +30,11 @@ def is_url(path: str) -> bool:
     return path.startswith(_URL)
 
 
+def is_remote(path: str) -> bool:
+    """Whether a scheme in front (``s3://``) leads ``PathManager`` off this machine."""
+    return "://" in path
+
+
 def is_file(path: str) -> bool:
     """``PathManager.isfile``; what its handler cannot say that of is for the reader to try."""
     try:

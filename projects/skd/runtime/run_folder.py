@@ -11,6 +11,7 @@ from detectron2.utils import comm
 
 from . import lock
 from .checkpoint import CheckpointError, SafeCheckpointer, new_run_from
+from .downloads import is_remote
 from .record import FILE, RunFacts, append_record, changes, describe_run, launch_id, read_records
 from .whole_files import remove_leftovers
 from .words import called
@@ -28,7 +29,7 @@ def open_folder(folder: str) -> None:
         OSError: it cannot be made.
     """
     problem = None
-    if comm.is_main_process() and "://" not in folder:
+    if comm.is_main_process() and not is_remote(folder):
         try:
             _lock(folder)
         except (lock.FolderInUseError, OSError) as error:
@@ -205,7 +206,7 @@ def _set_aside(checkpointer: SafeCheckpointer) -> None:
     aside = f"last_checkpoint.before-{time.strftime('%Y%m%d-%H%M%S')}"
     paths = os.path.join(folder, "last_checkpoint"), os.path.join(folder, aside)
     try:
-        if "://" in folder:
+        if is_remote(folder):
             checkpointer.path_manager.mv(*paths)
         else:
             os.replace(*paths)

@@ -15,6 +15,7 @@ from ...config import is_lazy_file, read_config, student_config, yaml_config
 from ...config.naming import YAML, written_as
 from ...engine.run import check_device
 from ...modeling.load import load_in_full
+from ...runtime.downloads import is_remote
 from ...runtime.weights_file import without_query
 from .command import add_setup_arguments, set_up
 from .paths import find_file
@@ -68,7 +69,7 @@ def load_models(args: argparse.Namespace) -> List[Model]:
     for name, config, weights in args.model:
         config, weights = find_file(config), find_file(weights)
         for path in (config, weights):
-            if "://" not in path and not os.path.exists(without_query(path)):
+            if not is_remote(path) and not os.path.exists(without_query(path)):
                 raise ValueError(f"--model {name}: no file '{path}'.")
         if is_lazy_file(config):
             raise ValueError(f"--model {name}: '{config}' is a LazyConfig; give a YAML config.")

@@ -5,6 +5,7 @@ import os
 
 from ...config import distill, form_of, is_distilling, read_config
 from ...config.lazy_config import allow
+from ...runtime.downloads import is_remote
 from ...runtime.weights_file import without_query
 from ..common.command import set_up
 from ..common.paths import find_file
@@ -23,7 +24,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     """
     set_up(args)
     student = args.student_weights
-    if student and "://" not in student and not os.path.exists(without_query(student)):
+    if student and not is_remote(student) and not os.path.exists(without_query(student)):
         raise ValueError(f"--student-weights: no file '{student}'.")
     for path in filter(None, (args.config_file, args.teacher)):
         allow(find_file(path))  # Python or not: the user has named it
