@@ -12,6 +12,7 @@ from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils import comm
 
 from .downloads import CATALOG, is_remote
+from .memory import is_out_of_memory
 from .pickle_files import load_pickle
 from .record import read_records
 from .torch_files import check_kinds, load_tensors
@@ -339,7 +340,7 @@ def _reason_outside(path: str, error: DamagedCheckpointError) -> Optional[BaseEx
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno != errno.EINVAL:  # a place outside of the file
         return cause
-    if isinstance(cause, MemoryError) or "can't allocate memory" in str(cause):
+    if is_out_of_memory(cause):
         return cause
     try:  # torch's reader makes an error of its own of a device's
         with open(path, "rb") as f:

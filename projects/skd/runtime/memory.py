@@ -21,7 +21,7 @@ def peak_resident() -> Optional[int]:
     return 1024 * int(line.split()[1])
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: Optional[BaseException]) -> bool:
     """Whether an error is PyTorch's, or Python's, for memory that is not there."""
     words = (
         "can't allocate memory", "not enough memory", "Cannot allocate memory", "out of memory",
