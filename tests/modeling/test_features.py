@@ -11,9 +11,9 @@ from skd.modeling.features import (
     check_maps,
     crop,
     feature_modules,
-    get_feature_module,
     pair_levels,
 )
+from skd.modeling.partial_forward import check_module
 from tests.helpers import batch, tiny_config
 
 
@@ -149,9 +149,10 @@ def test_tap_is_removed_after_an_error():
 def test_any_module_with_feature_maps_can_be_named():
     model = build_model(student_config(tiny_config()))
     assert list(feature_modules(model)) == ["backbone", "backbone.bottom_up"]
-    assert get_feature_module(model, "backbone.bottom_up", "KEY") is model.backbone.bottom_up
-    with pytest.raises(ValueError, match="KEY is 'neck'.*backbone, backbone.bottom_up"):
-        get_feature_module(model, "neck", "KEY")
+    check_module(model, "backbone.bottom_up", "KEY", says_shapes=True)
+    for other in ("neck", "proposal_generator"):  # none, and one without an output_shape()
+        with pytest.raises(ValueError, match=f"KEY is '{other}'.*backbone, backbone.bottom_up"):
+            check_module(model, other, "KEY", says_shapes=True)
 
 
 def canvas(left=0, top=0, sides=(200, 300), size=(90, 120)):

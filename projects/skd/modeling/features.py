@@ -131,25 +131,6 @@ def _output_shape(module: nn.Module):
         return None
 
 
-def get_feature_module(model: nn.Module, name: str, key: str) -> nn.Module:
-    """
-    Args:
-        model: a detector.
-        name: of one of its modules, e.g. ``backbone``.
-        key: the config key ``name`` comes from, for the error.
-
-    Raises:
-        ValueError: no such module, or one that returns no feature maps; lists those that do.
-    """
-    modules = feature_modules(model)
-    if name not in modules:
-        raise ValueError(
-            f"{key} is '{name}', which is no module that returns a dict of feature maps. "
-            f"Modules that do: {', '.join(modules)}."
-        )
-    return modules[name]
-
-
 class MapsError(ValueError):
     """Feature maps that a network returned are not what its shapes say."""
 

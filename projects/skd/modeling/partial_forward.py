@@ -139,9 +139,18 @@ def map_shapes(maps: Maps, side: int) -> Dict[str, ShapeSpec]:
     }
 
 
-def check_module(detector: nn.Module, name: str, key: str) -> None:
-    """Raise ValueError for a name that none of the detector's modules has."""
-    if not name or name not in dict(detector.named_modules()):
+def check_module(detector: nn.Module, name: str, key: str, says_shapes: bool = False) -> None:
+    """
+    Args:
+        name: of one of the detector's modules, e.g. ``backbone``.
+        key: what names it, for the error.
+        says_shapes: whether it is to have an ``output_shape()``.
+
+    Raises:
+        ValueError: no such module; lists those that return feature maps.
+    """
+    modules = feature_modules(detector) if says_shapes else dict(detector.named_modules())
+    if not name or name not in modules:
         raise ValueError(
             f"{key} is '{name}', which is no module that returns feature maps. {_known(detector)}"
         )

@@ -23,7 +23,6 @@ from .features import (
     as_maps,
     check_input,
     feature_modules,
-    get_feature_module,
 )
 from .partial_forward import (
     SIDE,
@@ -347,10 +346,8 @@ def _device(*modules: nn.Module) -> torch.device:
 
 def _root(model: nn.Module, how: Running) -> str:
     """The outermost module with feature maps around the one that is named: it takes images."""
-    if how.shapes or how.preprocess:
-        check_module(model, how.features, _key())
-    else:
-        get_feature_module(model, how.features, _key())  # or an error
+    given = bool(how.shapes or how.preprocess)
+    check_module(model, how.features, _key(), says_shapes=not given)
     names = [how.features, *feature_modules(model)]
     return min((n for n in names if f"{how.features}.".startswith(f"{n}.")), key=len)
 
