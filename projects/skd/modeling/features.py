@@ -64,13 +64,7 @@ class FeatureTap:
         self._handle.remove()
 
     def _read(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> None:
-        maps = as_maps(output)
-        if maps is None:
-            raise ValueError(
-                f"{self.key} names a {type(module).__name__} that returned a "
-                f"{type(output).__name__}; it must return a feature map, or a dict or a list of "
-                "feature maps."
-            )
+        maps = as_maps(output, module, self.key)
         image = inputs[0] if inputs else None
         if isinstance(image, torch.Tensor) and image.dim() == 4:
             self._runs.append(Tapped(maps, tuple(image.shape[-2:]), image))
@@ -96,12 +90,29 @@ class FeatureTap:
         return self._runs[0]
 
 
-def as_maps(output: Any) -> Optional[Maps]:
+def as_maps(output: Any, module: nn.Module, key: str) -> Maps:
     """
     Feature maps by name, of what a module returns: a dict, one map, or a list of maps, which are
     called "0", "1", ... Of a tuple that starts with a dict or a list, that. A map may stand with a
-    mask in an object, as its attribute ``tensors``. None where there is no map.
+    mask in an object, as its attribute ``tensors``.
+
+    Args:
+        module, key: what returned it, and what names that, for the error.
+
+    Raises:
+        ValueError: there is no map.
     """
+    maps = _find_maps(output)
+    if not maps:
+        raise ValueError(
+            f"{key} names a {type(module).__name__} that returned a {type(output).__name__}; it "
+            "must return a feature map, or a dict or a list of feature maps."
+        )
+    return maps
+
+
+def _find_maps(output: Any) -> Maps:
+    """See :func:`as_maps`; empty where there is no map."""
     if isinstance(output, tuple) and output and isinstance(output[0], (dict, list)):
         output = output[0]
     if isinstance(output, torch.Tensor):
@@ -109,9 +120,9 @@ def as_maps(output: Any) -> Optional[Maps]:
     if isinstance(output, (list, tuple)):
         maps = {str(i): getattr(x, "tensors", x) for i, x in enumerate(output)}
         found = any(isinstance(x, torch.Tensor) and x.dim() == 4 for x in maps.values())
-        return maps if found else None
-    if not isinstance(output, dict) or not output:
-        return None
+        return maps if found else {}
+    if not isinstance(output, dict):
+        return {}
     return {name: getattr(x, "tensors", x) for name, x in output.items()}
 
 

@@ -18,7 +18,6 @@ from torch import nn
 from ..config.naming import called, setting_to
 from .features import (
     FeatureTap,
-    Maps,
     Tapped,
     as_maps,
     check_input,
@@ -159,19 +158,10 @@ class BackboneRunner:
     def _tap(self, batch: torch.Tensor) -> Tapped:
         size = tuple(batch.shape[-2:])
         if self._features == self._root:
-            return Tapped(self._maps(self._compiled()(batch)), size)
+            return Tapped(as_maps(self._compiled()(batch), self.backbone, _key()), size)
         with FeatureTap(self.detector.get_submodule(self._features), _key()) as tap:
             self._compiled()(batch)
         return Tapped(tap.features, size)
-
-    def _maps(self, output: Any) -> Maps:
-        maps = as_maps(output)
-        if maps is None:
-            raise ValueError(
-                f"{_key()} is '{self._features}', which returned a {type(output).__name__}; it "
-                "must return a feature map, or a dict or a list of feature maps."
-            )
-        return maps
 
     def _compiled(self) -> Callable:
         if self._run is None:
