@@ -90,7 +90,7 @@ def between_steps():
 
 def built_before(**given):
     frozen = FrozenTeacher.__new__(FrozenTeacher)
-    teacher.of_built(frozen, {}, **given)
+    teacher.freeze_built(frozen, {}, **given)
 
 
 # what raises, and what the user calls the setting in a LazyConfig and in Python

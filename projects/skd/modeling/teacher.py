@@ -121,7 +121,7 @@ class FrozenTeacher(nn.Module):
     def of_built(cls, cfg: CfgNode, built: nn.Module) -> "FrozenTeacher":
         """A detector that is built and loaded, with what ``MODEL.TEACHER`` says of the rest."""
         teacher = cfg.MODEL.TEACHER
-        return of_built(
+        return freeze_built(
             built,
             {"projects": teacher.PROJECTS, "random_weights": teacher.RANDOM_WEIGHTS},
             weights=teacher.WEIGHTS,
@@ -352,7 +352,7 @@ def build_teacher(
     built = find_built(config_file)
     with torch.random.fork_rng(devices=[]):  # the student's random numbers are its own
         if built is not None:
-            return of_built(built, {"projects": projects}, **kwargs)
+            return freeze_built(built, {"projects": projects}, **kwargs)
         given = {k: kwargs.pop(k) for k in DetectorSource._fields if k in kwargs}
         source = DetectorSource(config_file, projects=projects, **given)
         return FrozenTeacher(**detector_args(source, **kwargs))
@@ -372,7 +372,7 @@ def teacher_source(cfg: Config) -> Optional[DetectorSource]:
     return DetectorSource(**{**named, "projects": list(named.get("projects") or ())})
 
 
-def of_built(
+def freeze_built(
     built: nn.Module, idle: Dict[str, Any], weights: str = "", **kwargs: Any
 ) -> FrozenTeacher:
     """
