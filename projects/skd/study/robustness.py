@@ -21,7 +21,7 @@ from ..runtime.record import file_sha256
 from .common.metrics import METRICS, main_metrics, scores
 from .common.models import Model, load_models
 from .common.pictures import as_label, plt
-from .common.result_files import Row, add_line, make_output, read_lines, write_text
+from .common.result_files import RESULTS, Row, add_line, make_output, read_lines, write_text
 from .common.tables import markdown_table, print_table
 
 TITLES = {key.split("/")[0]: title for key, title in METRICS.items()}  # of tasks
@@ -44,7 +44,7 @@ def robustness(args: argparse.Namespace) -> None:
         with written_as(YAML):
             check_fit(trained_on, [name], yaml_model(model.cfg), eval_only=True)
     make_output(args.output)
-    path = os.path.join(args.output, "results.jsonl")
+    path = os.path.join(args.output, RESULTS)
     known = read_lines(path)
     conditions = [(None, 0)] + [(c, s) for c in args.corruptions for s in args.severities]
     keys = []

@@ -9,7 +9,7 @@ from typing import Dict, List, Tuple
 from tabulate import tabulate
 
 from .common.metrics import TASKS
-from .common.result_files import TAKEN_FROM, Row, finished
+from .common.result_files import RESULTS, TAKEN_FROM, Row, finished
 from .common.statistics import interval
 from .common.tables import NOT_RUN
 
@@ -30,7 +30,7 @@ def zoo_table(folder: str) -> str:
         but for those of ``LEFT_OUT``.
     """
     rows = []
-    for path in sorted(glob.glob(os.path.join(folder, "**", "results.jsonl"), recursive=True)):
+    for path in sorted(glob.glob(os.path.join(folder, "**", RESULTS), recursive=True)):
         study = os.path.relpath(os.path.dirname(path), folder)
         if study in LEFT_OUT:
             continue

@@ -8,6 +8,7 @@ from typing import Any, Dict, Iterable, List, Optional
 from ...runtime.whole_files import write_whole
 
 Row = Dict[str, Any]
+RESULTS = "results.jsonl"  # a study's file, with a row for each run
 BASELINE = "baseline"  # the method of runs without a teacher
 TAKEN_FROM = "taken_from"  # of a row that another results.jsonl had first: its path
 DIVERGED = "FloatingPointError"  # in a failed run's error, by Detectron2 and skd.runtime.step
@@ -37,7 +38,7 @@ def read_study(folder: str, study: str) -> List[Row]:
     Returns:
         The study's runs; none if it has not run.
     """
-    return read_lines(os.path.join(folder, study, "results.jsonl"))
+    return read_lines(os.path.join(folder, study, RESULTS))
 
 
 def finished(path: str) -> List[Row]:

@@ -3,13 +3,10 @@
 import os
 import shlex
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from ..common.result_files import TAKEN_FROM, counted_ap, read_lines
+from ..common.result_files import RESULTS, TAKEN_FROM, Row, counted_ap, read_lines
 from .design import StudyRun
-
-RESULTS = "results.jsonl"
-Row = Dict[str, Any]
 
 
 def take_earlier(runs: Sequence[StudyRun], paths: Sequence[str], work: str) -> int:

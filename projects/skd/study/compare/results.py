@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 from ..common.metrics import METRICS, main_metrics, title_of
 from ..common.result_files import (
     BASELINE,
+    RESULTS,
     TAKEN_FROM,
     counted_ap,
     write_lines,
@@ -147,7 +148,7 @@ def write_study(study: Study, output: str, command: str) -> None:
     """results.jsonl and README.md, from what is finished."""
     os.makedirs(output, exist_ok=True)
     results = [run.result() for run in study.runs()]
-    write_lines(os.path.join(output, "results.jsonl"), results)
+    write_lines(os.path.join(output, RESULTS), results)
     done = [row for row in results if row["status"] == "done"]
     lines = [
         "# Comparison of methods\n",

@@ -11,13 +11,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ...data import register_coco, register_shapes
 from ...runtime.lock import acquire
 from ..common.paths import find_file
-from ..common.result_files import add_line, make_output, read_lines, write_text
+from ..common.result_files import RESULTS, add_line, make_output, read_lines, write_text
 from ..common.runs import ChildRun, run_all
 from ..common.tables import markdown_table, print_table
 from .cases import OTHERS, SHAPES, TRAINED, Case, Other, faults, sound
 from .examine import examine
 
-RESULTS = "results.jsonl"
 # of the student that others start from; the same one whatever --seed is
 ITERATIONS, SEED = 300, 1000
 

@@ -14,7 +14,7 @@ from ...config import is_lazy_file
 from ...runtime.trust import TRUST_VARIABLE
 from ..common.command import setup_flags
 from ..common.metrics import main_metrics, title_of
-from ..common.result_files import Row, write_lines, write_text
+from ..common.result_files import RESULTS, Row, write_lines, write_text
 from ..common.runs import options_for
 from ..common.tables import markdown_table, print_table
 from ..compare.design import StudyRun
@@ -31,7 +31,7 @@ def write_tuning(tuning: Any, output: str, command: str) -> None:
     """
     os.makedirs(output, exist_ok=True)
     results = [run.result() for run in tuning.runs()]
-    write_lines(os.path.join(output, "results.jsonl"), results)
+    write_lines(os.path.join(output, RESULTS), results)
     best = _best(tuning)
     if best:
         study = yaml.safe_dump(_study(tuning, best), sort_keys=False)
