@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .base import LevelwiseDistiller
 from .registry import DISTILLER_REGISTRY
@@ -28,9 +27,6 @@ class AT(LevelwiseDistiller):
     class Settings(Settings):
         # Times the loss at each level: the authors' beta, for classification.
         weight: float = number(1000.0)
-
-    def make_layers(self, student, teacher):
-        return nn.Identity()
 
     def level_loss(self, level, student, teacher, boxes):
         difference = _attention(student) - _attention(teacher)

@@ -182,8 +182,8 @@ class Distiller(nn.Module):
 class LevelwiseDistiller(Distiller):
     """
     A method that computes level by level, in at least fp32 whatever autocast is on: sums of
-    squares overflow half precision. It implements :meth:`make_layers`, and :meth:`level_loss` if
-    each level stands on its own.
+    squares overflow half precision. It implements :meth:`make_layers` if it learns layers, and
+    :meth:`level_loss` if each level stands on its own.
     """
 
     @configurable
@@ -193,8 +193,8 @@ class LevelwiseDistiller(Distiller):
         self.strides: Dict[str, int] = {}
 
     def make_layers(self, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:
-        """The learned layers of one level."""
-        raise NotImplementedError
+        """The learned layers of one level; none by default."""
+        return nn.Identity()
 
     def level_loss(
         self, level: str, student: torch.Tensor, teacher: torch.Tensor, boxes: ObjectBoxes
