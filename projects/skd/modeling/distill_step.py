@@ -39,12 +39,12 @@ from .unlabelled import (
     check_needs_no_boxes,
     is_batch,
     own_random_numbers,
-    scale,
     split_call,
     without_statistics,
 )
 
-# Iterations between those whose metrics are written by the model itself; see pop_metrics.
+# Of the iterations that distil, one in so many has its metrics written by the model itself; see
+# pop_metrics.
 METRICS_PERIOD = 20
 
 
@@ -331,7 +331,8 @@ def _distil_unlabelled(model: nn.Module, forward: Callable, call: ForwardArgumen
         seen = maps if balance is None else balance.shown(maps)
         terms = _distil(model.distiller, *_align(model, seen, teacher.maps), batch)
     terms = terms if balance is None else balance.weigh(terms)
-    return {TERM: {"all": scale(terms, model._skd.unlabelled_weight * model._skd.every)}}
+    total = sum(value for levels in terms.values() for value in levels.values())
+    return {TERM: {"all": model._skd.unlabelled_weight * model._skd.every * total}}
 
 
 def _abstain(model: nn.Module) -> None:
@@ -359,11 +360,6 @@ def _measures_now(model: nn.Module) -> bool:
     return state.shares.due(iteration, state.every, state.measured_every, half)
 
 
-def _is_due(model: nn.Module, iteration: int, period: int) -> bool:
-    """Whether it is one in ``period`` of the iterations that distil."""
-    return iteration % (period * model._skd.every) == 0
-
-
 def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
     """Keep the metrics for who pops them, or put them into the event storage every so often."""
     distiller = model.distiller
@@ -378,7 +374,7 @@ def _keep_metrics(model: nn.Module, own: torch.Tensor, terms: Terms) -> None:
     metrics = {name: value.detach() for name, value in metrics.items()}
     if distiller.metrics is not None:  # somebody pops them
         distiller.metrics = metrics
-    elif has_event_storage() and _is_due(model, get_event_storage().iter, METRICS_PERIOD):
+    elif has_event_storage() and _iteration() % (METRICS_PERIOD * model._skd.every) == 0:
         values = torch.stack([value.float().reshape(()) for value in metrics.values()])
         get_event_storage().put_scalars(**dict(zip(metrics, values.tolist())))
 

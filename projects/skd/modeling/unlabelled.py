@@ -103,8 +103,3 @@ def without_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for m, momentum, track in before:
             m.momentum, m.track_running_stats = momentum, track
-
-
-def scale(terms: Dict[str, Dict[str, torch.Tensor]], weight: float) -> torch.Tensor:
-    """The sum of the terms over their levels, times a weight."""
-    return weight * sum(value for levels in terms.values() for value in levels.values())

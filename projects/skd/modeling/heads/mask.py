@@ -36,7 +36,7 @@ class MaskHead(HeadPair):
         instances, logits = calls["head"].inputs[1], calls["logits"].output.float()
         t_heads = teacher.get_submodule(ROI)
         kinds = torch.cat([x.gt_classes for x in instances])
-        table = {s: t for s, t in zip(self.classes.student, self.classes.teacher)}
+        table = dict(zip(self.classes.student, self.classes.teacher))
         places = tuple(table.get(k, -1) for k in range(student.roi_heads.num_classes))
         teacher_kinds = constant(places, kinds.dtype, kinds.device)[kinds]
         with torch.no_grad():
