@@ -19,7 +19,7 @@ class MGD(StagewiseDistiller):
     The teacher's map is generated from the student's with random positions blanked: the sum of
     (A_T - conv3x3(ReLU(conv3x3(mask * align(A_S)))))^2 (equations 3 to 5), divided by N.
 
-    As in the authors' code; of which levels, their configs say, and here ``num_levels``.
+    As in the authors' code; ``num_levels`` says of which levels, as their configs do.
     """
 
     # alpha and lambda of the paper, section 4.2; levels of the authors' configs: P2-P5 and P3-P7

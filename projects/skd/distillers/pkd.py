@@ -20,8 +20,8 @@ class PKD(StagewiseDistiller):
     Half the mean squared difference of the maps after each channel of both was brought to mean 0
     and variance 1 over batch and positions (equations 3 to 5): one minus Pearson's correlation.
 
-    As in the authors' code, but that a constant channel has a finite gradient; of which levels,
-    their configs say, and here ``num_levels``.
+    As in the authors' code, but that a constant channel has a finite gradient; ``num_levels`` says
+    of which levels, as their configs do.
     """
 
     # the authors' configs: P2-P5 and P3-P6
@@ -46,6 +46,7 @@ class PKD(StagewiseDistiller):
 
 
 def _standardize(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> the same, each channel of mean 0 and variance 1 over N, H and W."""
     x = x - x.mean((0, 2, 3), keepdim=True)
     count = x.numel() // x.shape[1]
     variance = x.square().sum((0, 2, 3), keepdim=True) / max(count - 1, 1)

@@ -20,8 +20,6 @@ class ReviewKD(LevelwiseDistiller):
     Attention-based fusion of the student's maps, each into the next from the coarsest level to the
     finest; what comes out at each level imitates the teacher's map there at several scales
     (hierarchical context loss); section 3 of the paper.
-
-    The authors choose the weight for each pair of networks; here it is 1 unless it is set.
     """
 
     @dataclass(frozen=True)

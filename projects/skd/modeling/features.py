@@ -273,6 +273,7 @@ def check_maps(
 def _check_stride(
     x: torch.Tensor, stride: int, images: Sequence[Size], input_size: Optional[Size], what: str
 ) -> None:
+    """:func:`check_maps` for the size of one map (N, C, H, W); ``what``: begins the errors."""
     largest = tuple(max(side) for side in zip(*images))
     # halvings may round down each time: in all that is less than one position
     least = tuple(side // stride for side in largest)
@@ -309,7 +310,7 @@ def check_input(x: torch.Tensor, images: Sequence[Size], detector: nn.Module, wh
         whose: "student" or "teacher", for errors.
 
     Raises:
-        ValueError: it was not.
+        MapsError: it was not.
     """
     largest = tuple(max(side) for side in zip(*images))
     padded = tuple(-(-side // COARSEST) * COARSEST for side in largest)
@@ -334,6 +335,7 @@ def square_side(detector: nn.Module) -> int:
 
 
 def _padding_varies(x: torch.Tensor, images: Sequence[Size]) -> bool:
+    """Whether pixels differ right of or below an image of the batch (N, C, H, W)."""
     varies = x.new_zeros((), dtype=torch.bool)
     for image, (h, w) in zip(x, images):
         padding = torch.cat([image[:, :, w:].flatten(1), image[:, h:, :w].flatten(1)], 1)

@@ -1,4 +1,7 @@
 """
+Losses between what two detectors' heads predict. Each returns a scalar, with a gradient for the
+student's side.
+
 Shape legend: M boxes or anchors, C classes and the background.
 
 G. Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NeurIPS
