@@ -230,16 +230,16 @@ class GradientBalance(GradientNorms, Schedule):
     ) -> Dict[str, torch.Tensor]:
         if not self._is_weighed_by_level(term):
             return {key: weight * loss for key, loss in losses.items()}
-        weights = dict(zip(self._levels, self._by_level(term, self._iteration)))
+        weights = dict(zip(self._levels, self._by_level(term)))
         return {level: weights[level] * loss for level, loss in losses.items()}
 
     def _is_weighed_by_level(self, term: str) -> bool:
         return self.per_level and term in self._by_levels
 
-    def _by_level(self, term: str, iteration: int) -> torch.Tensor:
+    def _by_level(self, term: str) -> torch.Tensor:
         """Weights w_t,l of a term at each level, (L,)."""
         norms = self.norms_by_level()
-        weights = self._weight(term, norms[DETECTOR], norms[term], iteration)
+        weights = self._weight(term, norms[DETECTOR], norms[term])
         return weights.expand(len(self._levels) or len(weights))  # (1,) before a first measurement
 
     def due(self) -> bool:
@@ -288,30 +288,28 @@ class GradientBalance(GradientNorms, Schedule):
         found.update({f"cosine_{name}": cosine for name, cosine in self.cosines.items()})
         return found
 
-    def weights(self, iteration: Optional[int] = None) -> Dict[str, torch.Tensor]:
+    def weights(self) -> Dict[str, torch.Tensor]:
         """
-        w_t by term, by default of the present iteration; 0 for one without a gradient. Of a term
-        weighted level by level, what makes its gradient as long as these weights do.
+        w_t by term, of the present iteration; 0 for one without a gradient. Of a term weighted
+        level by level, what makes its gradient as long as these weights do.
         """
-        iteration = self._iteration if iteration is None else iteration
         norms = self.norms()
         weights = {}
         for term in self.terms():
             if self._is_weighed_by_level(term):
-                weights[term] = self._length(term, iteration) / norms[term].clamp_min(1e-30)
+                weights[term] = self._length(term) / norms[term].clamp_min(1e-30)
             else:
-                weights[term] = self._weight(term, norms[DETECTOR], norms[term], iteration)
+                weights[term] = self._weight(term, norms[DETECTOR], norms[term])
         return weights
 
-    def _length(self, term: str, iteration: int) -> torch.Tensor:
+    def _length(self, term: str) -> torch.Tensor:
         """The norm of a term's gradient, weighted level by level."""
-        weights, norms = self._by_level(term, iteration), self.norms_by_level()[term]
+        weights, norms = self._by_level(term), self.norms_by_level()[term]
         return torch.linalg.vector_norm(weights * norms)
 
-    def _weight(
-        self, term: str, detector: torch.Tensor, norm: torch.Tensor, iteration: int
-    ) -> torch.Tensor:
-        share = self.multiplier(iteration) * self.shares()[term]
+    def _weight(self, term: str, detector: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        """From the norms of a term's gradient and the detector's, both (L,) or both scalars."""
+        share = self.multiplier(self._iteration) * self.shares()[term]
         weight = torch.where(norm > 0, share * detector / norm, 0.0).float()
         return weight.clamp(max=self.limits.get(term, math.inf))
 
