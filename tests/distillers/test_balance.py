@@ -169,7 +169,9 @@ def test_norms_are_running_means():
     for _ in range(100):
         balance._smooth({DETECTOR: torch.tensor(0.0), "pkd": torch.tensor(0.0)})
     assert balance.norms()[DETECTOR].item() < 1e-9
-    assert balance.norms()["pkd"].item() == 2.0  # nothing to learn for a while: no weight without end
+    assert (
+        balance.norms()["pkd"].item() == 2.0
+    )  # nothing to learn for a while: no weight without end
 
 
 def test_the_scale_of_gradients_at_half_precision_maps_follows_their_norm():
