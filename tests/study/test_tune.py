@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ from skd.study.common.command import RunError
 from skd.study.compare.design import Study
 from skd.study.tune import run as tune
 from skd.study.tune.held_out import hold_out
-from skd.study.tune.results import no_better
+from skd.study.tune.results import _rows, no_better
 from skd.study.tune.run import Clock, TrialRun, Tuning, work_off
 from skd.study.tune.search import PROPORTION, SHARE, UNTIL, WARMUP, Rungs, Search, Space, options
 from tests.helpers import LAZY, tiny_config
@@ -339,6 +340,24 @@ def test_a_metric_that_there_is_not(trainings, tmp_path):
     search = search_in(tmp_path, ("A",), trials=1)
     with pytest.raises(ValueError, match="--metric is segm/AP; it must be one of bbox/AP"):
         work_off(search, *trainings(1.0), 1, 1, "segm/AP")
+
+
+def test_methods_are_ranked_by_the_metric_of_the_search(tmp_path):
+    (tmp_path / "c.yaml").write_text("VERSION: 2\n")
+    runs = {}
+    for name, box, mask in (("A", 9.0, 1.0), ("B", 8.0, 2.0)):
+        runs[name] = TrialRun(name, str(tmp_path / "c.yaml"), str(tmp_path / name), 40, method=name)
+        runs[name].attempt = SimpleNamespace(number=0, settings={}, pruned=False)
+        (tmp_path / name).mkdir()
+        row = {"iteration": 39, "bbox/AP": box, "segm/AP": mask}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(row) + "\n")
+    results = [{"method": name, "trial": 0, "status": "done"} for name in runs]
+    for metric, best in (("", "A"), ("segm/AP", "B")):
+        tuning = SimpleNamespace(
+            spaces=runs, args=SimpleNamespace(metric=metric), run_of=runs.get,
+            search=SimpleNamespace(best=lambda method: method),
+        )  # fmt: skip
+        assert _rows(tuning, results, ["bbox/AP", "segm/AP"])[1][0] == best
 
 
 def test_minutes_add_up_over_calls(tmp_path):

@@ -132,7 +132,7 @@ def _rows(tuning: Any, results: List[Row], keys: List[str]) -> List[List[str]]:
         tried = [row["status"] for row in results if row["method"] == method]
         counts = [len(tried), tried.count("pruned"), tried.count("failed")]
         rows.append((
-            best["curve"][-1][1],
+            run.values(tuning.args.metric)[-1][1],
             [method, *map(str, counts), *(_number(best, key) for key in keys), *differences],
         ))  # fmt: skip
     own = ["baseline", "", "", "", *(_number(first, key) for key in keys), *([""] * len(keys))]
