@@ -9,7 +9,7 @@ from typing import Dict, List, Tuple
 from tabulate import tabulate
 
 from ..evaluation import mean_performance
-from .common.figures import Gains, draw_intervals
+from .common.result_plots import Gains, draw_intervals
 from .common.paired import Ap, cells, gains, seeds_of
 from .common.result_files import BASELINE, read_study
 from .common.tables import NOT_RUN

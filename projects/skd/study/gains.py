@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 from tabulate import tabulate
 
-from .common.figures import draw_intervals, save
+from .common.result_plots import draw_intervals, save
 from .common.metrics import METRICS
 from .common.paired import (
     Ap,

@@ -3,7 +3,7 @@
 import os
 from typing import Any, List, Optional, Sequence, Tuple
 
-from .common.figures import save
+from .common.result_plots import save
 from .common.metrics import read_metrics
 from .common.result_files import Row
 

@@ -5,7 +5,7 @@ from typing import Tuple
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from .common.figures import save
+from .common.result_plots import save
 
 STUDENT, TEACHER, DISTILLER, PLAIN = "#cfe2f3", "#d9d9d9", "#fce5cd", "#ffffff"
 # text, its center, width and height, color

@@ -1,4 +1,4 @@
-"""Pictures drawn with matplotlib."""
+"""Plots of committed results, drawn with matplotlib."""
 
 import statistics
 from typing import Any, Dict, List, Tuple
