@@ -9,9 +9,9 @@ from typing import Dict, List, Tuple
 from tabulate import tabulate
 
 from ..evaluation import mean_performance
-from .common.result_plots import Gains, draw_intervals
 from .common.paired import Ap, cells, gains, seeds_of
 from .common.result_files import BASELINE, read_study
+from .common.result_plots import Gains, draw_intervals
 from .common.tables import NOT_RUN
 from .gains import FLAG
 from .robustness import TITLES

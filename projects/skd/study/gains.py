@@ -7,7 +7,6 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 from tabulate import tabulate
 
-from .common.result_plots import draw_intervals, save
 from .common.metrics import METRICS
 from .common.paired import (
     Ap,
@@ -20,6 +19,7 @@ from .common.paired import (
     values,
 )
 from .common.result_files import BASELINE, Row, counted_ap, read_study
+from .common.result_plots import draw_intervals, save
 from .common.statistics import interval
 from .common.tables import NOT_RUN
 

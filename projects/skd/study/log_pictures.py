@@ -3,9 +3,9 @@
 import os
 from typing import Any, List, Optional, Sequence, Tuple
 
-from .common.result_plots import save
 from .common.metrics import read_metrics
 from .common.result_files import Row
+from .common.result_plots import save
 
 FOLDER = "log"  # below docs/results; of each run a folder with its metrics.json
 SHARE, COSINE, ALIKE = "distill/share_", "distill/cosine_", "distill/cka_"

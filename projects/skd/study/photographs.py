@@ -5,10 +5,10 @@ the flag alone gives is in gains.py, teachers are in teachers.py, corrupted imag
 
 from typing import List, Sequence
 
-from .common.result_plots import draw_intervals
 from .common.metrics import title_of
 from .common.paired import Line, gains, line_of, metrics_of, paired_table
 from .common.result_files import BASELINE, Row, read_study
+from .common.result_plots import draw_intervals
 from .common.tables import NOT_RUN
 from .gains import FLAG
 
