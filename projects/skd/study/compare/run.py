@@ -52,27 +52,12 @@ def compare(args: argparse.Namespace, command: str) -> int:
     wanted = study.runs(args.only, (args.seeds or ()) if args.study else ())
     waiting = _waiting(wanted)
     if args.earlier:
-        print(f"{taken} of {len(runs)} runs are taken from {', '.join(args.earlier)}.", flush=True)
-    if taken:
-        at = ", ".join(commits_of([run.earlier for run in runs if run.earlier]))
-        print(f"They are of {at}: where a default has changed since, with the former.", flush=True)
+        _say_taken(taken, runs, args.earlier)
     if not args.report_only and waiting:
         _say(changed_between(runs))
-        _note_commands(runs)
         print(f"{len(wanted) - len(waiting)} of {len(wanted)} runs are done already.", flush=True)
-        jobs = args.jobs or default_jobs()
-        threads = same_threads(args.work, args.threads, default_threads(jobs, len(runs)))
-        run_all(
-            waiting, jobs, resume=True, keep_going=True, threads=threads,
-            on_end=lambda run: _note_end(run, study, output, command),
-        )  # fmt: skip
-    write_study(study, output, command)
-    for comparison in study.comparisons:
-        print_table(comparison.name, header(comparison), table(comparison))
-    from .report import write_report  # with matplotlib and the models
-
-    write_report(study, output, command, args.images)
-    print(f"{output}/report.html holds all of it.")
+        _train(waiting, study, output, command, args)
+    _report(study, output, command, args.images)
     _say(changed_between(runs))
     failed = [run for run in waiting if run.failure()]
     for run in failed:
@@ -85,6 +70,38 @@ def _waiting(wanted: List[StudyRun]) -> List[StudyRun]:
     missing = [run for run in wanted if not run.known()]
     needed = {run.after.folder for run in missing if run.after}
     return [r for r in wanted if not r.known() or (r.folder in needed and not r.finished())]
+
+
+def _say_taken(taken: int, runs: List[StudyRun], files: List[str]) -> None:
+    print(f"{taken} of {len(runs)} runs are taken from {', '.join(files)}.", flush=True)
+    if taken:
+        at = ", ".join(commits_of([run.earlier for run in runs if run.earlier]))
+        print(f"They are of {at}: where a default has changed since, with the former.", flush=True)
+
+
+def _train(
+    waiting: List[StudyRun], study: Study, output: str, command: str, args: argparse.Namespace
+) -> None:
+    """Make the runs, and write the results as each ends."""
+    runs = study.runs()
+    _note_commands(runs)
+    jobs = args.jobs or default_jobs()
+    threads = same_threads(args.work, args.threads, default_threads(jobs, len(runs)))
+    run_all(
+        waiting, jobs, resume=True, keep_going=True, threads=threads,
+        on_end=lambda run: _note_end(run, study, output, command),
+    )  # fmt: skip
+
+
+def _report(study: Study, output: str, command: str, images: int) -> None:
+    """Write and print what there is."""
+    write_study(study, output, command)
+    for comparison in study.comparisons:
+        print_table(comparison.name, header(comparison), table(comparison))
+    from .report import write_report  # with matplotlib and the models
+
+    write_report(study, output, command, images)
+    print(f"{output}/report.html holds all of it.")
 
 
 def _say(warnings: List[str]) -> None:
