@@ -44,13 +44,13 @@ def test_heads_against_the_features_alone(tmp_path):
     gain = {"baseline": 0.0, "SKD": 4.0, "SKD, heads": 5.0, "SKD, mask head": 3.5}
     gain.update({"SKD, CrossKD": 9.0, "teacher": 15.0})
     plant(tmp_path, "heads/carparts", "real/heads.yaml", lambda d, method, t: gain[method])
-    plant(tmp_path, "heads/dense", "shapes/dense_heads.yaml", lambda d, method, t: gain[method])
+    plant(tmp_path, "heads/dense", "real/dense_heads.yaml", lambda d, method, t: gain[method])
     found = {row[0]: (row[1], row[5], row[6]) for row in lines(heads_table(str(tmp_path)))}
     assert found == {
         "car parts: SKD, heads": ("3 of 3", "**+1.0 ± 0.0**", "win"),
         "car parts: SKD, mask head": ("3 of 3", "**-0.5 ± 0.0**", "loss"),
-        "shapes, RetinaNet: SKD, heads": ("5 of 5", "**+1.0 ± 0.0**", "win"),
-        "shapes, RetinaNet: SKD, CrossKD": ("5 of 5", "**+5.0 ± 0.0**", "win"),
+        "car parts, RetinaNet: SKD, heads": ("3 of 3", "**+1.0 ± 0.0**", "win"),
+        "car parts, RetinaNet: SKD, CrossKD": ("3 of 3", "**+5.0 ± 0.0**", "win"),
     }
 
 

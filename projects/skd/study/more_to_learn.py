@@ -17,8 +17,10 @@ FEW = "10% of the images"  # the detector that has labels of these only
 # Below docs/results: the folder of a study, and what its data are called.
 UNLABELLED_STUDIES = {"unlabelled/carparts": "car parts", "unlabelled/shapes": "shapes"}
 HEADS_STUDIES = {
-    "heads/carparts": "car parts", "heads/shapes": "shapes", "heads/dense": "shapes, RetinaNet"
-}  # fmt: skip
+    "heads/carparts": "car parts",
+    "heads/shapes": "shapes",
+    "heads/dense": "car parts, RetinaNet",
+}
 
 
 def unlabelled_table(folder: str) -> str:
