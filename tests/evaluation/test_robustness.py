@@ -47,23 +47,29 @@ def test_unknown_corruptions_are_errors(corruption, severity):
 @pytest.mark.parametrize("order", ["BGR", "RGB"])
 def test_workers_give_the_images_the_main_process_gives(shapes, order):
     cfg = tiny_config(INPUT__FORMAT=order)
-    mapper = CorruptedMapper(cfg, "impulse_noise", 2, seed=4)
+    mapper = CorruptedMapper([cfg], "impulse_noise", 2, seed=4)
     images = []
     for workers in (0, 2):
         loader = build_detection_test_loader(cfg, "tiny_val", mapper=mapper, num_workers=workers)
-        images.append({x["image_id"]: x["image"] for (x,) in loader})
+        images.append({x["image_id"]: x["image"] for ((x,),) in loader})
     assert images[0].keys() == images[1].keys() and len(images[0]) == 8
     assert all(torch.equal(images[0][k], images[1][k]) for k in images[0])
 
 
-def test_color_orders_see_the_same_corruption(shapes):
-    seen = []
-    for order in ("BGR", "RGB"):
-        cfg = tiny_config(INPUT__FORMAT=order)
-        mapper = CorruptedMapper(cfg, "brightness", 3)
-        loader = build_detection_test_loader(cfg, "tiny_val", mapper=mapper)
-        seen.append(next(iter(loader))[0]["image"])
-    assert torch.equal(seen[0], seen[1].flip(0))
+def test_models_see_the_same_corruption_in_their_own_size_and_order(shapes, monkeypatch):
+    cfgs = [tiny_config(INPUT__FORMAT="BGR"), tiny_config(INPUT__FORMAT="RGB")]
+    cfgs.append(tiny_config(INPUT__FORMAT="RGB", INPUT__MIN_SIZE_TEST=32))
+    calls = []
+    monkeypatch.setattr(
+        "skd.evaluation.robustness.corrupt", lambda *a: calls.append(a) or corrupt(*a)
+    )
+    mapper = CorruptedMapper(cfgs, "gaussian_noise", 3)
+    loader = build_detection_test_loader(cfgs[0], "tiny_val", mapper=mapper)
+    bgr, rgb, small = next(iter(loader))[0]
+    assert len(calls) == 1
+    assert torch.equal(bgr["image"], rgb["image"].flip(0))
+    assert min(small["image"].shape[1:]) == 32 < min(rgb["image"].shape[1:])
+    assert bgr["file_name"] == small["file_name"] and "annotations" not in bgr
 
 
 def test_mean_performance_by_hand():

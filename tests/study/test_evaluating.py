@@ -65,9 +65,9 @@ def model_of(cfg, name="m", net=None):
 def test_keypoints_are_evaluated_with_the_models_sigmas(points, tmp_path):
     cfg = tiny_config("faster_rcnn", TEST__KEYPOINT_OKS_SIGMAS=[0.1] * 5)
     args = Namespace(output=str(tmp_path / "out"), workers=0, seed=0)
-    found = robustness.evaluate(model_of(cfg), CLEAN, args, points)
-    assert found == {"bbox": 100.0, "keypoints": 100.0}
-    row = {**CLEAN, "model": "m", "ap": found}
+    found = robustness.evaluate([model_of(cfg)], CLEAN, args, points)
+    assert found == [{"bbox": 100.0, "keypoints": 100.0}]
+    row = {**CLEAN, "model": "m", "ap": found[0]}
     bad = {**row, "corruption": "fog", "severity": 1, "ap": {"bbox": 50.0, "keypoints": 40.0}}
     assert robustness.summary([row, bad], ["m"]) == [
         ["m, box AP", "100.0", "50.0", "50.0"], ["m, keypoint AP", "100.0", "40.0", "40.0"]
@@ -81,7 +81,40 @@ def test_a_model_that_finds_nothing_has_0_and_no_nan(points, tmp_path):
 
     args = Namespace(output=str(tmp_path / "out"), workers=0, seed=0)
     cfg = tiny_config("faster_rcnn", TEST__KEYPOINT_OKS_SIGMAS=[0.1] * 5)
-    assert robustness.evaluate(model_of(cfg, net=Nothing()), CLEAN, args, points)["bbox"] == 0
+    models = [model_of(cfg, "none", Nothing()), model_of(cfg)]
+    none, perfect = robustness.evaluate(models, CLEAN, args, points)
+    assert none["bbox"] == 0 and perfect["bbox"] == 100
+    assert not any(model.model.training for model in models)
+
+
+def test_what_is_known_is_not_evaluated_again(points, tmp_path, monkeypatch):
+    """One model of two, and one corruption of two, were evaluated before."""
+    cfg = tiny_config("faster_rcnn", MODEL__ROI_HEADS__NUM_CLASSES=1)
+    (tmp_path / "w.pth").write_bytes(b"1")
+    seen = []
+
+    def run(names, corruptions):
+        models = [Model(name, cfg, Perfect().eval(), str(tmp_path / "w.pth")) for name in names]
+        for number, model in enumerate(models):  # else they are one, by content
+            model.cfg = cfg.clone()
+            model.cfg.SOLVER.BASE_LR = 0.1 * (number + 1)
+        monkeypatch.setattr(robustness, "load_models", lambda args: models)
+        args = Namespace(
+            dataset=points, output=str(tmp_path / "out"), workers=0, seed=0, severities=[1]
+        )
+        args.corruptions = corruptions
+        seen.clear()
+        robustness.robustness(args)
+
+    def evaluate(models, key, args, dataset):
+        seen.append((key["corruption"], [model.name for model in models]))
+        return [{"bbox": 50.0}] * len(models)
+
+    monkeypatch.setattr(robustness, "evaluate", evaluate)
+    run(["a"], ["fog"])
+    assert seen == [(None, ["a"]), ("fog", ["a"])]
+    run(["a", "b"], ["fog", "snow"])
+    assert seen == [(None, ["b"]), ("fog", ["b"]), ("snow", ["a", "b"])]
 
 
 def test_semantic_segmentation_is_evaluated(tmp_path):
@@ -108,7 +141,7 @@ def test_semantic_segmentation_is_evaluated(tmp_path):
 
     args = Namespace(output=str(tmp_path / "out"), workers=0, seed=0)
     net = model_of(tiny_config(), net=Segments())
-    assert robustness.evaluate(net, CLEAN, args, name) == {"sem_seg": 100.0}
+    assert robustness.evaluate([net], CLEAN, args, name) == [{"sem_seg": 100.0}]
 
 
 def test_an_image_that_cannot_be_read_is_named(points, tmp_path):
@@ -116,7 +149,7 @@ def test_an_image_that_cannot_be_read_is_named(points, tmp_path):
     args = Namespace(output=str(tmp_path / "out"), workers=0, seed=0)
     cfg = tiny_config("faster_rcnn", TEST__KEYPOINT_OKS_SIGMAS=[0.1] * 5)
     with pytest.raises(DataError, match="Image '.*2.png'"):
-        robustness.evaluate(model_of(cfg), CLEAN, args, points)
+        robustness.evaluate([model_of(cfg)], CLEAN, args, points)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Detection", 2019, arXiv 1907.07484.
 import copy
 import statistics
 import zlib
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 import torch
@@ -72,28 +72,41 @@ class CorruptedMapper:
     """
     Detectron2's ``DatasetMapper`` for testing, with a corruption of the image as it is in the file.
     Runs in the loader's workers; what becomes of an image depends on the seed and its id only.
+
+    It maps for several models at once, so that an image is corrupted once for all of them: that
+    costs more than a small model's forward.
+
+    Args:
+        cfgs: of the models.
+        corruption, severity: of :func:`corrupt`.
+        seed: of the whole set of images.
     """
 
-    def __init__(self, cfg: CfgNode, corruption: str, severity: int, seed: int = 0):
-        self.augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, False))
-        self.format = cfg.INPUT.FORMAT
+    def __init__(self, cfgs: Sequence[CfgNode], corruption: str, severity: int, seed: int = 0):
+        self.views = [
+            (T.AugmentationList(detection_utils.build_augmentation(cfg, False)), cfg.INPUT.FORMAT)
+            for cfg in cfgs
+        ]
         self.corruption, self.severity, self.seed = corruption, severity, seed
 
-    def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
-        record = copy.deepcopy(record)
+    def __call__(self, record: Dict[str, Any]) -> List[Dict[str, Any]]:
+        """The record with the image that each model takes, in the order of ``cfgs``."""
         rgb = detection_utils.read_image(record["file_name"], "RGB")
+        record = {key: value for key, value in record.items() if key != "annotations"}
         detection_utils.check_image_size(record, rgb)
         image_id = zlib.crc32(str(record["image_id"]).encode())
         kind = zlib.crc32(self.corruption.encode())
         rgb = corrupt(
             rgb, self.corruption, self.severity, (self.seed, kind, self.severity, image_id)
         )
-        inputs = T.AugInput(rgb if self.format == "RGB" else rgb[:, :, ::-1])
-        self.augmentations(inputs)
-        image = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
-        record["image"] = torch.as_tensor(image)
-        record.pop("annotations", None)
-        return record
+        return [{**copy.deepcopy(record), "image": _view(rgb, *view)} for view in self.views]
+
+
+def _view(rgb: np.ndarray, augmentations: T.AugmentationList, order: str) -> torch.Tensor:
+    """What a model takes of an image: resized, in its order of colors, (3, h, w)."""
+    inputs = T.AugInput(rgb if order == "RGB" else rgb[:, :, ::-1])
+    augmentations(inputs)
+    return torch.as_tensor(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
 
 
 def mean_performance(clean: float, corrupted: Dict[str, Dict[int, float]]) -> Dict[str, float]:

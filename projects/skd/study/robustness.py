@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 from importlib import metadata
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict
 from rich.progress import track
+from torch import nn
 
 from ..config.naming import YAML, written_as
 from ..data.fit import check_fit, yaml_model
@@ -47,20 +49,28 @@ def robustness(args: argparse.Namespace) -> None:
     path = os.path.join(args.output, RESULTS)
     known = read_lines(path)
     conditions = [(None, 0)] + [(c, s) for c in args.corruptions for s in args.severities]
-    keys = []
-    for model in models:
-        content = content_of(model, args)
-        keys += [{"model": model.name, **content, "corruption": c, "severity": s}
-                 for c, s in conditions]  # fmt: skip
+    contents = [{"model": model.name, **content_of(model, args)} for model in models]
+    keys = [{**own, "corruption": c, "severity": s} for c, s in conditions for own in contents]
     rows = [next((row for row in known if _same(row, key)), None) for key in keys]
     rows = [row and {**row, "model": key["model"]} for row, key in zip(rows, keys)]
     by_name = {model.name: model for model in models}
-    waiting = [i for i, row in enumerate(rows) if row is None]
-    for i in track(waiting, "evaluating", disable=not waiting):
-        model = by_name[keys[i]["model"]]
-        rows[i] = {**keys[i], "ap": evaluate(model, keys[i], args, keys[i]["dataset"])}
-        add_line(path, rows[i])  # each evaluation is kept as soon as it is done
+    for together in track(_together(keys, rows), "evaluating"):
+        seen = [by_name[keys[i]["model"]] for i in together]
+        key = keys[together[0]]
+        for i, ap in zip(together, evaluate(seen, key, args, key["dataset"])):
+            rows[i] = {**keys[i], "ap": ap}
+            add_line(path, rows[i])  # each evaluation is kept as soon as it is done
     report(rows, list(by_name), args)
+
+
+def _together(keys: List[Row], rows: List[Optional[Row]]) -> List[List[int]]:
+    """The evaluations that are not known yet, by what is the same images to all their models."""
+    groups: Dict[Tuple, List[int]] = {}
+    for i, (key, row) in enumerate(zip(keys, rows)):
+        if row is None:
+            images = key["dataset"], key["corruption"], key["severity"]
+            groups.setdefault(images, []).append(i)
+    return list(groups.values())
 
 
 def dataset_of(model: Model, args: argparse.Namespace) -> str:
@@ -122,19 +132,73 @@ def _is_result(row: Row) -> bool:
     return isinstance(ap, dict) and all(isinstance(x, (int, float)) for x in ap.values())
 
 
-def evaluate(model: Model, key: Row, args: argparse.Namespace, dataset: str) -> Dict[str, float]:
-    """The main metric by task, 0 to 100; 0 where the model finds nothing."""
-    mapper = DatasetMapper(model.cfg, False)
+def evaluate(
+    models: List[Model], key: Row, args: argparse.Namespace, dataset: str
+) -> List[Dict[str, float]]:
+    """
+    The main metric of each model by task, 0 to 100; 0 where a model finds nothing. The images are
+    corrupted once for all of them.
+    """
+    cfgs = [model.cfg for model in models]
     if key["corruption"]:
-        mapper = CorruptedMapper(model.cfg, key["corruption"], key["severity"], args.seed)
+        mapper = CorruptedMapper(cfgs, key["corruption"], key["severity"], args.seed)
+    else:
+        mapper = _CleanMapper(cfgs)
     loader = build_detection_test_loader(
-        model.cfg, dataset, mapper=NamedErrors(mapper), num_workers=args.workers
+        cfgs[0], dataset, mapper=NamedErrors(mapper), num_workers=args.workers
     )
-    sigmas, ignore = model.cfg.TEST.KEYPOINT_OKS_SIGMAS, model.cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    evaluator = build_evaluator(dataset, args.output, sigmas, ignore_value=ignore)
-    results = flatten_results_dict(inference_on_dataset(model.model, loader, evaluator))
-    found = scores(results)
-    return {metric.split("/")[0]: found[metric] for metric in main_metrics(results)}
+    nets = _EachModel([model.model for model in models]).eval()
+    evaluators = _EachEvaluator([_evaluator(cfg, args, dataset) for cfg in cfgs])
+    by_model = inference_on_dataset(nets, loader, evaluators)
+    found = []
+    for results in map(flatten_results_dict, by_model):
+        ap = scores(results)
+        found.append({metric.split("/")[0]: ap[metric] for metric in main_metrics(results)})
+    return found
+
+
+def _evaluator(cfg: CfgNode, args: argparse.Namespace, dataset: str) -> DatasetEvaluator:
+    sigmas, ignore = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    return build_evaluator(dataset, args.output, sigmas, ignore_value=ignore)
+
+
+class _CleanMapper:
+    """An image as each model takes it, uncorrupted."""
+
+    def __init__(self, cfgs: List[CfgNode]):
+        self.mappers = [DatasetMapper(cfg, False) for cfg in cfgs]
+
+    def __call__(self, record: Dict[str, Any]) -> List[Dict[str, Any]]:
+        return [mapper(record) for mapper in self.mappers]
+
+
+class _EachModel(nn.Module):
+    """Several models as one, for Detectron2's loop: each gets its own view of the images."""
+
+    def __init__(self, models: List[nn.Module]):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: List[List[Dict[str, Any]]]) -> List[List[Dict[str, Any]]]:
+        return [model(list(own)) for model, own in zip(self.models, zip(*images))]
+
+
+class _EachEvaluator(DatasetEvaluator):
+    """Their evaluators as one; the result is a list of theirs."""
+
+    def __init__(self, evaluators: List[DatasetEvaluator]):
+        self.evaluators = evaluators
+
+    def reset(self) -> None:
+        for evaluator in self.evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: List[List[Dict[str, Any]]], outputs: List[Any]) -> None:
+        for evaluator, own, found in zip(self.evaluators, zip(*inputs), outputs):
+            evaluator.process(list(own), found)
+
+    def evaluate(self) -> List[Dict[str, Any]]:
+        return [evaluator.evaluate() for evaluator in self.evaluators]
 
 
 def summary(rows: List[Row], names: List[str]) -> List[List[str]]:
