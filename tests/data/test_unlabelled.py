@@ -1,6 +1,7 @@
 """Finding images without labels."""
 
 import json
+import os
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -83,3 +84,18 @@ def test_what_cannot_be_is_named(coco, folder):
     coco.write_text(json.dumps({"images": [{"file_name": "elsewhere/1.jpg"}]}))
     with pytest.raises(ValueError, match="not there: '.*elsewhere/1.jpg' is no file"):
         find_images(["nobody_labelled"], "KEY")
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    """os.walk by itself would leave its images out without a word."""
+
+    def scandir(path, real=os.scandir):
+        if os.path.basename(path) == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os.walk.__module__ + ".scandir", scandir, raising=False)
+    words = "KEY names '.*', of which the folder '.*b' cannot be read: Permission denied"
+    with pytest.raises(ValueError, match=words):
+        find_images([str(folder)], "KEY")

@@ -86,3 +86,10 @@ def test_fcos_keeps_its_normalizer_too():
     hook.trainer = Trainer()
     model._ema_update("loss_normalizer", 7, 300)
     assert hook.state_dict() == {"processes": [{"loss_normalizer": model.loss_normalizer}]}
+
+
+def test_a_detector_with_an_attribute_named_module_is_no_wrapper():
+    outer = Counting()
+    outer.module = Counting()
+    assert "alpha" in read_numbers(outer) and "module.alpha" in read_numbers(outer)
+    assert set(read_numbers(torch.nn.DataParallel(Counting()))) == {"alpha"}

@@ -148,3 +148,16 @@ def test_a_wrong_size_in_the_file_leaves_no_image_out(tmp_path):
                                   total_batch_size=1, seed=5)  # fmt: skip
     (batch,) = take(unlabelled_loader(labelled, [record], 1, 0, "SKIP"), 1)
     assert (batch[0]["width"], batch[0]["height"]) == (8, 6) and not batch[0]["unlabelled"]
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_they_are_grouped_by_aspect_ratio_where_the_labelled_ones_are(grouping):
+    sized = [{**r, "width": 4 + 4 * (i % 2), "height": 6} for i, r in enumerate(RECORDS)]
+    others = [{**r, "width": 4 + 4 * (i % 2), "height": 6} for i, r in enumerate(OTHERS)]
+    labelled = build_train_loader(
+        sized, mapper=mapper, total_batch_size=4, aspect_ratio_grouping=grouping
+    )
+    loader = unlabelled_loader(labelled, others, 2, 2, "SKIP")
+    pairs = take(loader.batches, 30)
+    mixed = any(index % 2 != pair[0][1] % 2 for pair in pairs for _, index in pair)
+    assert mixed != grouping

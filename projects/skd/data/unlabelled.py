@@ -26,7 +26,7 @@ def find_images(sources: Sequence[str], key: str) -> List[Record]:
         in the same order on every machine.
 
     Raises:
-        ValueError: one is neither, or has no image; names it.
+        ValueError: one is neither, has no image, or a folder that cannot be read; names it.
     """
     found: List[Record] = []
     for source in sources:
@@ -47,12 +47,18 @@ def _records(source: str, key: str) -> List[Record]:
             f"{key} names '{source}', which is neither a folder nor a registered dataset; give a "
             "folder of images, or --register-coco NAME JSON IMAGES and that name."
         )
-    return [{"file_name": path, "image_id": path} for path in _walk(source)]
+    try:
+        return [{"file_name": path, "image_id": path} for path in _walk(source)]
+    except OSError as error:
+        raise ValueError(
+            f"{key} names '{source}', of which the folder '{error.filename}' cannot be read: "
+            f"{error.strerror}."
+        ) from error
 
 
 def _walk(folder: str) -> Iterator[str]:
     seen = set()
-    for path, folders, names in os.walk(folder, followlinks=True):
+    for path, folders, names in os.walk(folder, onerror=_stop, followlinks=True):
         real = os.path.realpath(path)
         if real in seen:  # a link to a folder above leads round and round
             folders.clear()
@@ -62,6 +68,11 @@ def _walk(folder: str) -> Iterator[str]:
         for name in sorted(names):
             if name.lower().endswith(ENDINGS) and not name.startswith("."):
                 yield os.path.join(path, name)
+
+
+def _stop(error: OSError) -> None:
+    """For os.walk, which by itself leaves out a folder that it cannot read."""
+    raise error
 
 
 def _of_dataset(name: str, key: str) -> List[Record]:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..modeling.student_class import student_of
 from ..runtime.downloads import is_remote
+from ..runtime.unwrap import unwrapped
 from ..runtime.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class WeightAverage(HookBase):
             decay: what is kept of the average in an iteration.
             folder: for the plain checkpoint.
         """
-        self._student = student_of(getattr(model, "module", model))
+        self._student = student_of(unwrapped(model))
         self._folder = folder
         self._average = get_ema_multi_avg_fn(decay)
         self._averaged = copy.deepcopy(self._student)

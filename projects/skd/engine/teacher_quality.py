@@ -15,6 +15,7 @@ from torch import nn
 from ..evaluation import Quality, class_agnostic_quality, detect, unseen_classes
 from ..modeling.build_detector import Detector
 from ..modeling.student_class import balance_of
+from ..runtime.unwrap import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class TeacherQuality(HookBase):
         if math.isnan(self._teacher.ap50):
             self._warn_of_no_objects()
             return
-        model = getattr(self.trainer.model, "module", self.trainer.model)
+        model = unwrapped(self.trainer.model)
         teacher, student = self._teacher.ap50, self._evaluate(model).ap50
         self.trainer.storage.put_scalar("distill/teacher_AP50", teacher)
         self.trainer.storage.put_scalar("distill/student_AP50", student)

@@ -32,6 +32,7 @@ from ..runtime.preemption import PreemptionHook
 from ..runtime.reproducible import ReproducibleSteps, shared_seed
 from ..runtime.run_folder import RunFolder
 from ..runtime.step import build_trainer
+from ..runtime.unwrap import unwrapped
 from .average import WeightAverage
 from .best import BestCheckpointer, EarlyStopping, Finished
 from .lazy_run import lazy_run
@@ -252,7 +253,7 @@ class SKDTrainer(DefaultTrainer):
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, Any]:
         """``TEST.AUG``, as Detectron2's tools/train_net.py does it."""
-        model = getattr(model, "module", model)
+        model = unwrapped(model)
         logger.info("Evaluating with test-time augmentation.")
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         names = cfg.DATASETS.TEST

@@ -12,6 +12,7 @@ imports from the package's other rooms.
     reproducible.py     the same random numbers, interrupted or not
     plain_numbers.py    numbers a model keeps in plain attributes, in checkpoints
     preemption.py       signals: a checkpoint, then exit code 75
+    unwrap.py           the model inside a data-parallel wrapper
     memory.py           peak memory among the metrics
 
     checkpoint.py       SafeCheckpointer: whole files, safe reading, resume

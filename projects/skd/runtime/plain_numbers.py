@@ -15,6 +15,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
+from .unwrap import unwrapped
+
 
 def _owners(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
     """A model's modules by path, also those held in plain attributes, each once."""
@@ -47,7 +49,7 @@ def read_numbers(model: nn.Module) -> Dict[str, Any]:
     Returns:
         Numbers and scalar tensors in plain attributes, by dotted path.
     """
-    model = getattr(model, "module", model)
+    model = unwrapped(model)
     return {
         f"{path}.{name}".lstrip("."): value.clone() if isinstance(value, torch.Tensor) else value
         for path, module in _owners(model)
@@ -58,7 +60,7 @@ def read_numbers(model: nn.Module) -> Dict[str, Any]:
 
 def write_numbers(model: nn.Module, values: Dict[str, Any]) -> None:
     """Put numbers of :func:`read_numbers` back; those whose module is gone are left out."""
-    owners = dict(_owners(getattr(model, "module", model)))
+    owners = dict(_owners(unwrapped(model)))
     for path, value in values.items():
         parent, _, name = path.rpartition(".")
         if parent in owners:

@@ -22,6 +22,7 @@ from .memory import is_out_of_memory
 from .optimizer_state import check_optimizer, class_name
 from .plain_numbers import read_numbers, write_numbers
 from .unlabelled import share_of
+from .unwrap import unwrapped
 from .user_errors import UserError
 from .words import called
 
@@ -130,7 +131,7 @@ class _Step:
         return total, metrics
 
     def _pop_metrics(self) -> Scalars:
-        pop = getattr(getattr(self.model, "module", self.model), "pop_metrics", None)
+        pop = getattr(unwrapped(self.model), "pop_metrics", None)
         return pop() if pop is not None else {}
 
     def _forward(self, micro_batch: Batch, amp: bool) -> Scalars:

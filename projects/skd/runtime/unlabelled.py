@@ -188,20 +188,21 @@ def unlabelled_loader(
     """
     Args:
         labelled: whose mapper, workers and seed it takes.
-        records: with ``file_name``; batches are grouped by aspect ratio if all have ``width`` and
-            ``height``.
+        records: with ``file_name``; batches are grouped by aspect ratio if the labelled ones are,
+            and all records have ``width`` and ``height``.
         images: a batch, over all processes.
         most, key: see :class:`JoinedLoader`.
     """
     seed = _other(labelled.seed)
-    sized = all("width" in r and "height" in r for r in records)
+    grouped = labelled.batches.groups is not None
+    grouped = grouped and all("width" in r and "height" in r for r in records)
     dataset = DatasetFromList(records, copy=False)
     return TrainLoader(
         _Unlabelled(dataset, labelled.dataset.mapper.mapper, seed, most, key),
         GroupedBatches(
             TrainingSampler(len(records), seed=seed),
             images // comm.get_world_size(),
-            aspect_groups(records) if sized else None,
+            aspect_groups(records) if grouped else None,
         ),
         images,
         list,
