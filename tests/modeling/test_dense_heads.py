@@ -173,6 +173,23 @@ def test_heads_of_another_depth_cross_before_the_last_layer_that_both_have():
     assert all(x.isfinite() and x > 0 for x in terms(losses, "cross"))
 
 
+def test_an_activation_in_place_leaves_the_features_in_front_of_it():
+    """As heads from elsewhere have it; the features would be those behind it."""
+
+    def build(seed, inplace):
+        detector = retinanet(seed)
+        for module in detector.head.modules():
+            if isinstance(module, torch.nn.ReLU):
+                module.inplace = inplace
+        return detector
+
+    found = [
+        step(pair(build(0, inplace), build(1, inplace), "CrossHead"))[0]
+        for inplace in (False, True)
+    ]
+    assert all(torch.equal(*both) for both in zip(*(terms(x, "cross") for x in found)))
+
+
 def test_what_does_not_fit_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="'CrossHead'.* channels of the features that cross over"):
         pair(retinanet(0), retinanet(1, MODEL__FPN__OUT_CHANNELS=24), "CrossHead")

@@ -87,8 +87,11 @@ def _cuts(heads: Sequence[nn.Module], subnet: str) -> List[int]:
 def _cut(head: nn.Module, subnet: str, depth: int) -> int:
     """How many layers of a subnet are in front of the cut."""
     place = _convolutions(head, subnet)[depth][0]
-    in_front = place > 0 and isinstance(head.get_submodule(subnet)[place - 1], nn.ReLU)
-    return place - in_front
+    before = head.get_submodule(subnet)[place - 1] if place else None
+    if not isinstance(before, nn.ReLU):
+        return place
+    before.inplace = False  # else it would overwrite what crosses over; its values are the same
+    return place - 1
 
 
 def _convolutions(head: nn.Module, subnet: str) -> List[Tuple[int, nn.Module]]:
