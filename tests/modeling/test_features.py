@@ -121,6 +121,15 @@ def test_tap_keeps_the_maps_of_that_moment():
     assert tap.read() == Tapped({"p2": image}, (8, 8), image)
 
 
+def test_a_map_that_is_changed_afterwards_is_refused():
+    """As by a ReLU(inplace=True) behind the module: the teacher's maps would be those before it."""
+    module = torch.nn.Conv2d(3, 4, 1)
+    with FeatureTap(module, "KEY") as tap:
+        torch.nn.functional.relu_(module(torch.randn(1, 3, 8, 8)))
+    with pytest.raises(ValueError, match="KEY names a Conv2d whose 0 was changed in place"):
+        tap.read()
+
+
 @pytest.mark.parametrize("runs", [0, 2])
 def test_a_module_that_does_not_run_once_is_refused(runs):
     module = torch.nn.Module()

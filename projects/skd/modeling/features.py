@@ -54,9 +54,10 @@ class FeatureTap:
         self.module = module
         self.key = key
         self._runs: List[Tapped] = []
+        self._versions: List[Dict[str, int]] = []
 
     def __enter__(self) -> "FeatureTap":
-        self._runs = []
+        self._runs, self._versions = [], []
         self._handle = self.module.register_forward_hook(self._read)
         return self
 
@@ -65,6 +66,7 @@ class FeatureTap:
 
     def _read(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> None:
         maps = as_maps(output, module, self.key)
+        self._versions.append(_versions(maps))
         image = inputs[0] if inputs else None
         if isinstance(image, torch.Tensor) and image.dim() == 4:
             self._runs.append(Tapped(maps, tuple(image.shape[-2:]), image))
@@ -79,7 +81,7 @@ class FeatureTap:
     def read(self) -> Tapped:
         """
         Raises:
-            ValueError: the module did not run exactly once.
+            ValueError: the module did not run exactly once, or a map was changed since.
         """
         if len(self._runs) != 1:
             raise ValueError(
@@ -87,7 +89,31 @@ class FeatureTap:
                 "in one step; it must run once. (A detector that calls the forward() of a module "
                 "instead of the module does not count.)"
             )
+        self._check_unchanged()
         return self._runs[0]
+
+    def _check_unchanged(self) -> None:
+        """The values that the module returned are lost where a later one works in place."""
+        before, now = self._versions[0], _versions(self._runs[0].maps)
+        changed = [name for name in before if before[name] != now[name]]
+        if changed:
+            raise ValueError(
+                f"{self.key} names a {type(self.module).__name__} whose {', '.join(changed)} was "
+                "changed in place after it was returned, so what would be distilled is no longer "
+                "what it was: set inplace=False in the module that comes behind it, or name a "
+                "later one."
+            )
+
+
+def _versions(maps: Maps) -> Dict[str, int]:
+    """How often each map was changed in place, as autograd counts it; where it counts."""
+    if torch.compiler.is_compiling():
+        return {}
+    return {
+        name: x._version
+        for name, x in maps.items()
+        if isinstance(x, torch.Tensor) and not x.is_inference()
+    }
 
 
 def as_maps(output: Any, module: nn.Module, key: str) -> Maps:
