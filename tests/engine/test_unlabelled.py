@@ -15,6 +15,7 @@ from skd import distill, student_config
 from skd.config import form_of, run_settings
 from skd.engine import SKDTrainer, describe
 from skd.engine.unlabelled import find_unlabelled
+from skd.engine.yaml_run import yaml_run
 from skd.modeling.unlabelled import TERM
 from skd.runtime.record import changes, describe_run
 from skd.train_net import argument_parser
@@ -63,6 +64,21 @@ def test_a_run_resumes_bit_by_bit_and_leaves_broken_images_out(config, tmp_path,
     train(config, tmp_path / "parts", until=2)
     resumed = train(config, tmp_path / "parts", resume=True, DATALOADER__NUM_WORKERS=1)
     assert not differing(expected, resumed)
+
+
+def test_a_resume_behind_the_last_of_them_shows_their_loss_as_0(config, tmp_path):
+    config.MODEL.DISTILLER.BALANCE.UNTIL = 0.5
+    train(config, tmp_path, until=2)
+    train(config, tmp_path, resume=True)
+    assert written(tmp_path)[-1][TERM] == 0
+
+
+def test_they_scale_with_the_reference_world_size(config, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    config.SOLVER.REFERENCE_WORLD_SIZE, config.SOLVER.IMS_PER_BATCH = 8, 16
+    config.DATASETS.UNLABELLED_PER_BATCH = 32
+    cfg = yaml_run(config, SKDTrainer).cfg
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.UNLABELLED_PER_BATCH) == (4, 8)
 
 
 def test_with_weight_zero_it_is_the_training_without_them(config, tmp_path):

@@ -12,8 +12,16 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from fvcore.nn import giou_loss
 
-from skd import DistillRCNN, FrozenTeacher, GradientBalance, StructuredDistiller, TeacherHeads
+from skd import (
+    HEAD_REGISTRY,
+    DistillRCNN,
+    FrozenTeacher,
+    GradientBalance,
+    StructuredDistiller,
+    TeacherHeads,
+)
 from skd.engine import wrap_data_parallel
+from skd.modeling.heads import HeadPair
 from skd.modeling.state import pairs_of
 from skd.runtime.checkpoint import CheckpointError
 from tests.helpers import (
@@ -49,12 +57,12 @@ def fcos(seed):
     )
 
 
-def pair(student, teacher, *names, theirs=CLASSES, balance=None):
+def pair(student, teacher, *names, theirs=CLASSES, balance=None, **more):
     teacher = FrozenTeacher(model=teacher, weights=None, input_format="BGR", heads=True)
     heads = TeacherHeads(names=names, student_classes=CLASSES, teacher_classes=theirs)
     return DistillRCNN(
         student=student, teacher=teacher, distiller=StructuredDistiller(), balance=balance,
-        input_format="BGR", heads=heads,
+        input_format="BGR", heads=heads, **more,
     )  # fmt: skip
 
 
@@ -173,14 +181,16 @@ def test_heads_of_another_depth_cross_before_the_last_layer_that_both_have():
     assert all(x.isfinite() and x > 0 for x in terms(losses, "cross"))
 
 
-def test_an_activation_in_place_leaves_the_features_in_front_of_it():
+@pytest.mark.parametrize("kind", [torch.nn.ReLU, torch.nn.SiLU, torch.nn.LeakyReLU])
+def test_an_activation_in_place_leaves_the_features_in_front_of_it(kind):
     """As heads from elsewhere have it; the features would be those behind it."""
 
     def build(seed, inplace):
         detector = retinanet(seed)
-        for module in detector.head.modules():
-            if isinstance(module, torch.nn.ReLU):
-                module.inplace = inplace
+        for subnet in (detector.head.cls_subnet, detector.head.bbox_subnet):
+            for i, module in enumerate(subnet):
+                if isinstance(module, torch.nn.ReLU):
+                    subnet[i] = kind(inplace=inplace)
         return detector
 
     found = [
@@ -284,6 +294,9 @@ def test_what_is_balanced_of_a_dense_head(build, caplog):
     balance, _ = distilled(build(0), balance=GradientBalance(share=2.0))
     assert balance.share == 2.0 and balance.default_share == 30.0
     everything = ["p3", "p4", "p5", "p6", "p7"]
+    named = pair(retinanet(0), retinanet(1), "CrossHead", levels=["p4"])  # of the features
+    assert list(pairs_of(named)) == ["p4"]
+    assert list(named._skd.heads.kinds[0].pairs) == everything
     published = StructuredDistiller(preset="one_stage")
     assert distilled(build(0), published) == (None, everything)
     assert distilled(build(0), balance=None) == (None, everything)
@@ -315,6 +328,27 @@ def test_heads_are_compared_at_all_levels():
     assert [list(kind.pairs) for kind in model._skd.heads.kinds] == [everything] * 2
     losses, _ = step(model)
     assert all(x.isfinite() and x > 0 for x in terms(losses, "dense", "cross"))
+
+
+@pytest.mark.parametrize("terms,words", [
+    ({}, "Toy returned no terms, so nothing is distilled"),
+    ({"loss_distill_dense_cls": {"p3": torch.ones(())}}, "Toy returned loss_distill_dense_cls, a"),
+])  # fmt: skip
+def test_a_kind_of_head_from_elsewhere_has_terms_of_its_own(terms, words):
+    class Toy(HeadPair):
+        def check(self, student, teacher):
+            pass
+
+        def terms(self, student, teacher, calls, maps):
+            return terms
+
+    HEAD_REGISTRY._do_register("Toy", Toy)
+    try:
+        model = pair(retinanet(0), retinanet(1), "DenseHead", "Toy")
+        with pytest.raises(ValueError, match=words):
+            step(model)
+    finally:
+        del HEAD_REGISTRY._obj_map["Toy"]
 
 
 def test_a_run_of_all_levels_does_not_go_on_with_three(shapes, tmp_path):

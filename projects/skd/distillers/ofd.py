@@ -33,21 +33,35 @@ class OFD(LevelwiseDistiller):
         weight: float = number(1.0)
 
     def make_layers(self, student, teacher):
-        layers = nn.Sequential(
-            nn.Conv2d(student.channels, teacher.channels, 1, bias=False),
-            nn.BatchNorm2d(teacher.channels),
-        )
-        layers.register_buffer("negative_sum", torch.zeros(teacher.channels))
-        layers.register_buffer("negative_count", torch.zeros(teacher.channels))
-        return layers
+        return _Connector(student.channels, teacher.channels)
 
     def level_loss(self, level, student, teacher, boxes):
         layers = self.levels[level]
-        layers.negative_sum += teacher.clamp(max=0).sum((0, 2, 3))
-        layers.negative_count += (teacher < 0).sum((0, 2, 3))
-        margin = layers.negative_sum / layers.negative_count.clamp(min=1)
+        margin = layers.margin(teacher)
         target = torch.maximum(teacher, margin[:, None, None].to(teacher.dtype))
         student = layers(student)
         active = (student > target) | (target > 0)
         loss = ((student - target).square() * active).mean()
         return {"loss_distill_ofd": self.settings.weight * loss}
+
+
+class _Connector(nn.Sequential):
+    """
+    From the student's channels to the teacher's, and the teacher's margins.
+
+    Attributes:
+        track_running_stats: as a batch norm's: whether images count for the margins.
+    """
+
+    def __init__(self, student: int, teacher: int):
+        super().__init__(nn.Conv2d(student, teacher, 1, bias=False), nn.BatchNorm2d(teacher))
+        self.register_buffer("negative_sum", torch.zeros(teacher))
+        self.register_buffer("negative_count", torch.zeros(teacher))
+        self.track_running_stats = True
+
+    def margin(self, maps: torch.Tensor) -> torch.Tensor:
+        """The mean of each channel's negative values (C), over all maps (N, C, H, W) so far."""
+        if self.track_running_stats:
+            self.negative_sum += maps.clamp(max=0).sum((0, 2, 3))
+            self.negative_count += (maps < 0).sum((0, 2, 3))
+        return self.negative_sum / self.negative_count.clamp(min=1)

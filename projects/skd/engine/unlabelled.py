@@ -8,7 +8,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.unlabelled import find_images, images_of_test_set
-from ..modeling.state import distilled_iterations
+from ..modeling.state import distilled_iterations, expect_unlabelled
 from ..modeling.unlabelled import check_needs_no_boxes
 from ..runtime.loader import TrainLoader
 from ..runtime.unlabelled import JoinedLoader, unlabelled_loader
@@ -99,6 +99,7 @@ class UnlabelledImages:
         every, end = distilled_iterations(model)
         if end < self.run.max_iter:
             logger.info(f"Images without labels: none from iteration {math.ceil(end)} on.")
+        expect_unlabelled(model)
         return JoinedLoader(loader, unlabelled, skip, key, every, end)
 
 

@@ -34,7 +34,7 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
     if not getattr(trainer, DISTILS, False):  # one of skd.distilling, which has a teacher itself
         check_teacher(cfg)
     _check_test_sizes(cfg)
-    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+    cfg = _scaled(cfg)
     augmented = None
     if cfg.TEST.AUG.ENABLED:
         _check_augmentation(cfg, trainer)
@@ -53,6 +53,20 @@ def yaml_run(cfg: CfgNode, trainer: Any) -> Run:
         nested=True,
         ddp={"broadcast_buffers": False},
     )
+
+
+def _scaled(cfg: CfgNode) -> CfgNode:
+    """``SOLVER.REFERENCE_WORLD_SIZE``, as in Detectron2; images without labels by the same rule."""
+    reference, world = cfg.SOLVER.REFERENCE_WORLD_SIZE, comm.get_world_size()
+    scaled = DefaultTrainer.auto_scale_workers(cfg, world)
+    if reference and cfg.DATASETS.UNLABELLED_PER_BATCH:
+        scaled = scaled.clone()
+        scaled.defrost()
+        scaled.DATASETS.UNLABELLED_PER_BATCH = round(
+            cfg.DATASETS.UNLABELLED_PER_BATCH * world / reference
+        )
+        scaled.freeze()
+    return scaled
 
 
 def _teacher_evaluation(cfg: CfgNode, trainer: Any) -> Optional[TeacherEvaluation]:

@@ -88,8 +88,8 @@ def attach(
     input_format = color_order(student, input_format, called("INPUT.FORMAT"), FORMAT_HINT)
     student_shapes = _shapes(student, features, feature_shapes)
     pairs = _pair(student_shapes, teacher, levels)
-    if heads is not None:
-        heads.fit(student, teacher, pairs)
+    if heads is not None:  # at all levels, whatever levels of the features are distilled
+        heads.fit(student, teacher, _pair(student_shapes, teacher, ()))
     balanced = balance is not None and distiller.wants_balance(balance.settings.enabled)
     dense = balanced and isinstance(student, DenseDetector)
     if dense and not levels:

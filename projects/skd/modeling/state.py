@@ -82,6 +82,11 @@ def distilled_iterations(model: nn.Module) -> Tuple[int, float]:
     return model._skd.every, math.inf if balance is None else balance.end()
 
 
+def expect_unlabelled(model: nn.Module) -> None:
+    """Show their loss, as 0, in iterations without them too, also where a resume begins there."""
+    model._skd.unlabelled = True
+
+
 def watch_maps(model: nn.Module, watcher: Callable[[AlignedMaps], None]) -> None:
     """
     Call ``watcher`` once, with the maps that the model's next step that distils compares. It must

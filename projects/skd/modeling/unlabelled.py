@@ -8,7 +8,6 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distillers import CombinedDistiller, Distiller
 from ..runtime.unlabelled import is_unlabelled
@@ -91,12 +90,13 @@ def own_random_numbers(device: torch.device) -> Iterator[None]:
 @contextmanager
 def without_statistics(model: nn.Module) -> Iterator[None]:
     """
-    Batch norms leave their running statistics as they are: those are of the images that the heads
-    learn from. (They cannot be put back afterwards: the backward pass asks for them unchanged.)
+    Modules in training that keep running statistics, as batch norms, leave them as they are: those
+    are of the images that the heads learn from. (They cannot be put back afterwards: the backward
+    pass asks for them unchanged.)
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    before = [(m, m.momentum, m.track_running_stats) for m in norms]
-    for m in norms:  # Detectron2's synchronized norm looks at the former, torch's at the latter
+    modules = [m for m in model.modules() if m.training and hasattr(m, "track_running_stats")]
+    before = [(m, getattr(m, "momentum", None), m.track_running_stats) for m in modules]
+    for m in modules:  # Detectron2's synchronized norm looks at the former, torch's at the latter
         m.momentum, m.track_running_stats = 0.0, False
     try:
         yield

@@ -29,7 +29,7 @@ from .words import called
 
 logger = logging.getLogger(__name__)
 
-# Marks an image without labels; lists what could not be read in its place: (file name, why) pairs.
+# Marks an image without labels; lists what could not be used in its place: (file name, why) pairs.
 MARK = "unlabelled"
 KEPT = ("image", "height", "width", "file_name", "image_id")  # of what a mapper makes
 
@@ -66,7 +66,7 @@ def _part(images: List[Any], i: int, parts: int) -> List[Any]:
 
 class _Unlabelled(MappedDataset):
     """
-    An image that cannot be read is replaced by another at random, which says so. What a file says
+    An image that cannot be used is replaced by another at random, which says so. What a file says
     of an image's size is not held against it: no label depends on it.
     """
 
@@ -92,7 +92,7 @@ class _Unlabelled(MappedDataset):
         names = dict(broken.values())
         if len(broken) == len(self.records):
             raise DataError(
-                f"None of the images without labels can be read, {len(names)} in all. The last, "
+                f"None of the images without labels can be used, {len(names)} in all. The last, "
                 f"'{[*names][-1]}': {why}"
             )
         if len(names) > self.most:
@@ -103,7 +103,9 @@ class _Unlabelled(MappedDataset):
         try:
             return self.mapper(record), "the mapper gave nothing for it"
         except DataError as error:
-            return None, f"{type(error.__cause__).__name__}: {error.__cause__}"
+            why = f"{type(error.__cause__).__name__}: {error.__cause__}"
+            hint = " (the mapper has to do without them here)" if "annotations" in why else ""
+            return None, why + hint
 
 
 class JoinedLoader(TrainLoader):
@@ -114,7 +116,7 @@ class JoinedLoader(TrainLoader):
 
     Attributes:
         unlabelled: the second.
-        broken: images that could not be read up to now in this process, and why.
+        broken: images that could not be used up to now in this process, and why.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class JoinedLoader(TrainLoader):
         Args:
             labelled: its batches are lists.
             unlabelled: of :func:`unlabelled_loader`.
-            most: images to leave out because they cannot be read.
+            most: images to leave out because they cannot be used.
             key: that says how many, for the error.
             every, end: the iterations that use them: those below ``end`` that ``every`` divides.
         """
@@ -169,7 +171,7 @@ class JoinedLoader(TrainLoader):
             if len(self.broken) > self.most:
                 raise _too_many(self.broken, why, self.most, self.key)
             logger.warning(
-                f"Image '{name}' cannot be read and is left out, {len(self.broken)} of at most "
+                f"Image '{name}' cannot be used and is left out, {len(self.broken)} of at most "
                 f"{self.most} ({self.key}): {why}"
             )
 
@@ -177,7 +179,7 @@ class JoinedLoader(TrainLoader):
 def _too_many(broken: Dict[str, str], why: str, most: int, key: str) -> DataError:
     images = "1 image" if len(broken) == 1 else f"{len(broken)} images"
     return DataError(
-        f"{images} without labels cannot be read, and {key} is {most}: "
+        f"{images} without labels cannot be used, and {key} is {most}: "
         f"{', '.join(map(repr, broken))}. The last: {why}"
     )
 

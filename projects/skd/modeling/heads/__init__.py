@@ -12,7 +12,7 @@ What a teacher's heads say, for a student's heads: one adapter for each kind of 
     cross.py          CrossHead: the student's features through the teacher's head
 """
 
-from .base import HEAD_REGISTRY, HeadPair
+from .base import HEAD_REGISTRY, HeadPair, Unfit
 from .box import BoxHead
 from .cross import CrossHead
 from .dense import DenseHead
@@ -29,6 +29,7 @@ __all__ = [
     "MaskHead",
     "RPNHead",
     "TeacherHeads",
+    "Unfit",
     "build_heads",
     "check_full_size",
 ]

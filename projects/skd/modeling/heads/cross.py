@@ -36,6 +36,9 @@ class CrossHead(DenseHead):
         if places != [(i, i) for i in range(most)]:
             raise Unfit("CrossKD needs the same levels in both heads")
         cuts = {n: _cuts([d.head for d in detectors], n) for n in SUBNETS}
+        for n, both in cuts.items():
+            for detector, cut in zip(detectors, both):
+                _keep_what_crosses(detector.head, n, cut)
         self.cuts = {n: there for n, (_, there) in cuts.items()}
         self.watched_often = {n: f"head.{n}.{here - 1}" for n, (here, _) in cuts.items() if here}
 
@@ -88,10 +91,19 @@ def _cut(head: nn.Module, subnet: str, depth: int) -> int:
     """How many layers of a subnet are in front of the cut."""
     place = _convolutions(head, subnet)[depth][0]
     before = head.get_submodule(subnet)[place - 1] if place else None
-    if not isinstance(before, nn.ReLU):
-        return place
-    before.inplace = False  # else it would overwrite what crosses over; its values are the same
-    return place - 1
+    return place - (before is not None and _is_activation(before))
+
+
+def _is_activation(module: nn.Module) -> bool:
+    """Of torch's own; others are taken for layers."""
+    return type(module).__module__ == "torch.nn.modules.activation"
+
+
+def _keep_what_crosses(head: nn.Module, subnet: str, cut: int) -> None:
+    """An activation in place would overwrite what is in front of it; its values are the same."""
+    behind = head.get_submodule(subnet)[cut]
+    if getattr(behind, "inplace", False):
+        behind.inplace = False
 
 
 def _convolutions(head: nn.Module, subnet: str) -> List[Tuple[int, nn.Module]]:

@@ -13,6 +13,7 @@ from ...distillers.heads import HeadsSettings
 from ...runtime.words import shown
 from ..classes import class_names, num_classes
 from ..features import LevelPair, Maps
+from ..losses import check_terms
 from .base import HEAD_REGISTRY, Calls, Classes, HeadPair, ModuleCall, Unfit, watch_calls
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,14 @@ class TeacherHeads:
             for kind in self.kinds:
                 own: Dict[str, Any] = {k: _once(calls, name) for k, name in kind.watched.items()}
                 own.update({k: calls[name] for k, name in kind.watched_often.items()})
-                found.update(kind.terms(student, teacher.whole, own, maps))
+                terms = kind.terms(student, teacher.whole, own, maps)
+                check_terms(terms, type(kind).__name__)
+                if set(terms) & set(found):
+                    raise ValueError(
+                        f"{type(kind).__name__} returned {', '.join(set(terms) & set(found))}, a "
+                        "term that another kind of head has, too."
+                    )
+                found.update(terms)
         return found
 
 
