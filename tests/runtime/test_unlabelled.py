@@ -161,3 +161,14 @@ def test_they_are_grouped_by_aspect_ratio_where_the_labelled_ones_are(grouping):
     pairs = take(loader.batches, 30)
     mixed = any(index % 2 != pair[0][1] % 2 for pair in pairs for _, index in pair)
     assert mixed != grouping
+
+
+@pytest.mark.parametrize("name,hint", [("annotations", True), ("annotation", False)])
+def test_a_mapper_that_needs_annotations_is_told_so(name, hint):
+    def needs(record):
+        return record[name]
+
+    labelled = build_train_loader(RECORDS, mapper=needs, total_batch_size=4)
+    with pytest.raises(DataError, match="None of the images without labels can be used") as error:
+        take(unlabelled_loader(labelled, OTHERS, 2, 20, "SKIP"), 1)
+    assert ("the mapper has to do without them here" in str(error.value)) == hint

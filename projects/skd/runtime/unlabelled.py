@@ -103,9 +103,11 @@ class _Unlabelled(MappedDataset):
         try:
             return self.mapper(record), "the mapper gave nothing for it"
         except DataError as error:
-            why = f"{type(error.__cause__).__name__}: {error.__cause__}"
-            hint = " (the mapper has to do without them here)" if "annotations" in why else ""
-            return None, why + hint
+            cause = error.__cause__
+            why = f"{type(cause).__name__}: {cause}"
+            if isinstance(cause, KeyError) and cause.args == ("annotations",):
+                why += " (the mapper has to do without them here)"
+            return None, why
 
 
 class JoinedLoader(TrainLoader):

@@ -54,7 +54,8 @@ def robustness(args: argparse.Namespace) -> None:
     rows = [next((row for row in known if _same(row, key)), None) for key in keys]
     rows = [row and {**row, "model": key["model"]} for row, key in zip(rows, keys)]
     by_name = {model.name: model for model in models}
-    for together in track(_together(keys, rows), "evaluating"):
+    waiting = _together(keys, rows)
+    for together in track(waiting, "evaluating", disable=not waiting):
         seen = [by_name[keys[i]["model"]] for i in together]
         key = keys[together[0]]
         for i, ap in zip(together, evaluate(seen, key, args, key["dataset"])):

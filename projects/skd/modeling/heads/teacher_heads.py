@@ -120,10 +120,11 @@ class TeacherHeads:
                 own.update({k: calls[name] for k, name in kind.watched_often.items()})
                 terms = kind.terms(student, teacher.whole, own, maps)
                 check_terms(terms, type(kind).__name__)
-                if set(terms) & set(found):
+                twice = [term for term in terms if term in found]
+                if twice:
                     raise ValueError(
-                        f"{type(kind).__name__} returned {', '.join(set(terms) & set(found))}, a "
-                        "term that another kind of head has, too."
+                        f"{type(kind).__name__} returned {', '.join(twice)}, a term that another "
+                        "kind of head has, too."
                     )
                 found.update(terms)
         return found
