@@ -181,7 +181,11 @@ def test_heads_of_another_depth_cross_before_the_last_layer_that_both_have():
     assert all(x.isfinite() and x > 0 for x in terms(losses, "cross"))
 
 
-@pytest.mark.parametrize("kind", [torch.nn.ReLU, torch.nn.SiLU, torch.nn.LeakyReLU])
+class OwnReLU(torch.nn.ReLU):
+    pass
+
+
+@pytest.mark.parametrize("kind", [torch.nn.ReLU, torch.nn.SiLU, torch.nn.LeakyReLU, OwnReLU])
 def test_an_activation_in_place_leaves_the_features_in_front_of_it(kind):
     """As heads from elsewhere have it; the features would be those behind it."""
 
@@ -193,6 +197,8 @@ def test_an_activation_in_place_leaves_the_features_in_front_of_it(kind):
                     subnet[i] = kind(inplace=inplace)
         return detector
 
+    cuts = pair(build(0, True), build(1, True), "CrossHead")._skd.heads.kinds[0].cuts
+    assert cuts == pair(retinanet(0), retinanet(1), "CrossHead")._skd.heads.kinds[0].cuts
     found = [
         step(pair(build(0, inplace), build(1, inplace), "CrossHead"))[0]
         for inplace in (False, True)

@@ -147,3 +147,10 @@ def test_a_run_that_diverged_counts_as_0_and_one_that_was_stopped_does_not(folde
     (pairs,) = read_pairs(str(folder))
     assert pairs.gains("bbox/AP") == [4.0, -42.0, 4.5]
     assert draw_curves(str(folder), str(folder / "x.png"))
+
+
+@pytest.mark.parametrize("flat,cell", [(0.5, "+0.5, not flat"), (0.51, "+0.5")])
+def test_a_baseline_that_still_rises_is_marked(folder, monkeypatch, flat, cell):
+    monkeypatch.setattr("skd.study.gains.FLAT", flat)
+    box = gains_table(str(folder)).splitlines()[2]
+    assert box.split("|")[-2].strip() == cell

@@ -95,8 +95,8 @@ def _cut(head: nn.Module, subnet: str, depth: int) -> int:
 
 
 def _is_activation(module: nn.Module) -> bool:
-    """Of torch's own; others are taken for layers."""
-    return type(module).__module__ == "torch.nn.modules.activation"
+    """One of torch's own, or derived from one; others are taken for layers."""
+    return any(c.__module__ == "torch.nn.modules.activation" for c in type(module).__mro__)
 
 
 def _keep_what_crosses(head: nn.Module, subnet: str, cut: int) -> None:
