@@ -53,11 +53,10 @@ class FeatureTap:
         """
         self.module = module
         self.key = key
-        self._runs: List[Tapped] = []
-        self._versions: List[Dict[str, int]] = []
+        self._runs: List[_Run] = []
 
     def __enter__(self) -> "FeatureTap":
-        self._runs, self._versions = [], []
+        self._runs = []
         self._handle = self.module.register_forward_hook(self._read)
         return self
 
@@ -66,12 +65,12 @@ class FeatureTap:
 
     def _read(self, module: nn.Module, inputs: Tuple[Any, ...], output: Any) -> None:
         maps = as_maps(output, module, self.key)
-        self._versions.append(_versions(maps))
         image = inputs[0] if inputs else None
         if isinstance(image, torch.Tensor) and image.dim() == 4:
-            self._runs.append(Tapped(maps, tuple(image.shape[-2:]), image))
+            tapped = Tapped(maps, tuple(image.shape[-2:]), image)
         else:
-            self._runs.append(Tapped(maps, None))
+            tapped = Tapped(maps, None)
+        self._runs.append(_Run(tapped, _versions(maps)))
 
     @property
     def features(self) -> Maps:
@@ -89,12 +88,12 @@ class FeatureTap:
                 "in one step; it must run once. (A detector that calls the forward() of a module "
                 "instead of the module does not count.)"
             )
-        self._check_unchanged()
-        return self._runs[0]
+        self._check_unchanged(self._runs[0])
+        return self._runs[0].tapped
 
-    def _check_unchanged(self) -> None:
+    def _check_unchanged(self, run: "_Run") -> None:
         """The values that the module returned are lost where a later one works in place."""
-        before, now = self._versions[0], _versions(self._runs[0].maps)
+        before, now = run.versions, _versions(run.tapped.maps)
         changed = [name for name in before if before[name] != now[name]]
         if changed:
             raise ValueError(
@@ -103,6 +102,13 @@ class FeatureTap:
                 "what it was: set inplace=False in the module that comes behind it, or name a "
                 "later one."
             )
+
+
+class _Run(NamedTuple):
+    """What the module returned in one run, and how often that had been changed in place then."""
+
+    tapped: Tapped
+    versions: Dict[str, int]
 
 
 def _versions(maps: Maps) -> Dict[str, int]:
