@@ -1,5 +1,6 @@
 """What the commands stand on, without a training."""
 
+import itertools
 import json
 import os
 from types import SimpleNamespace
@@ -7,6 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from skd import train_net
+from skd.modeling import build_detector
+from skd.modeling.teacher import teacher_source
 from skd.study.common import runs
 from skd.study.common.command import RunError, command_parser, run_command
 from skd.study.common.devices import default_threads, same_threads, visible_gpus
@@ -25,7 +29,7 @@ from skd.study.compare.design import Study, StudyRun, load_study
 from skd.study.compare.results import alike_table, header, table, terms_table, write_study
 from skd.study.compare.run import _short_names
 from skd.study.robustness import _same
-from tests.helpers import ROOT
+from tests.helpers import LAZY, ROOT, tiny_config
 
 
 def write_rows(folder, *lines):
@@ -342,6 +346,37 @@ def test_a_teacher_of_the_other_form_gets_what_it_knows(student, teacher, tmp_pa
     of = {run.method: " ".join(run.command()[3:]) for run in study.by_folder.values()}
     assert " ".join(own[teacher]) in of["teacher"] and "decay" not in of["teacher"].lower()
     assert all(" ".join(own[student]) in of[method] for method in ("baseline", "A"))
+
+
+CHANNELS = {
+    "yaml": ("MODEL.FPN.OUT_CHANNELS", lambda cfg: cfg.MODEL.FPN.OUT_CHANNELS),
+    "py": ("model.backbone.out_channels", lambda cfg: cfg.model.backbone.out_channels),
+}
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("student,teacher", itertools.product(CHANNELS, repeat=2))
+def test_a_teacher_is_built_as_it_was_trained(student, teacher, trained, tmp_path):
+    plain = {"yaml": tiny_config().dump(), "py": LAZY}
+    for name in {student, teacher}:
+        (tmp_path / f"d.{name}").write_text(plain[name])
+    config = str(tmp_path / f"d.{teacher}")
+    kept = {"iterations": 1} if trained else {"weights": "w.pth"}
+    key, channels = CHANNELS[teacher]
+    spec = {
+        "iterations": 1, "seeds": [1], "methods": {"A": {}},
+        "teachers": {"t": {"config": config, **kept, "opts": {key: 48}}, "u": {"config": config, **kept}},
+        "detectors": {"d": {"config": str(tmp_path / f"d.{student}")}},
+        "compare": [{"name": "x", "detector": "d", "methods": ["A"], "teachers": ["t", "u"]}],
+    }  # fmt: skip
+    study = Study(spec, str(tmp_path), trusted=True)
+    for run in study.by_folder.values():
+        if run.method == "teacher":
+            continue
+        args = train_net.argument_parser().parse_args(run.command()[3:])
+        source = teacher_source(train_net._read(args))
+        built = build_detector._load_config(source, source.config_file)
+        assert channels(built) == (48 if run.teacher == "t" else 16)
 
 
 def test_configs_of_one_file_name_are_two_detectors():

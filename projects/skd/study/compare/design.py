@@ -15,6 +15,7 @@ from ...config import (
     run_settings,
     yaml_config,
 )
+from ...config.keys import NODES
 from ...config.methods import build_distiller
 from ...config.safe_yaml import read_yaml
 from ...engine.run import check_registered
@@ -36,6 +37,7 @@ from ..common.runs import ChildRun, fits
 from .schema import check_options, check_study
 
 TEACHERS = "teachers"  # the folder of their runs
+TEACHER_OPTS = ("MODEL.TEACHER.OPTS", "model.teacher.opts")
 ERROR = "error.txt"  # in a run's folder: why it failed, until it is started again
 # how the keys of images without labels begin, in both forms
 UNLABELLED = tuple(
@@ -119,6 +121,13 @@ class StudyRun(ChildRun):
         seen["commits"] = commits(self.folder)
         terms = distillation(written)
         return {**seen, "distillation": terms} if terms else seen
+
+
+def _shapes_model(key: str) -> bool:
+    """Whether an option of a detector's training says how the detector is made."""
+    path = key.lstrip("+")
+    others = ("MODEL.WEIGHTS", "MODEL.DEVICE", *(f"MODEL.{node}." for node in NODES))
+    return path.startswith(("MODEL.", "model.", "INPUT.FORMAT")) and not path.startswith(others)
 
 
 def options_of_part(part: str, opts: List[str], own: Container[str]) -> List[str]:
@@ -325,6 +334,7 @@ class Study:
                 weights = os.path.join(source.folder, "model_final.pth")
             flags += ["--teacher", source.config]
             flags += ["--teacher-weights", weights] if weights else []
+            opts = [*self._built_with(teacher, student["config"], opts), *opts]
             after = source if source.iterations else None
             if teacher != next(iter(self.spec["teachers"])):
                 label = f"{method} from {teacher}"
@@ -336,6 +346,29 @@ class Study:
                 detector=detector, method=method, teacher=teacher, seed=seed,
             )  # fmt: skip
         return self.by_folder[folder]
+
+    def _built_with(self, teacher: str, config: str, opts: Sequence[str]) -> List[str]:
+        """
+        The option by which a student's run builds a teacher as the study does, where more than its
+        config file says how: else its weights would not fit, after it has been trained.
+
+        Args:
+            config: the student's.
+            opts: of its run, which may have that option already.
+        """
+        entry, source = self.spec["teachers"][teacher], self.teachers[teacher]
+        own = entry.get("opts") or {}
+        pairs = [
+            (key, value)
+            for key, value in zip(source.opts[::2], source.opts[1::2])
+            if _shapes_model(key) and (key in own or source.iterations)
+        ]
+        if not pairs or any(key.lstrip("+") in TEACHER_OPTS for key in opts[::2]):
+            return []
+        lazy_teacher, lazy_student = (is_lazy_file(x) for x in (source.config, config))
+        parts = [f"{k}={v}" for k, v in pairs] if lazy_teacher else [x for p in pairs for x in p]
+        yaml_key, lazy_key = TEACHER_OPTS
+        return [f"++{lazy_key}" if lazy_student else yaml_key, str(parts)]
 
     def _own(self, method: str, detector: str) -> Dict[str, Any]:
         """A method's keys, of which a detector may have its own."""
