@@ -365,7 +365,10 @@ def test_a_teacher_is_built_as_it_was_trained(student, teacher, trained, tmp_pat
     key, channels = CHANNELS[teacher]
     spec = {
         "iterations": 1, "seeds": [1], "methods": {"A": {}},
-        "teachers": {"t": {"config": config, **kept, "opts": {key: 48}}, "u": {"config": config, **kept}},
+        "teachers": {
+            "t": {"config": config, **kept, "opts": {key: 48}},
+            "u": {"config": config, **kept},
+        },
         "detectors": {"d": {"config": str(tmp_path / f"d.{student}")}},
         "compare": [{"name": "x", "detector": "d", "methods": ["A"], "teachers": ["t", "u"]}],
     }  # fmt: skip
