@@ -19,6 +19,8 @@ def folder(tmp_path):
         Image.new("RGB", (8, 6)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_bytes(b"")
+    (tmp_path / "b" / ".thumbnails").mkdir()
+    (tmp_path / "b" / ".thumbnails" / "2.png").write_bytes(b"")
     return tmp_path
 
 
@@ -58,6 +60,13 @@ def test_labels_of_a_registered_dataset_are_not_read(shapes):
     records = find_images(["tiny_train"], "KEY")
     assert len(records) == 8
     assert set(records[0]) == {"file_name", "image_id", "width", "height"}
+
+
+def test_what_a_mapper_needs_besides_labels_is_there(new_datasets):
+    labels = {"annotations": [], "sem_seg_file_name": "s.png", "proposal_boxes": []}
+    record = {"file_name": __file__, "image_id": 1, "depth_file_name": "d.png"}
+    DatasetCatalog.register("with_depth", lambda: [{**record, **labels}])
+    assert find_images(["with_depth"], "KEY") == [record]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,13 @@ def test_they_scale_with_the_reference_world_size(config, monkeypatch):
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.DATASETS.UNLABELLED_PER_BATCH) == (4, 8)
 
 
+def test_what_does_not_scale_is_refused(config):
+    config.SOLVER.REFERENCE_WORLD_SIZE, config.SOLVER.IMS_PER_BATCH = 8, 16
+    config.DATASETS.UNLABELLED_PER_BATCH = 4  # of one process it would be none: as many as labelled
+    with pytest.raises(ValueError, match="UNLABELLED_PER_BATCH is 4; it must be a multiple of SOL"):
+        yaml_run(config, SKDTrainer)
+
+
 def test_with_weight_zero_it_is_the_training_without_them(config, tmp_path):
     """Order, augmentation and random numbers are as without them, in micro-batches too."""
     more = {"SOLVER__ACCUMULATE": 2, "SOLVER__IMS_PER_BATCH": 4}

@@ -334,6 +334,11 @@ def test_heads_are_compared_at_all_levels():
     assert list(named._skd.heads.kinds[0].pairs) == everything
     losses, _ = step(model)
     assert all(x.isfinite() and x > 0 for x in terms(losses, "dense", "cross"))
+    for levels in (["p3"], ["p7"]):  # measured where they are by default, and at what is named
+        some = pair(retinanet(0), retinanet(1), "DenseHead", balance="auto", levels=levels)
+        step(some)
+        assert {"p3", "p4", "p5", *levels} == some._skd.measured.keys()
+        assert 0.1 < some.distiller.balance.weights()["dense_cls"]
 
 
 @pytest.mark.parametrize("terms,words", [

@@ -1,10 +1,13 @@
 """Students that learn from the teacher's heads too: at their own anchors, proposals and boxes."""
 
 import copy
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import launch
 from detectron2.modeling import build_model
@@ -17,10 +20,11 @@ from skd import (
     TeacherHeads,
     build_teacher,
     distill,
+    student_config,
     student_of,
 )
 from skd.engine import describe, wrap_data_parallel
-from skd.modeling.classes import class_names
+from skd.modeling.classes import class_names, classes_of_run
 from skd.modeling.heads.teacher_heads import shared_classes
 from tests.helpers import (
     DEVICES,
@@ -31,6 +35,7 @@ from tests.helpers import (
     save_detector,
     step,
     tiny_config,
+    train_until,
 )
 from tests.processes import leave_together
 
@@ -313,6 +318,97 @@ def test_they_join_the_balance(teacher_files):
     assert 2 < sum(shares.values()) < 3 - 0.01
     assert shares["distill/share_structured_am"] == pytest.approx(3 / 8, rel=0.01)
     assert "distill/rpn_cls_p3" in metrics
+
+
+@pytest.mark.parametrize("levels", [["p6"], ["p5"]])
+def test_levels_of_the_features_leave_the_heads_their_weights(teacher_files, levels):
+    """They are learned from at all levels, so that is where they are measured."""
+
+    def weights(model):
+        model.pop_metrics()
+        step(model)
+        return {t: model.distiller.balance.weights()[t[len("loss_distill_") :]] for t in TERMS}
+
+    some = weights(build(teacher_files, balance=True, MODEL__DISTILLER__LEVELS=levels))
+    every = weights(build(teacher_files, balance=True))
+    for term in TERMS:
+        torch.testing.assert_close(some[term], every[term])
+
+
+def test_another_teacher_is_compared_anew(teacher_files):
+    model = build(teacher_files, student=tiny_config("faster_rcnn"), names=["BoxHead"])
+    config, weights = teacher_files
+    other = build_teacher(config, weights=weights, heads=True)
+    other.classes = CLASSES[::-1]
+    model._skd.heads.settings = dataclasses.replace(model._skd.heads.settings, teacher_classes=())
+    model.teacher = other
+    assert model._skd.heads.kinds[0].classes.teacher == [5, 4, 3, 2, 1, 0]
+    with pytest.raises(ValueError, match="The teacher was built without its heads"):
+        model.teacher = build_teacher(config, weights=weights)
+    assert model.teacher is other
+
+
+def test_one_object_serves_several_students(teacher_files):
+    heads = TeacherHeads(names=["BoxHead"], student_classes=CLASSES, teacher_classes=CLASSES)
+    config, weights = teacher_files
+    teacher = build_teacher(config, weights=weights, heads=True)
+    for theirs in (CLASSES, CLASSES[::-1]):
+        heads.settings = dataclasses.replace(heads.settings, student_classes=theirs)
+        model = DistillRCNN(
+            student=build_model(tiny_config()), teacher=teacher, heads=heads, input_format="BGR",
+            distiller=StructuredDistiller(),
+        )  # fmt: skip
+        order = list(range(6))
+        assert model._skd.heads.kinds[0].classes.teacher == order[:: 1 if theirs is CLASSES else -1]
+    assert heads.kinds == []
+
+
+def test_a_frozen_backbone_leaves_nothing_to_balance_by(teacher_files):
+    frozen = tiny_config(MODEL__BACKBONE__FREEZE_AT=5)
+    model = build(teacher_files, student=frozen, balance=True)
+    model.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen, .* by which MODEL.DISTILLER.BALANCE.ENABLED w"):
+        step(model)
+    model = build(teacher_files, student=frozen)
+    model.backbone.requires_grad_(False)
+    losses, grads = step(model)
+    assert all(losses[k] > 0 for k in TERMS) and any("rpn_head" in k for k in grads)
+
+
+def test_heads_beside_features_of_another_module(teacher_files):
+    names = ["RPNHead", "BoxHead"]
+    model = build(teacher_files, names, balance=True, MODEL__STUDENT__FEATURES="backbone.bottom_up")
+    losses, _ = step(model)
+    assert list(model._skd.heads.kinds[0].pairs) == ["p2", "p3", "p4", "p5", "p6"]
+    assert losses["loss_distill_rpn_cls"] > 0 and losses["loss_distill_box_cls"] > 0
+
+
+def test_classes_are_those_that_the_teachers_run_has_written(shapes, new_datasets, tmp_path):
+    """Whatever dataset has that name here."""
+    folder = tmp_path / "teacher"
+    cfg = tiny_config(SOLVER__MAX_ITER=1, DATASETS__TRAIN=("of_teacher",), DATASETS__TEST=())
+    names = dict.fromkeys(["of_teacher", "same_name_here"])
+    for name in names:
+        content = json.loads(Path(MetadataCatalog.get("tiny_train").json_file).read_text())
+        order = 1 if name == "of_teacher" else -1
+        for category, other in zip(content["categories"], CLASSES[::order]):
+            category["name"] = other
+        names[name] = tmp_path / f"{name}.json"
+        names[name].write_text(json.dumps(content))
+    root = MetadataCatalog.get("tiny_train").image_root
+    register_coco_instances("of_teacher", {}, str(names["of_teacher"]), root)
+    train_until(cfg, folder)
+    DatasetCatalog.remove("of_teacher"), MetadataCatalog.remove("of_teacher")
+    register_coco_instances("of_teacher", {}, str(names["same_name_here"]), root)
+    cfg.OUTPUT_DIR = str(folder)
+    (folder / "config.yaml").write_text(student_config(cfg).dump())
+    weights = str(folder / "model_final.pth")
+    assert classes_of_run(str(folder), ()) == CLASSES  # as of a config without datasets
+    teacher = build_teacher(str(folder / "config.yaml"), weights=weights, heads=True)
+    assert teacher.classes == CLASSES
+    (folder / "runs.jsonl").unlink()
+    teacher = build_teacher(str(folder / "config.yaml"), weights=weights, heads=True)
+    assert teacher.classes == CLASSES[::-1]
 
 
 def test_an_image_without_objects(teacher_files):

@@ -90,7 +90,9 @@ def test_the_weight_and_every(teacher_files):
     assert not [k for k in between if "distill" in k]
 
 
-@pytest.mark.parametrize("name", ["PKD", "CWD", "MGD", "AT", "SP", "OFD", "FitNets", "ReviewKD"])
+@pytest.mark.parametrize(
+    "name", ["PKD", "CWD", "MGD", "AT", "SP", "OFD", "FitNets", "ReviewKD", "SSIM"]
+)
 def test_methods_without_boxes_learn_from_them(teacher_files, name):
     model, baseline = (build(teacher_files, MODEL__DISTILLER__NAME=name) for _ in range(2))
     for iteration in range(2):  # in the first nothing shows that a method has kept of them
@@ -106,6 +108,14 @@ def test_methods_that_need_boxes_are_refused_by_name(teacher_files):
     combined = [["PKD", 1.0], ["FGD", 1.0], ["FGFI", 1.0]]
     model = build(teacher_files, MODEL__DISTILLER__COMBINE=combined)
     with pytest.raises(ValueError, match="^FGD, FGFI cannot learn from images without labels"):
+        step(model, batch() + unlabelled())
+
+
+def test_a_student_that_needs_more_than_an_image_is_named(teacher_files):
+    model = build(teacher_files)
+    prepare = model.preprocess_image
+    model.preprocess_image = lambda images: [x["instances"] for x in images] and prepare(images)
+    with pytest.raises(ValueError, match="The student, a GeneralizedRCNN, needs 'instances' of ea"):
         step(model, batch() + unlabelled())
 
 

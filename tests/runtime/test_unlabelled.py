@@ -172,3 +172,19 @@ def test_a_mapper_that_needs_annotations_is_told_so(name, hint):
     with pytest.raises(DataError, match="None of the images without labels can be used") as error:
         take(unlabelled_loader(labelled, OTHERS, 2, 20, "SKIP"), 1)
     assert ("the mapper has to do without them here" in str(error.value)) == hint
+
+
+@pytest.mark.parametrize("sample", [("image", 1), {"picture": 1}, [1]])
+def test_a_mapper_that_makes_something_else_is_told_so(sample):
+    labelled = build_train_loader(RECORDS, mapper=lambda _: sample, total_batch_size=4)
+    said = f"the mapper gave a {type(sample).__name__}, and no dict with 'image'"
+    with pytest.raises(DataError, match=said):
+        take(unlabelled_loader(labelled, OTHERS, 2, 20, "SKIP"), 1)
+
+
+def test_what_else_a_mapper_makes_is_kept_but_labels():
+    labelled = build_train_loader(
+        RECORDS, mapper=lambda r: {**r, "image": 1, "depth": 2, "instances": 3}, total_batch_size=4
+    )
+    (batch,) = take(unlabelled_loader(labelled, OTHERS, 2, 20, "SKIP"), 1)
+    assert all(x["depth"] == 2 and "instances" not in x and is_unlabelled(x) for x in batch)

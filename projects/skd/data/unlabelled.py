@@ -11,19 +11,22 @@ from .coco import is_own
 
 Record = Dict[str, Any]
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# beginnings of the keys of Detectron2's records that are labels, or proposals
+LABELS = ("annotations", "sem_seg_", "pan_seg_", "segments_info", "proposal_")
 LOOKED_AT = 50  # files, of a dataset's, to see whether any is there
 
 
 def find_images(sources: Sequence[str], key: str) -> List[Record]:
     """
     Args:
-        sources: folders, looked through with the folders in them; or names of registered datasets,
-            of which a COCO file need not have annotations nor categories.
+        sources: folders, looked through with the folders in them but for hidden ones; or names of
+            registered datasets, of which a COCO file need not have annotations nor categories.
         key: that names them, for errors.
 
     Returns:
         Records with ``file_name``, and ``image_id``, ``width`` and ``height`` where they are known,
-        in the same order on every machine.
+        in the same order on every machine; of a dataset that is no COCO file what else its records
+        have, too, but for labels.
 
     Raises:
         ValueError: one is neither, has no image, or a folder that cannot be read; names it.
@@ -64,7 +67,7 @@ def _walk(folder: str) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(ENDINGS) and not name.startswith("."):
                 yield os.path.join(path, name)
@@ -76,7 +79,6 @@ def _stop(error: OSError) -> None:
 
 
 def _of_dataset(name: str, key: str) -> List[Record]:
-    wanted = ("file_name", "image_id", "width", "height")
     try:
         records = DatasetCatalog.get(name)
     except Exception as error:  # of a function that may be anybody's
@@ -84,7 +86,7 @@ def _of_dataset(name: str, key: str) -> List[Record]:
             f"{key} names the dataset '{name}', which cannot be read: {type(error).__name__}: "
             f"{error}"
         ) from error
-    return [{k: r[k] for k in wanted if k in r} for r in records]
+    return [{k: x for k, x in r.items() if not k.startswith(LABELS)} for r in records]
 
 
 def _of_coco_file(name: str, key: str) -> List[Record]:

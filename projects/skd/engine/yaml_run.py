@@ -60,10 +60,16 @@ def _scaled(cfg: CfgNode) -> CfgNode:
     reference, world = cfg.SOLVER.REFERENCE_WORLD_SIZE, comm.get_world_size()
     scaled = DefaultTrainer.auto_scale_workers(cfg, world)
     if reference and cfg.DATASETS.UNLABELLED_PER_BATCH:
+        if cfg.DATASETS.UNLABELLED_PER_BATCH % reference:
+            raise ValueError(
+                f"DATASETS.UNLABELLED_PER_BATCH is {cfg.DATASETS.UNLABELLED_PER_BATCH}; it must be "
+                f"a multiple of SOLVER.REFERENCE_WORLD_SIZE, {reference}, as SOLVER.IMS_PER_BATCH "
+                "is, or 0 for as many as that."
+            )
         scaled = scaled.clone()
         scaled.defrost()
-        scaled.DATASETS.UNLABELLED_PER_BATCH = round(
-            cfg.DATASETS.UNLABELLED_PER_BATCH * world / reference
+        scaled.DATASETS.UNLABELLED_PER_BATCH = (
+            cfg.DATASETS.UNLABELLED_PER_BATCH // reference * world
         )
         scaled.freeze()
     return scaled

@@ -88,12 +88,16 @@ def attach(
     input_format = color_order(student, input_format, called("INPUT.FORMAT"), FORMAT_HINT)
     student_shapes = _shapes(student, features, feature_shapes)
     pairs = _pair(student_shapes, teacher, levels)
-    if heads is not None:  # at all levels, whatever levels of the features are distilled
-        heads.fit(student, teacher, _pair(student_shapes, teacher, ()))
     balanced = balance is not None and distiller.wants_balance(balance.settings.enabled)
     dense = balanced and isinstance(student, DenseDetector)
     if dense and not levels:
         pairs = _of_the_backbone(pairs)
+    measured = pairs
+    if heads is not None:
+        heads = heads.fitted(student, teacher, _shapes_of_heads(student, features, student_shapes))
+        if levels:  # heads are learned from at all levels, so the balance looks at all of them
+            whole = pair_levels(student_shapes, teacher.output_shape())
+            measured = {**(_up_to_the_backbones_end(whole) if dense else whole), **pairs}
     if inherit:
         inherit_from(student, teacher.components())
     # the student's random numbers (data order, sampling) are those of its training without
@@ -105,6 +109,7 @@ def attach(
         features=features,
         every=every,
         pairs=pairs,
+        measured=measured,
         form=present_form(),
         unlabelled_weight=unlabelled_weight,
         heads=heads,
@@ -125,6 +130,15 @@ def _shapes(
         return output_shapes(student, features, key)
     check_module(student, features, key)
     return shapes
+
+
+def _shapes_of_heads(
+    student: nn.Module, features: str, shapes: Dict[str, ShapeSpec]
+) -> Dict[str, ShapeSpec]:
+    """Those of the maps that the heads take, whatever module's are distilled, and have shapes."""
+    if features == "backbone" or not hasattr(student, "backbone"):
+        return shapes
+    return output_shapes(student, "backbone", "The student's backbone")
 
 
 def _pair(
@@ -149,15 +163,19 @@ def _pair(
 
 def _of_the_backbone(pairs: Dict[str, LevelPair]) -> Dict[str, LevelPair]:
     """Those up to the stride at which backbones end, if there are any; the log says which not."""
-    kept = {name: pair for name, pair in pairs.items() if pair.student.stride <= C5_STRIDE}
+    kept = _up_to_the_backbones_end(pairs)
     left = [f"'{n}' (stride {p.student.stride})" for n, p in pairs.items() if n not in kept]
-    if not kept or not left:
-        return pairs
-    logger.info(
-        f"Not distilled: {', '.join(left)}, whose few positions have gradients that outweigh those "
-        f"of the finer maps. {called('MODEL.DISTILLER.LEVELS')} names the maps that are."
-    )
+    if left:
+        logger.info(
+            f"Not distilled: {', '.join(left)}, whose few positions have gradients that outweigh "
+            f"those of the finer maps. {called('MODEL.DISTILLER.LEVELS')} names the maps that are."
+        )
     return kept
+
+
+def _up_to_the_backbones_end(pairs: Dict[str, LevelPair]) -> Dict[str, LevelPair]:
+    kept = {name: pair for name, pair in pairs.items() if pair.student.stride <= C5_STRIDE}
+    return kept or pairs
 
 
 def _check_kinds(student: Any, teacher: Any, distiller: Any) -> None:

@@ -1,5 +1,6 @@
 """Any detector from its config: a file, or a name in Detectron2's model zoo; YAML or LazyConfig."""
 
+import os
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from detectron2.config import CfgNode, instantiate
@@ -19,7 +20,7 @@ from ..config import (
 )
 from ..config.built import find_built
 from ..config.naming import called
-from .classes import class_names
+from .classes import class_names, classes_of_run
 from .load import check_exists, load_in_full
 from .model_zoo import find_config, zoo_weights
 
@@ -86,13 +87,15 @@ def detector_args(source: DetectorSource, **kwargs: Any) -> Dict[str, Any]:
         "random_weights": source.random_weights,
         **_build(source.config_file, cfg),
         "config": _of_the_model(cfg),
-        "classes": _class_names(cfg) if kwargs.get("heads") else [],
+        "classes": _class_names(cfg, weights) if kwargs.get("heads") else [],
         **kwargs,
     }
 
 
-def _class_names(cfg: Config) -> List[str]:
-    return class_names(run_settings.value_of(cfg, "train_sets") or [])
+def _class_names(cfg: Config, weights: str) -> List[str]:
+    """As its own run has written them; else those of its dataset here, which may be another one."""
+    datasets = run_settings.value_of(cfg, "train_sets") or []
+    return classes_of_run(os.path.dirname(weights), datasets) or class_names(datasets)
 
 
 def _read(source: DetectorSource) -> Tuple[Config, str]:

@@ -38,6 +38,7 @@ from .unlabelled import (
     ForwardArguments,
     check_needs_no_boxes,
     is_batch,
+    names_what_is_missing,
     own_random_numbers,
     split_call,
     without_statistics,
@@ -226,11 +227,11 @@ def _tap_student(model: nn.Module, call: Callable[[], Any]) -> Tuple[Any, Tapped
     key = called("MODEL.STUDENT.FEATURES")
     with FeatureTap(module, key) as tap:
         output = call()
-    _check_gradient(module, tap.features, key)
+    _check_gradient(model, module, tap.features, key)
     return output, tap.read()
 
 
-def _check_gradient(module: nn.Module, maps: Maps, key: str) -> None:
+def _check_gradient(model: nn.Module, module: nn.Module, maps: Maps, key: str) -> None:
     # what is no map is told by name later, if it is among the pairs
     tensors = [x for x in maps.values() if isinstance(x, torch.Tensor)]
     if any(x.requires_grad for x in tensors):
@@ -242,16 +243,24 @@ def _check_gradient(module: nn.Module, maps: Maps, key: str) -> None:
             "checkpointing around it does that; use_reentrant=False, or naming the checkpointed "
             "module itself, does not.)"
         )
+    balance = model.distiller.balance
+    if balance is not None and model._skd.heads is not None:
+        raise ValueError(
+            f"What makes the maps of {key} is frozen, so they have no gradient, by which "
+            f"{balance.called('enabled')} weighs what the heads learn from the teacher's: all of "
+            "it would weigh 0. Set that False; each term then has weight 1."
+        )
 
 
 def _paired_maps(model: nn.Module, student: Tapped, teacher: Tapped, batch: _Batch) -> Maps:
-    """The student's maps that have a partner, once both sides are what was paired."""
-    pairs = pairs_of(model).values()
+    """The student's maps at which gradients are measured, once both sides are what was paired."""
+    measured = model._skd.measured
+    pairs = measured.values()
     check_maps(student, {p.student_name: p.student for p in pairs}, batch.sizes, "student")
     check_maps(teacher, {p.teacher_name: p.teacher for p in pairs}, batch.sizes, "teacher")
     if student.input is not None:
         check_input(student.input, batch.sizes, model, "student")
-    return {name: student.maps[name] for name in pairs_of(model)}
+    return {name: student.maps[name] for name in measured}
 
 
 def _align(model: nn.Module, student: Maps, teacher: Maps) -> Tuple[Maps, Maps]:
@@ -325,7 +334,8 @@ def _distil_unlabelled(model: nn.Module, forward: Callable, call: ForwardArgumen
     module, key = tapped_module(model), called("MODEL.STUDENT.FEATURES")
     with own_random_numbers(next(model.parameters()).device), without_statistics(model):
         batch, wait_for_teacher = _start_teacher(model, call)
-        student = tap_and_stop(module, key, run).read()
+        with names_what_is_missing(batch.inputs, model):
+            student = tap_and_stop(module, key, run).read()
         teacher = wait_for_teacher()
         maps = _paired_maps(model, student, teacher, batch)
         seen = maps if balance is None else balance.shown(maps)

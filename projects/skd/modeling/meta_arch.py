@@ -130,6 +130,10 @@ class DistillRCNN(nn.Module):
             super().__setattr__(name, value)
             return
         check_teacher_maps(value.output_shape(), self._skd.pairs)
+        if self._skd.heads is not None and "teacher" in self.__dict__:
+            # another one, whose classes may be others, or in another order
+            with written_as(self._skd.form):
+                self._skd.heads = self._skd.heads.fitted(self, value)
         self.__dict__[name] = value
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> "DistillRCNN":

@@ -39,6 +39,8 @@ class DistillState:
         features: name of the student's module that is tapped.
         every: see ``MODEL.DISTILLER.EVERY``.
         pairs: of maps, by the student's name.
+        measured: of the maps at which gradients are measured: all of ``pairs``, and with ``heads``
+            those that these are learned from.
         form: of the config that the model was made from, whose words errors use.
         unlabelled_weight: see ``MODEL.DISTILLER.UNLABELLED_WEIGHT``.
         heads: what is learned from the teacher's.
@@ -55,6 +57,7 @@ class DistillState:
     features: str
     every: int
     pairs: Dict[str, LevelPair]
+    measured: Dict[str, LevelPair]
     form: str
     unlabelled_weight: float = 1.0
     heads: Optional[TeacherHeads] = None

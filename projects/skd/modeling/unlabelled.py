@@ -4,7 +4,7 @@ only as far as its features, so that none of them reaches the detector's own los
 """
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -78,6 +78,24 @@ def check_needs_no_boxes(distiller: Distiller, key: str) -> None:
             "the objects' boxes: choose a method that does without, like StructuredDistiller or "
             "PKD."
         )
+
+
+@contextmanager
+def names_what_is_missing(images: Sequence[Dict[str, Any]], model: nn.Module) -> Iterator[None]:
+    """
+    Raises:
+        ValueError: within, a key was asked for that these images do not have.
+    """
+    try:
+        yield
+    except KeyError as error:
+        if len(error.args) != 1 or all(error.args[0] in x for x in images):
+            raise
+        raise ValueError(
+            f"The student, a {type(model)._skd_student.__name__}, needs {error.args[0]!r} of each "
+            "image before its features are made, and images without labels do not have it: only a "
+            "student that looks at labels behind its features can learn from them."
+        ) from error
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def launch_id() -> Optional[str]:
     return os.environ.get(LAUNCH_VARIABLE)
 
 
-def _or_why(describe: Callable[[str], Dict[str, str]], what: str) -> Dict[str, str]:
+def _or_why(describe: Callable[[str], Dict[str, Any]], what: str) -> Dict[str, Any]:
     """A record never stops a run: what cannot be read is described by the error."""
     try:
         return describe(what)
@@ -298,15 +298,17 @@ def file_sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(dataset: str) -> Dict[str, str]:
+def fingerprint(dataset: str) -> Dict[str, Any]:
     """
-    SHA-256 of a dataset's annotation file, and of its images' names and sizes (their content would
-    take too long to read); of a folder's images where it is no name but a folder. Empty for one
-    whose metadata names no files; without the images where looking at them takes more than
-    ``SECONDS_FOR_IMAGES``, as on a network folder.
+    The names of a dataset's classes, where they are known. SHA-256 of its annotation file, and of
+    its images' names and sizes (their content would take too long to read); of a folder's images
+    where it is no name but a folder. Without the files where its metadata names none; without the
+    images where looking at them takes more than ``SECONDS_FOR_IMAGES``, as on a network folder.
     """
     metadata = MetadataCatalog.get(dataset).as_dict()
-    found = {}
+    found: Dict[str, Any] = {}
+    if metadata.get("thing_classes"):
+        found["classes"] = list(metadata["thing_classes"])
     json_file, root = metadata.get("json_file"), metadata.get("image_root", dataset)
     if json_file and PathManager.isfile(json_file):
         found["annotations"] = file_sha256(json_file)

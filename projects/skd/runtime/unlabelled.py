@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Marks an image without labels; lists what could not be used in its place: (file name, why) pairs.
 MARK = "unlabelled"
-KEPT = ("image", "height", "width", "file_name", "image_id")  # of what a mapper makes
+LABELS = ("instances", "sem_seg", "proposals")  # what a mapper makes of them
 
 
 def is_unlabelled(x: Any) -> bool:
@@ -80,8 +80,8 @@ class _Unlabelled(MappedDataset):
         with seeded(self.seed, position):
             while True:
                 sample, why = self._try(self.records[index])
-                if sample is not None:
-                    found = {k: sample[k] for k in KEPT if k in sample}
+                if not why:
+                    found = {k: x for k, x in sample.items() if k not in LABELS}
                     return {**found, MARK: [*broken.values()]}
                 broken[index] = self.records[index]["file_name"], why
                 self._check(broken, why)
@@ -98,10 +98,16 @@ class _Unlabelled(MappedDataset):
         if len(names) > self.most:
             raise _too_many(names, why, self.most, self.key)
 
-    def _try(self, record: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
+    def _try(self, record: Dict[str, Any]) -> Tuple[Any, str]:
+        """What the mapper makes of it, and why that cannot be used; "" if it can."""
         record = {k: v for k, v in record.items() if k not in ("width", "height")}
         try:
-            return self.mapper(record), "the mapper gave nothing for it"
+            sample = self.mapper(record)
+            if sample is None:
+                return None, "the mapper gave nothing for it"
+            usable = isinstance(sample, dict) and "image" in sample
+            kind = f"a {type(sample).__name__}"
+            return sample, "" if usable else f"the mapper gave {kind}, and no dict with 'image'"
         except DataError as error:
             cause = error.__cause__
             why = f"{type(cause).__name__}: {cause}"

@@ -1,10 +1,12 @@
 """All kinds of heads that a student learns from: checked, watched, compared."""
 
+import copy
 import logging
 from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ...config.naming import YAML, called, written_as
@@ -12,7 +14,7 @@ from ...distillers import words
 from ...distillers.heads import HeadsSettings
 from ...runtime.words import shown
 from ..classes import class_names, num_classes
-from ..features import LevelPair, Maps
+from ..features import LevelPair, Maps, pair_levels
 from ..losses import check_terms
 from .base import HEAD_REGISTRY, Calls, Classes, HeadPair, ModuleCall, Unfit, watch_calls
 
@@ -25,6 +27,9 @@ class TeacherHeads:
 
     The teacher's heads run on its own feature maps, and where the student's look: at its anchors,
     proposals and boxes. Nothing has parameters, so nothing is saved or reduced.
+
+    What is made by the constructor are settings, for any number of students; :meth:`fitted` makes
+    what one of them learns by.
     """
 
     Settings = HeadsSettings
@@ -47,23 +52,33 @@ class TeacherHeads:
                 f"{', '.join(known)}."
             )
         self.kinds: List[HeadPair] = []
+        self._shapes: Dict[str, ShapeSpec] = {}
 
     @classmethod
     def config_key(cls) -> str:
         """The node of its settings below ``MODEL.DISTILLER``."""
         return "HEADS"
 
-    def fit(self, student: nn.Module, teacher: nn.Module, pairs: Dict[str, LevelPair]) -> None:
+    def fitted(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        shapes: Optional[Dict[str, ShapeSpec]] = None,
+    ) -> "TeacherHeads":
         """
         Args:
             student: a detector; teacher: a :class:`FrozenTeacher`.
-            pairs: of their feature maps.
+            shapes: of the maps that the student's heads take; None for those of before, where the
+                teacher is another one now.
+
+        Returns:
+            A copy, for these two.
 
         Raises:
             ValueError: heads that cannot be compared, or classes whose names are not known.
         """
         check_full_size(getattr(teacher, "half_size", False))
-        if teacher.whole is None:
+        if getattr(teacher, "whole", None) is None:
             raise ValueError(
                 "The teacher was built without its heads: model.teacher.heads=True for a "
                 "LazyConfig, build_teacher(..., heads=True) in Python."
@@ -73,19 +88,25 @@ class TeacherHeads:
                 f"{_key('names')} needs the maps that the teacher's heads take, and "
                 f"{called('MODEL.TEACHER.FEATURES')} is '{teacher.features}': leave it 'backbone'."
             )
-        self.kinds = []
-        for name in self.settings.names:
-            kind = HEAD_REGISTRY.get(name)
-            both = student, teacher
-            classes = self._classes(*both) if kind.needs_classes else Classes([], [])
-            pair = kind(self.settings, pairs, classes)
-            try:
-                pair.check(student, teacher.whole)
-            except Unfit as error:
-                raise ValueError(
-                    f"{_key('names')} has '{name}', and these heads cannot be compared: {error}."
-                ) from error
-            self.kinds.append(pair)
+        found = copy.copy(self)
+        found._shapes = self._shapes if shapes is None else shapes
+        pairs = pair_levels(found._shapes, teacher.output_shape())
+        found.kinds = [self._kind(name, student, teacher, pairs) for name in self.settings.names]
+        return found
+
+    def _kind(
+        self, name: str, student: nn.Module, teacher: nn.Module, pairs: Dict[str, LevelPair]
+    ) -> HeadPair:
+        kind = HEAD_REGISTRY.get(name)
+        classes = self._classes(student, teacher) if kind.needs_classes else Classes([], [])
+        pair = kind(self.settings, pairs, classes)
+        try:
+            pair.check(student, teacher.whole)
+        except Unfit as error:
+            raise ValueError(
+                f"{_key('names')} has '{name}', and these heads cannot be compared: {error}."
+            ) from error
+        return pair
 
     def _classes(self, student: nn.Module, teacher: nn.Module) -> Classes:
         names = self.settings.student_classes
