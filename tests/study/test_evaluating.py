@@ -237,3 +237,17 @@ def test_generalize_tells_first_what_does_not_fit(
     )
     with pytest.raises(ValueError, match=words):
         generalize.generalize(args)
+
+
+def test_generalize_writes_over_no_other_results(shapes, tmp_path, monkeypatch):
+    model = model_of(tiny_config())
+    monkeypatch.setattr(generalize, "load_models", lambda args: [model])
+    monkeypatch.setattr(generalize, "evaluate", lambda *args: pytest.fail("evaluated"))
+    for name in ("tiny_train", "tiny_val"):
+        DatasetCatalog.get(name)
+    rows = [{"dataset": "tiny_val", "model": name} for name in (model.name, "another")]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    args = SimpleNamespace(classes="", dataset=["tiny_val"], output=str(tmp_path))
+    with pytest.raises(ValueError, match="would be overwritten, as those of 'another' on 'tiny_va"):
+        generalize.generalize(args)
+    assert json.loads((tmp_path / "results.json").read_text()) == rows

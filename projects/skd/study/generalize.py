@@ -14,6 +14,7 @@ from ..data import thing_classes
 from ..data.fit import yaml_model
 from ..engine.run import check_registered
 from ..evaluation import match_classes, register_as
+from ..modeling.classes import classes_of_run
 from ..runtime.loader import NamedErrors
 from .common.metrics import TASKS, scores
 from .common.models import Model, load_models
@@ -42,6 +43,7 @@ def generalize(args: argparse.Namespace) -> None:
         for model in models:
             matched_classes(model, dataset, mapping)
     make_output(args.output)
+    check_none_lost(os.path.join(args.output, "results.json"), args, models)
     rows = []
     for dataset in args.dataset:
         for model in models:
@@ -57,6 +59,25 @@ def generalize(args: argparse.Namespace) -> None:
     text = "# Domain generalization\n\n" + markdown_table(header, table)
     write_text(os.path.join(args.output, "README.md"), text)
     print_table("domain generalization", header, table)
+
+
+def check_none_lost(path: str, args: argparse.Namespace, models: List[Model]) -> None:
+    """
+    Raises:
+        ValueError: the file has results of other models or datasets, which would be overwritten.
+    """
+    if not os.path.exists(path):
+        return
+    with open(path) as f:
+        rows = json.load(f)
+    names = [model.name for model in models]
+    lost = [r for r in rows if r["dataset"] not in args.dataset or r["model"] not in names]
+    if lost:
+        raise ValueError(
+            f"{path} has results that would be overwritten, as those of '{lost[0]['model']}' on "
+            f"'{lost[0]['dataset']}': name all models and datasets again, or choose another "
+            "--output."
+        )
 
 
 def classes_of(dataset: str) -> List[str]:
@@ -108,23 +129,25 @@ def matched_classes(model: Model, dataset: str, mapping: Dict[str, str]) -> Dict
 
 def model_classes(model: Model) -> List[str]:
     """
-    Names of the classes a model was trained on.
+    Names of the classes a model was trained on: as its run has written them, else those that its
+    dataset has here.
 
     Raises:
         ValueError: they are not known, or not as many as the model has.
     """
     named = model.cfg.DATASETS.TRAIN
-    if not named:
+    classes = classes_of_run(os.path.dirname(model.weights), named)
+    if not classes and not named:
         raise ValueError(
             f"--model {model.name}: DATASETS.TRAIN of its config is empty; it must name the "
             "dataset whose classes the model knows."
         )
-    classes = classes_of(named[0])
+    classes = classes or classes_of(named[0])
     for key, number in yaml_model(model.cfg).heads:
         if number != len(classes):
             raise ValueError(
                 f"--model {model.name} has {key} {number}, but DATASETS.TRAIN of its config is "
-                f"'{named[0]}' with {len(classes)} classes; it must be what the model was trained "
+                f"{list(named)} with {len(classes)} classes; it must be what the model was trained "
                 "on."
             )
     return classes
