@@ -337,7 +337,7 @@ def test_heads_are_compared_at_all_levels():
     for levels in (["p3"], ["p7"]):  # measured where they are by default, and at what is named
         some = pair(retinanet(0), retinanet(1), "DenseHead", balance="auto", levels=levels)
         step(some)
-        assert {"p3", "p4", "p5", *levels} == some._skd.measured.keys()
+        assert {"p3", "p4", "p5", *levels} == some._skd.measured_pairs.keys()
         assert 0.1 < some.distiller.balance.weights()["dense_cls"]
 
 

@@ -352,15 +352,16 @@ def test_one_object_serves_several_students(teacher_files):
     heads = TeacherHeads(names=["BoxHead"], student_classes=CLASSES, teacher_classes=CLASSES)
     config, weights = teacher_files
     teacher = build_teacher(config, weights=weights, heads=True)
+    models = []
     for theirs in (CLASSES, CLASSES[::-1]):
         heads.settings = dataclasses.replace(heads.settings, student_classes=theirs)
         model = DistillRCNN(
             student=build_model(tiny_config()), teacher=teacher, heads=heads, input_format="BGR",
             distiller=StructuredDistiller(),
         )  # fmt: skip
-        order = list(range(6))
-        assert model._skd.heads.kinds[0].classes.teacher == order[:: 1 if theirs is CLASSES else -1]
-    assert heads.kinds == []
+        models.append(model)
+    orders = [model._skd.heads.kinds[0].classes.teacher for model in models]
+    assert orders == [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]] and heads.kinds == []
 
 
 def test_a_frozen_backbone_leaves_nothing_to_balance_by(teacher_files):
@@ -383,7 +384,9 @@ def test_heads_beside_features_of_another_module(teacher_files):
     assert losses["loss_distill_rpn_cls"] > 0 and losses["loss_distill_box_cls"] > 0
 
 
-def test_classes_are_those_that_the_teachers_run_has_written(shapes, new_datasets, tmp_path):
+def test_classes_are_those_that_the_teachers_run_has_written(
+    shapes, new_datasets, tmp_path, monkeypatch
+):
     """Whatever dataset has that name here."""
     folder = tmp_path / "teacher"
     cfg = tiny_config(SOLVER__MAX_ITER=1, DATASETS__TRAIN=("of_teacher",), DATASETS__TEST=())
@@ -403,7 +406,12 @@ def test_classes_are_those_that_the_teachers_run_has_written(shapes, new_dataset
     cfg.OUTPUT_DIR = str(folder)
     (folder / "config.yaml").write_text(student_config(cfg).dump())
     weights = str(folder / "model_final.pth")
-    assert classes_of_run(str(folder), ()) == CLASSES  # as of a config without datasets
+    with open(folder / "runs.jsonl", "a") as f:  # as of an evaluation in the folder, on other data
+        other = {"datasets": {"of_teacher": {"classes": CLASSES[::-1]}}}
+        f.write(json.dumps({"config": {"DATASETS.TRAIN": ["of_teacher"]}, **other}) + "\n")
+    monkeypatch.chdir(folder)
+    assert classes_of_run(weights) == classes_of_run("model_final.pth") == CLASSES
+    assert classes_of_run("") == classes_of_run("/nowhere/model_final.pth") == []
     teacher = build_teacher(str(folder / "config.yaml"), weights=weights, heads=True)
     assert teacher.classes == CLASSES
     (folder / "runs.jsonl").unlink()

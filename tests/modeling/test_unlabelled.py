@@ -117,6 +117,9 @@ def test_a_student_that_needs_more_than_an_image_is_named(teacher_files):
     model.preprocess_image = lambda images: [x["instances"] for x in images] and prepare(images)
     with pytest.raises(ValueError, match="The student, a GeneralizedRCNN, needs 'instances' of ea"):
         step(model, batch() + unlabelled())
+    model.preprocess_image = lambda images: {}["image"] and prepare(images)  # its own fault
+    with pytest.raises(KeyError, match="image"):
+        step(model, batch() + unlabelled())
 
 
 def test_a_batch_needs_labelled_images(teacher_files):

@@ -24,7 +24,7 @@ from skd.runtime.whole_files import write_whole
 from skd.study.common.command import positive, run_command, whole
 from skd.study.common.runs import ChildRun, lazy_options
 from skd.study.compare import run as module
-from skd.study.compare.design import Study, load_study
+from skd.study.compare.design import Study, StudyRun, load_study
 from skd.study.compare.results import write_study
 from skd.study.compare.same import changed_between
 from tests.helpers import ROOT
@@ -150,13 +150,18 @@ def finish(run, note=True):
 
 
 def test_a_changed_study_is_not_finished(tmp_path):
-    run = ChildRun("x", "configs/shapes/student.yaml", str(tmp_path / "a"), 4)
+    run = StudyRun("x", "configs/shapes/student.yaml", str(tmp_path / "a"), 4)
     finish(run)
     module._check_commands([run])
+    run.opts, run.implied = ["MODEL.TEACHER.OPTS", "[]"], 2  # as earlier versions left it out
+    module._check_commands([run])
+    run.implied = 0
+    with pytest.raises(ValueError, match="holds another run than 'x' is now"):
+        module._check_commands([run])
     run.opts = ["SOLVER.BASE_LR", "9.0"]
     with pytest.raises(ValueError, match="holds another run than 'x' is now"):
         module._check_commands([run])
-    other = ChildRun("y", "configs/shapes/student.yaml", str(tmp_path / "b"), 4)
+    other = StudyRun("y", "configs/shapes/student.yaml", str(tmp_path / "b"), 4)
     finish(other, note=False)
     with pytest.raises(ValueError, match="holds a finished run and no command.json"):
         module._check_commands([other])
@@ -164,7 +169,7 @@ def test_a_changed_study_is_not_finished(tmp_path):
 
 def test_a_study_with_more_datasets_may_go_on_in_the_folder_of_another(tmp_path):
     one, other = (["--register-coco", name, f"{name}.json", "images"] for name in ("one", "other"))
-    run = ChildRun("x", "configs/shapes/student.yaml", str(tmp_path / "a"), 4, flags=one)
+    run = StudyRun("x", "configs/shapes/student.yaml", str(tmp_path / "a"), 4, flags=one)
     finish(run)
     run.flags = [*other, *one]
     module._check_commands([run])

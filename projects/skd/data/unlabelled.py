@@ -12,7 +12,10 @@ from .coco import is_own
 Record = Dict[str, Any]
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # beginnings of the keys of Detectron2's records that are labels, or proposals
-LABELS = ("annotations", "sem_seg_", "pan_seg_", "segments_info", "proposal_")
+LABELS = (
+    "annotations", "sem_seg_", "pan_seg_", "segments_info", "proposal_", "neg_category_ids",
+    "not_exhaustive_category_ids",
+)  # fmt: skip
 LOOKED_AT = 50  # files, of a dataset's, to see whether any is there
 
 

@@ -95,7 +95,7 @@ def attach(
     measured = pairs
     if heads is not None:
         heads = heads.fitted(student, teacher, _shapes_of_heads(student, features, student_shapes))
-        if levels:  # heads are learned from at all levels, so the balance looks at all of them
+        if levels:  # of the features: heads are measured where they are without that choice
             whole = pair_levels(student_shapes, teacher.output_shape())
             measured = {**(_up_to_the_backbones_end(whole) if dense else whole), **pairs}
     if inherit:
@@ -109,7 +109,7 @@ def attach(
         features=features,
         every=every,
         pairs=pairs,
-        measured=measured,
+        measured_pairs=measured,
         form=present_form(),
         unlabelled_weight=unlabelled_weight,
         heads=heads,

@@ -1,6 +1,5 @@
 """Any detector from its config: a file, or a name in Detectron2's model zoo; YAML or LazyConfig."""
 
-import os
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from detectron2.config import CfgNode, instantiate
@@ -95,7 +94,7 @@ def detector_args(source: DetectorSource, **kwargs: Any) -> Dict[str, Any]:
 def _class_names(cfg: Config, weights: str) -> List[str]:
     """As its own run has written them; else those of its dataset here, which may be another one."""
     datasets = run_settings.value_of(cfg, "train_sets") or []
-    return classes_of_run(os.path.dirname(weights), datasets) or class_names(datasets)
+    return classes_of_run(weights) or class_names(datasets)
 
 
 def _read(source: DetectorSource) -> Tuple[Config, str]:

@@ -7,7 +7,10 @@ from typing import Any, List, Optional, Sequence
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from ..config.run_settings import LAZY, YAML, keys_of
 from ..runtime.record import read_records
+
+TRAINED_ON = [keys_of(form)["train_sets"] for form in (YAML, LAZY)]
 
 
 def class_names(datasets: Sequence[str]) -> List[str]:
@@ -25,27 +28,30 @@ def class_names(datasets: Sequence[str]) -> List[str]:
     return list(metadata.get("thing_classes") or ())
 
 
-def classes_of_run(folder: str, datasets: Sequence[str]) -> List[str]:
+def classes_of_run(weights: str) -> List[str]:
     """
     Args:
-        folder: of a training of this project.
-        datasets: that its config says it was trained on; what its command said is not in there.
+        weights: a file.
 
     Returns:
-        Names of the classes of the first of them, as that run has written them, or of all datasets
-        that it used, where these agree; empty if it has not, or is not on this machine.
+        Names of the classes of the first dataset that the training in its folder had, as that has
+        written them; empty if it was none of this project's, or is not on this machine.
     """
-    for record in reversed(read_records(folder) if os.path.isdir(folder) else []):
-        used = {name: x.get("classes") for name, x in record.get("datasets", {}).items()}
-        named = [used[name] for name in datasets if used.get(name)][:1]
-        found = named or [names for names in used.values() if names]
-        if found and found.count(found[0]) == len(found) and _are_names(found[0]):
-            return found[0]
+    folder = os.path.dirname(weights) or os.curdir
+    records = read_records(folder) if weights and os.path.isdir(folder) else []
+    for record in reversed(records):
+        if "run" not in record:  # an evaluation, maybe on other data
+            continue
+        trained_on = next((x for k in TRAINED_ON if (x := record.get("config", {}).get(k))), [])
+        name = trained_on if isinstance(trained_on, str) else [*trained_on, ""][0]
+        names = record.get("datasets", {}).get(name, {}).get("classes")
+        if _are_names(names):
+            return names
     return []
 
 
 def _are_names(x: Any) -> bool:
-    return isinstance(x, list) and all(isinstance(name, str) for name in x)
+    return isinstance(x, list) and bool(x) and all(isinstance(name, str) for name in x)
 
 
 def num_classes(detector: nn.Module) -> Optional[int]:

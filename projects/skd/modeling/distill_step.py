@@ -248,15 +248,16 @@ def _check_gradient(model: nn.Module, module: nn.Module, maps: Maps, key: str) -
         raise ValueError(
             f"What makes the maps of {key} is frozen, so they have no gradient, by which "
             f"{balance.called('enabled')} weighs what the heads learn from the teacher's: all of "
-            "it would weigh 0. Set that False; each term then has weight 1."
+            "it would weigh 0. Set that False (each term then has weight 1), or let "
+            f"{called('MODEL.STUDENT.FEATURES')} name a module that is trained."
         )
 
 
 def _paired_maps(model: nn.Module, student: Tapped, teacher: Tapped, batch: _Batch) -> Maps:
     """The student's maps at which gradients are measured, once both sides are what was paired."""
-    measured = model._skd.measured
-    pairs = measured.values()
-    check_maps(student, {p.student_name: p.student for p in pairs}, batch.sizes, "student")
+    measured, pairs = model._skd.measured_pairs, pairs_of(model).values()
+    own = {p.student_name: p.student for p in measured.values()}
+    check_maps(student, own, batch.sizes, "student")
     check_maps(teacher, {p.teacher_name: p.teacher for p in pairs}, batch.sizes, "teacher")
     if student.input is not None:
         check_input(student.input, batch.sizes, model, "student")

@@ -39,8 +39,8 @@ class DistillState:
         features: name of the student's module that is tapped.
         every: see ``MODEL.DISTILLER.EVERY``.
         pairs: of maps, by the student's name.
-        measured: of the maps at which gradients are measured: all of ``pairs``, and with ``heads``
-            those that these are learned from.
+        measured_pairs: of the maps at which gradients are measured: all of ``pairs``, and with
+            ``heads`` those that are the default, whatever levels of the features are chosen.
         form: of the config that the model was made from, whose words errors use.
         unlabelled_weight: see ``MODEL.DISTILLER.UNLABELLED_WEIGHT``.
         heads: what is learned from the teacher's.
@@ -57,7 +57,7 @@ class DistillState:
     features: str
     every: int
     pairs: Dict[str, LevelPair]
-    measured: Dict[str, LevelPair]
+    measured_pairs: Dict[str, LevelPair]
     form: str
     unlabelled_weight: float = 1.0
     heads: Optional[TeacherHeads] = None

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Marks an image without labels; lists what could not be used in its place: (file name, why) pairs.
 MARK = "unlabelled"
-LABELS = ("instances", "sem_seg", "proposals")  # what a mapper makes of them
+TARGETS = ("instances", "sem_seg", "proposals")  # what a mapper makes of labels
 
 
 def is_unlabelled(x: Any) -> bool:
@@ -81,7 +81,7 @@ class _Unlabelled(MappedDataset):
             while True:
                 sample, why = self._try(self.records[index])
                 if not why:
-                    found = {k: x for k, x in sample.items() if k not in LABELS}
+                    found = {k: x for k, x in sample.items() if k not in TARGETS}
                     return {**found, MARK: [*broken.values()]}
                 broken[index] = self.records[index]["file_name"], why
                 self._check(broken, why)

@@ -43,7 +43,7 @@ def generalize(args: argparse.Namespace) -> None:
         for model in models:
             matched_classes(model, dataset, mapping)
     make_output(args.output)
-    check_none_lost(os.path.join(args.output, "results.json"), args, models)
+    refuse_overwriting(os.path.join(args.output, "results.json"), args, models)
     rows = []
     for dataset in args.dataset:
         for model in models:
@@ -61,7 +61,7 @@ def generalize(args: argparse.Namespace) -> None:
     print_table("domain generalization", header, table)
 
 
-def check_none_lost(path: str, args: argparse.Namespace, models: List[Model]) -> None:
+def refuse_overwriting(path: str, args: argparse.Namespace, models: List[Model]) -> None:
     """
     Raises:
         ValueError: the file has results of other models or datasets, which would be overwritten.
@@ -136,7 +136,7 @@ def model_classes(model: Model) -> List[str]:
         ValueError: they are not known, or not as many as the model has.
     """
     named = model.cfg.DATASETS.TRAIN
-    classes = classes_of_run(os.path.dirname(model.weights), named)
+    classes = classes_of_run(model.weights)
     if not classes and not named:
         raise ValueError(
             f"--model {model.name}: DATASETS.TRAIN of its config is empty; it must name the "
@@ -146,9 +146,8 @@ def model_classes(model: Model) -> List[str]:
     for key, number in yaml_model(model.cfg).heads:
         if number != len(classes):
             raise ValueError(
-                f"--model {model.name} has {key} {number}, but DATASETS.TRAIN of its config is "
-                f"{list(named)} with {len(classes)} classes; it must be what the model was trained "
-                "on."
+                f"--model {model.name} has {key} {number}, but what it was trained on, by its run "
+                f"or DATASETS.TRAIN of its config, {list(named)}, has {len(classes)} classes."
             )
     return classes
 

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Container, Dict, List, Optional, Sequence, Set, Tuple
 
 from ...config import (
@@ -54,6 +54,12 @@ class StudyRun(ChildRun):
     teacher: str = ""
     seed: int = 0
     earlier: Optional[Dict[str, Any]] = None  # its line in the results of an earlier call
+    implied: int = 0  # how many of ``opts``, the first, earlier versions did not write
+
+    def commands(self) -> List[List[str]]:
+        """Its command, and what earlier versions wrote, which built a teacher by its file alone."""
+        former = replace(self, opts=self.opts[self.implied :])
+        return [self.command(), former.command()]
 
     def known(self) -> bool:
         """Whether there is nothing to run: it is done, or diverged in an earlier call."""
@@ -321,7 +327,7 @@ class Study:
 
     def _run(self, detector: str, method: str, teacher: str, seed: int) -> StudyRun:
         student = self._pick("detectors", detector)
-        own = self._own(method, detector)
+        own, implied = self._own(method, detector), []
         opts = [*self._opts({**student.get("opts", {}), **own}), "SEED", str(seed)]
         flags, after, label = list(self.flags), None, method
         if method == BASELINE:
@@ -334,7 +340,8 @@ class Study:
                 weights = os.path.join(source.folder, "model_final.pth")
             flags += ["--teacher", source.config]
             flags += ["--teacher-weights", weights] if weights else []
-            opts = [*self._built_with(teacher, student["config"], opts), *opts]
+            implied = self._built_with(teacher, student["config"], opts)
+            opts = [*implied, *opts]
             after = source if source.iterations else None
             if teacher != next(iter(self.spec["teachers"])):
                 label = f"{method} from {teacher}"
@@ -343,7 +350,7 @@ class Study:
             self.by_folder[folder] = StudyRun(
                 f"{detector}, {label}, {seed}", find_file(student["config"]), folder,
                 int(student.get("iterations", self.spec["iterations"])), opts, flags, after,
-                detector=detector, method=method, teacher=teacher, seed=seed,
+                detector=detector, method=method, teacher=teacher, seed=seed, implied=len(implied),
             )  # fmt: skip
         return self.by_folder[folder]
 

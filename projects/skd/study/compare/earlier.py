@@ -107,11 +107,14 @@ def _counted(path: str) -> List[Row]:
 
 def _row_of(run: StudyRun, rows: Sequence[Row], work: str) -> Optional[Row]:
     """The row of the same run, under the names of this study."""
-    command = run.command()[1:]
+    commands = [command[1:] for command in run.commands()]
     for row in rows:
         earlier = shlex.split(row["command"])[1:]
         before = _work_of(earlier, os.path.relpath(run.folder, work))
-        if before is not None and are_same(earlier, command, partial(_moved, before, work)):
+        if before is None:
+            continue
+        moved = partial(_moved, before, work)
+        if any(are_same(earlier, command, moved) for command in commands):
             names = {key: getattr(run, key) for key in ("detector", "method", "teacher", "seed")}
             return {**row, **names}
     return None

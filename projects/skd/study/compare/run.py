@@ -151,14 +151,15 @@ def _short_names(paths: List[str]) -> List[str]:
 def _check_commands(runs: List[StudyRun]) -> None:
     """Raises ValueError if a run's folder holds another run, or one that nobody noted."""
     for run in runs:
-        path, command = os.path.join(run.folder, COMMAND), run.command()[1:]
+        path = os.path.join(run.folder, COMMAND)
+        commands = [command[1:] for command in run.commands()]
         if os.path.exists(path):
             with open(path) as f:
                 earlier = json.load(f)
-            if not are_same(earlier, command):
+            if not any(are_same(earlier, command) for command in commands):
                 raise ValueError(
                     f"{run.folder} holds another run than '{run.name}' is now. Earlier: "
-                    f"{' '.join(earlier)} Now: {' '.join(command)} "
+                    f"{' '.join(earlier)} Now: {' '.join(commands[0])} "
                     "Delete the folder, or choose another --work."
                 )
         elif run.finished():
