@@ -21,6 +21,7 @@ STUDIES = {
     "heads/dense": "real/dense_heads.yaml",
     "heads/shapes": "shapes/heads.yaml",
     "unlabelled/carparts": "real/unlabelled.yaml",
+    "unlabelled/shapes": "shapes/unlabelled.yaml",
     "flag": "shapes/flag.yaml",
     "flag_longer": "shapes/flag_longer.yaml",
     "flag_pretrained": "shapes/flag_pretrained.yaml",
