@@ -8,37 +8,21 @@ import json
 import pytest
 import torch
 from detectron2.engine import launch
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
-from skd.engine import SKDTrainer, wrap_data_parallel
+from skd.engine import wrap_data_parallel
 from skd.modeling.unlabelled import TERM
 from skd.runtime.step import build_trainer
-from skd.runtime.unlabelled import MARK
-from tests.helpers import batch, distilling, step, tiny_config, train_until
-from tests.modeling.test_heads import ALL, CLASSES, TERMS
+from tests.helpers import batch, step, train_until
+from tests.modeling.test_heads import TERMS, build, config
+from tests.modeling.test_unlabelled import unlabelled
 from tests.processes import leave_together
-
-
-def config(teacher_files, **changes):
-    return distilling(
-        tiny_config(), teacher_files, MODEL__DISTILLER__HEADS__NAMES=ALL,
-        MODEL__DISTILLER__HEADS__STUDENT_CLASSES=CLASSES,
-        MODEL__DISTILLER__HEADS__TEACHER_CLASSES=CLASSES, **changes,
-    )  # fmt: skip
-
-
-def build(teacher_files):
-    """Without a balance, whose weights come from the whole batch."""
-    torch.manual_seed(0)
-    return build_model(config(teacher_files))
 
 
 def halves():
     """Of a batch: two labelled images and one without labels in each."""
-    labelled, others = batch(4), batch(2, height=64, width=96, seed=9)
-    others = [{"image": x["image"], "height": 64, "width": 96, MARK: []} for x in others]
+    labelled, others = batch(4), unlabelled(2)
     return [labelled[:2] + others[:1], labelled[2:] + others[1:]]
 
 
@@ -95,7 +79,7 @@ def test_the_gradient_of_two_micro_batches_is_the_mean_of_theirs(teacher_files):
 
 def train(cfg, folder):
     torch.set_num_threads(1)
-    model = train_until(cfg, folder, trainer=SKDTrainer).model
+    model = train_until(cfg, folder).model
     torch.save(model.state_dict(), f"{folder}/state{comm.get_rank()}")
     leave_together()
 
@@ -105,11 +89,11 @@ def test_trained_in_two_processes_micro_batches_and_mixed_precision(
     teacher_files, shapes, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes))
-    cfg = config(teacher_files, SOLVER__ACCUMULATE=2, SOLVER__IMS_PER_BATCH=4, SOLVER__MAX_ITER=3)
+    changes = {"SOLVER__ACCUMULATE": 2, "SOLVER__IMS_PER_BATCH": 4, "SOLVER__MAX_ITER": 3}
+    cfg = config(teacher_files, balance=True, **changes)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("skd_shapes_train",), ()
     cfg.DATASETS.UNLABELLED = ("skd_shapes_val",)
     cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.PRECISION = True, "bf16"
-    cfg.MODEL.DISTILLER.BALANCE.ENABLED = True
     launch(train, 2, dist_url="auto", args=(cfg, str(tmp_path)))
     first, second = (torch.load(tmp_path / f"state{i}") for i in range(2))
     own = [k for k in first if "running" not in k]  # each process has images of its own

@@ -44,17 +44,20 @@ ALL = ["RPNHead", "BoxHead", "MaskHead"]
 TERMS = {f"loss_distill_{t}" for t in ("rpn_cls", "rpn_reg", "box_cls", "box_reg", "mask")}
 
 
-def build(
+def config(
     teacher_files, names=ALL, balance=False, student=None, theirs=CLASSES, ours=CLASSES, **changes
 ):
-    cfg = student or tiny_config()
-    cfg = distilling(
-        cfg, teacher_files, balance=balance, MODEL__DISTILLER__HEADS__NAMES=names,
-        MODEL__DISTILLER__HEADS__STUDENT_CLASSES=ours,
+    return distilling(
+        student or tiny_config(), teacher_files, balance=balance,
+        MODEL__DISTILLER__HEADS__NAMES=names, MODEL__DISTILLER__HEADS__STUDENT_CLASSES=ours,
         MODEL__DISTILLER__HEADS__TEACHER_CLASSES=theirs, **changes,
     )  # fmt: skip
+
+
+def build(teacher_files, *args, **kwargs):
+    """What :func:`config` says, with the same first weights each time."""
     torch.manual_seed(0)
-    return build_model(cfg)
+    return build_model(config(teacher_files, *args, **kwargs))
 
 
 def test_the_terms_come_on_top_and_change_no_other_loss(teacher_files):

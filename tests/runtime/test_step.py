@@ -64,8 +64,9 @@ def test_the_same_gradients_and_losses(teacher_files, accumulate, unlabelled):
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     assert ours.keys() == expected.keys() and any("non_local" in n for n in ours)
     for name, value in expected.items():
-        # a bias of one value is a sum that may cancel
-        scale = value.abs().max() + (1e-2 if value.numel() == 1 else 1e-12)
+        # with these images, the bias of one value is a sum that all but cancels
+        cancels = unlabelled and value.numel() == 1
+        scale = value.abs().max() + (1e-2 if cancels else 1e-12)
         torch.testing.assert_close(ours[name] / scale, value / scale, rtol=1e-4, atol=1e-5)
 
 
@@ -488,7 +489,6 @@ import torch
 from detectron2.utils import comm
 from skd.engine import SKDTrainer
 from skd.engine.average import WeightAverage
-from skd.modeling.unlabelled import TERM
 
 train = SKDTrainer.train
 
